@@ -1,0 +1,204 @@
+"""RAE's side of the protocol: upload, submit, wait, read logs, fetch artifacts, cancel, operate."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import requests
+
+from rae_protocol import models
+from rae_protocol.errors import RaeError, RemoteError
+from rae_protocol.names import MAX_RESULT_BYTES
+from rae_protocol.node_client import save_stream
+from rae_protocol.transport import Backoff, BearerAuth, Transport
+
+T = TypeVar("T", bound=models.Model)
+
+
+def uuid7(now: float | None = None) -> str:
+    """A UUIDv7 (RFC 9562): unix milliseconds first, so ids sort by age."""
+    millis = int((time.time() if now is None else now) * 1000)
+    value = millis << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
+    return str(uuid.UUID(int=value))
+
+
+class RaeClient:
+    """Everything a submitter or an operator may ask of control.
+
+    Methods raise RemoteError with control's rc, or Unreachable. Submits carry ids made here, so
+    they may be repeated after a lost answer without running anything twice.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        *,
+        backoff: Backoff = Backoff(),
+        read_timeout_s: float = 30.0,
+        sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._http = Transport(url, backoff=backoff, read_timeout_s=read_timeout_s, sleep=sleep)
+        self._auth = BearerAuth(token)
+        self._monotonic = monotonic
+
+    # Tasks
+
+    def submit(self, tasks: Sequence[models.TaskSpec | dict[str, Any]]) -> list[models.TaskRef]:
+        """Submit up to 1,000 tasks, all or none. Tasks without an id get one here."""
+        specs = []
+        for task in tasks:
+            body = dict(task) if isinstance(task, dict) else task.model_dump(exclude_unset=True)
+            body.setdefault("task_id", uuid7())
+            specs.append(
+                models.parse(models.TaskSpec, body).model_dump(mode="json", exclude_unset=True)
+            )
+        data = models.canonical({"tasks": specs})
+        return self._post("/tasks", data, models.Submitted, retry=True).tasks
+
+    def task(self, task_id: str) -> models.TaskView:
+        """A task with its history and, while it does not run, the reasons why."""
+        return self._get(f"/tasks/{task_id}", models.TaskView)
+
+    def tasks(self, **filters: Any) -> models.TaskList:
+        """A page of tasks. Filters: state, kind, label, node, submitter, limit, cursor."""
+        return self._get("/tasks", models.TaskList, {k: v for k, v in filters.items() if v})
+
+    def wait(self, task_id: str, timeout_s: float | None = None) -> models.TaskView:
+        """Wait until the task has ended and return it. Raises TimeoutError."""
+        end = None if timeout_s is None else self._monotonic() + timeout_s
+        while True:
+            left = 25.0 if end is None else max(0.0, min(25.0, end - self._monotonic()))
+            view = self._get(f"/tasks/{task_id}", models.TaskView, {"wait": f"{left:g}"}, left)
+            if view.state.final:
+                return view
+            if end is not None and self._monotonic() >= end:
+                raise TimeoutError(f"task {task_id} is still {view.state.value}")
+
+    def events(
+        self, after: int = 0, wait_s: float = 0.0, task_id: str | None = None
+    ) -> models.EventList:
+        """Transitions after a cursor; waits for the first one up to `wait_s`."""
+        path = f"/tasks/{task_id}/events" if task_id else "/events"
+        return self._get(path, models.EventList, {"after": after, "wait": f"{wait_s:g}"}, wait_s)
+
+    def stream_log(self, task_id: str, attempt: int | None = None) -> Iterator[bytes]:
+        """The log of the latest (or the named) attempt, as it grows, until that attempt ends."""
+        offset = 0
+        while True:
+            params: dict[str, Any] = {"offset": offset, "wait": "25"}
+            if attempt is not None:
+                params["attempt"] = attempt
+            response = self._call(
+                "GET", f"/tasks/{task_id}/log", params=params, retry=True, wait_s=25.0
+            )
+            attempt = int(response.headers["X-RAE-Attempt"]) or None
+            offset = int(response.headers["X-RAE-Next-Offset"])
+            if response.content:
+                yield response.content
+            elif response.headers["X-RAE-Complete"] == "1":
+                return
+
+    def result(self, task_id: str) -> Any:
+        """The value that the task returned. Raises RemoteError when it has none."""
+        return self._call("GET", f"/tasks/{task_id}/result", retry=True).json()["result"]
+
+    def fetch_artifact(self, task_id: str, name: str, target: Path) -> int:
+        """Write an artifact to a file (replaced as a whole). Returns its size in bytes."""
+        partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+        path = f"/tasks/{task_id}/artifacts/{quote(name)}"
+        partial.unlink(missing_ok=True)
+        try:
+            with self._call("GET", path, retry=True, stream=True) as response:
+                size = save_stream(response, partial, MAX_RESULT_BYTES)
+            partial.replace(target)
+        except ValueError as error:
+            raise RaeError("artifact_mismatch", str(error)) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
+    def cancel(self, task_id: str, reason: str | None = None) -> models.TaskView:
+        """Cancel; again on a cancelled task is fine, on a finished one it is 409."""
+        return self._task_verb(task_id, "cancel", reason)
+
+    def requeue(self, task_id: str, reason: str | None = None) -> models.TaskView:
+        """Queue a failed, cancelled or expired task again, with fresh counters."""
+        return self._task_verb(task_id, "requeue", reason)
+
+    def upload_blob(self, content: bytes | Path) -> str:
+        """Upload bytes or a file (at most 16 MiB) unless control has it. Returns the SHA-256."""
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            self._call("HEAD", f"/blobs/{digest}", retry=True)
+        except RemoteError as error:
+            if error.status != requests.codes.not_found:
+                raise
+            self._call("PUT", f"/blobs/{digest}", data=data, retry=True)
+        return digest
+
+    # Nodes and tokens
+
+    def nodes(self, include_all: bool = False) -> list[models.NodeView]:
+        """Online nodes, or every enrolled one."""
+        return self._get("/nodes", models.NodeList, {"all": "1"} if include_all else {}).nodes
+
+    def node(self, node_id: str) -> models.NodeView:
+        """One node, whatever its state."""
+        return self._get(f"/nodes/{node_id}", models.NodeView)
+
+    def enrol(self, node_id: str, kind: str = "hmac", trusted: bool = False) -> models.Enrolled:
+        """Admit a node; the same call again returns the same secret."""
+        body = models.canonical({"node_id": node_id, "kind": kind, "trusted": trusted})
+        return self._post("/nodes/enrol", body, models.Enrolled, retry=True)
+
+    def node_verb(self, node_id: str, verb: str, reason: str | None = None) -> models.NodeView:
+        """`drain`, `resume` or `revoke` a node."""
+        body = models.canonical({"reason": reason} if reason else {})
+        return self._post(f"/nodes/{node_id}/{verb}", body, models.NodeView, retry=True)
+
+    def add_token(self, name: str, role: str) -> models.TokenView:
+        """Make a token; its text is in this answer and nowhere else. Not repeated."""
+        return self._post(
+            "/tokens", models.canonical({"name": name, "role": role}), models.TokenView
+        )
+
+    def tokens(self) -> list[models.TokenView]:
+        """All tokens, without their texts."""
+        return self._get("/tokens", models.TokenList).tokens
+
+    def revoke_token(self, token_id: str) -> models.TokenView:
+        """End a token at once, by its id or name."""
+        return self._post(f"/tokens/{token_id}/revoke", b"{}", models.TokenView, retry=True)
+
+    def health(self) -> dict[str, Any]:
+        """What /readyz says. Raises RemoteError `not_ready`."""
+        answer: dict[str, Any] = self._call("GET", "/readyz").json()
+        return answer
+
+    def _task_verb(self, task_id: str, verb: str, reason: str | None) -> models.TaskView:
+        body = models.canonical({"reason": reason} if reason else {})
+        return self._post(f"/tasks/{task_id}/{verb}", body, models.TaskView, retry=True)
+
+    def _get(
+        self, path: str, model: type[T], params: dict[str, Any] | None = None, wait_s: float = 0.0
+    ) -> T:
+        response = self._call("GET", path, params=params, retry=True, wait_s=wait_s)
+        return model.model_validate_json(response.content)
+
+    def _post(self, path: str, data: bytes, model: type[T], *, retry: bool = False) -> T:
+        response = self._call("POST", path, data=data, content_type="application/json", retry=retry)
+        return model.model_validate_json(response.content)
+
+    def _call(self, method: str, path: str, **options: Any) -> requests.Response:
+        return self._http.call(method, path, auth=self._auth, **options)

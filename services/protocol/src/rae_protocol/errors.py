@@ -1,0 +1,125 @@
+"""The error table: a stable `rc`, its HTTP status, and one sentence that tells the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TABLE: dict[str, tuple[int, str]] = {
+    "invalid_json": (400, "The body is not acceptable JSON; send UTF-8 JSON as protocol.md shows."),
+    "invalid_body": (400, "A field is unknown, missing or wrong; `detail.problems` names it."),
+    "invalid_query": (400, "A query parameter is unknown or wrong; protocol.md lists them."),
+    "dependency_cycle": (400, "Tasks depend on each other in a circle; break the circle."),
+    "unknown_dependency": (400, "A dependency does not exist; submit it before or with the task."),
+    "unknown_input": (400, "An input is not there; upload the blob, or name a declared artifact."),
+    "blob_mismatch": (400, "The bytes do not have the name's SHA-256; hash them again and resend."),
+    "artifact_mismatch": (400, "An artifact differs from its description; send it again."),
+    "unauthorized": (401, "No valid token; send `Authorization: Bearer <token>`."),
+    "bad_signature": (
+        401,
+        "The signature does not match; sign the exact bytes, protocol.md part 4.",
+    ),
+    "skew": (
+        401,
+        "timestamp outside allowed skew; adopt the offset of the Date header and resend.",
+    ),
+    "replayed_nonce": (401, "This nonce was used before; sign again with a fresh one."),
+    "retry_signed": (401, "Control has just started; sign again in a second."),
+    "register_again": (401, "The session is over; POST /nodes/register, then go on."),
+    "superseded": (401, "A newer agent with this node_id took over; stop this one."),
+    "not_enrolled": (401, "This node may not register; run `raectl nodes enrol NODE`."),
+    "forbidden": (403, "The token's role does not allow this; use one with the role named here."),
+    "wrong_node": (403, "The token belongs to another node; use the node's own."),
+    "not_found": (404, "Nothing is here; protocol.md lists the paths."),
+    "unknown_task": (404, "No such task for this token; check the id."),
+    "unknown_node": (404, "No such node; `raectl nodes list --all` shows them."),
+    "unknown_token": (404, "No such token; `raectl tokens list` shows them."),
+    "unknown_blob": (404, "No such blob for this submitter; upload it with PUT."),
+    "unknown_artifact": (404, "The task has no such artifact; its detail lists them."),
+    "unknown_lease_input": (404, "The task has no such input."),
+    "method_not_allowed": (405, "The path knows other methods; `Allow` lists them."),
+    "stale_lease": (409, "The lease is not open any more; drop the work, it is done elsewhere."),
+    "task_id_taken": (409, "This task_id belongs to another submitter; choose another."),
+    "task_conflict": (409, "This task_id exists with another body; choose another."),
+    "already_finished": (409, "The task has ended; requeue it or submit a new one."),
+    "not_requeueable": (409, "Only a failed, cancelled or expired task can be queued again."),
+    "node_id_in_use": (409, "Another machine with this node_id is alive; stop it or wait for it."),
+    "node_revoked": (409, "The node was revoked; enrol it again first."),
+    "token_exists": (409, "A live token with this name exists; revoke it or take another name."),
+    "length_required": (411, "Send a Content-Length; chunked bodies are not taken."),
+    "body_too_large": (413, "The body is too large; the limits are in protocol.md."),
+    "unsupported_media": (415, "Send application/json, or multipart/form-data for a result."),
+    "too_many_lanes": (429, "Too many different kinds of waiting work; wait for some to finish."),
+    "queue_full": (429, "Too many tasks of this submitter are queued; wait for some to finish."),
+    "rate_limited": (429, "Too many requests; slow down."),
+    "internal": (500, "Control made a mistake; its log has the details under this request_id."),
+    "disk_low": (503, "Control's disk is nearly full; free space, nothing was taken."),
+    "ledger_unavailable": (503, "The ledger cannot write now; try again, nothing was taken."),
+    "not_ready": (503, "Control is starting or stopping; try again in a second."),
+}
+
+
+class RaeError(Exception):
+    """Base of every error in the protocol.
+
+    `rc` is stable, `status` comes from the table, the text is one sentence with the way out.
+    """
+
+    def __init__(
+        self,
+        rc: str,
+        cause: str | None = None,
+        *,
+        retry_after_s: float | None = None,
+        **detail: Any,
+    ) -> None:
+        self.rc = rc
+        self.status, self.way_out = TABLE.get(rc, (500, "See the log."))
+        self.cause = cause
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """Cause and way out."""
+        return f"{self.cause.rstrip('.')}. {self.way_out}" if self.cause else self.way_out
+
+    def body(self) -> dict[str, Any]:
+        """The error as it goes over the wire."""
+        return {"rc": self.rc, "message": self.message, "detail": self.detail}
+
+
+class RemoteError(RaeError):
+    """An error that the other side answered with; keeps its words."""
+
+    def __init__(self, rc: str, message: str, status: int, detail: dict[str, Any]) -> None:
+        super().__init__(rc)
+        self.status = status
+        self.detail = detail
+        self._message = message
+        self.args = (message,)
+
+    @property
+    def message(self) -> str:
+        """The other side's sentence."""
+        return getattr(self, "_message", self.way_out)
+
+
+class Unreachable(RaeError):
+    """Nobody answered: connection refused, timed out, or broken off in the middle."""
+
+    rc = "unreachable"
+
+    def __init__(self, cause: str) -> None:
+        super().__init__("unreachable", cause)
+        self.way_out = "Check the URL and that control runs."
+        self.args = (self.message,)
+
+
+class EnvelopeError(RaeError):
+    """A task envelope that a node must not accept."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__("bad_envelope", cause)
+        self.way_out = "The task was not accepted; check the node's enrolment and both clocks."
+        self.args = (self.message,)

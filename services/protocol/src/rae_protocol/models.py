@@ -1,0 +1,99 @@
+"""Every body of the protocol under one name; parsing that refuses what JSON should not carry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import ValidationError
+
+from rae_protocol import nodes, tasks
+from rae_protocol.errors import RaeError
+from rae_protocol.names import MAX_NESTING
+from rae_protocol.nodes import *  # noqa: F403 - the one place that gathers the models
+from rae_protocol.tasks import *  # noqa: F403 - the one place that gathers the models
+
+M = TypeVar("M", bound=tasks.Model)
+
+BODIES: dict[str, type[tasks.Model]] = {
+    name: value
+    for module in (tasks, nodes)
+    for name, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, tasks.Model) and value is not tasks.Model
+}
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def check_value(value: Any, depth: int = MAX_NESTING) -> None:
+    """Walk a decoded JSON value: nesting, integers beyond 64 bits, lone surrogates.
+
+    Raises RaeError `invalid_json`. SQLite and other languages could not carry such values.
+    """
+    stack: list[tuple[Any, int]] = [(value, depth)]
+    while stack:
+        item, left = stack.pop()
+        if isinstance(item, str):
+            if not item.isascii():
+                try:
+                    item.encode("utf-8")
+                except UnicodeEncodeError as error:
+                    raise RaeError(
+                        "invalid_json", "a string holds half a surrogate pair"
+                    ) from error
+        elif isinstance(item, dict | list):
+            if left <= 0:
+                raise RaeError("invalid_json", f"the body is nested deeper than {MAX_NESTING}")
+            if isinstance(item, dict):
+                stack.extend((key, left - 1) for key in item)
+                stack.extend((child, left - 1) for child in item.values())
+            else:
+                stack.extend((child, left - 1) for child in item)
+        elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+            raise RaeError("invalid_json", "an integer does not fit into 64 bits")
+        elif isinstance(item, float) and not -1e308 <= item <= 1e308:
+            raise RaeError("invalid_json", "a number is too large")
+
+
+def decode(body: bytes) -> Any:
+    """Bytes to a JSON value that every part of the mesh can carry.
+
+    Raises RaeError `invalid_json` with the place of the mistake.
+    """
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except RecursionError as error:
+        raise RaeError("invalid_json", f"the body is nested deeper than {MAX_NESTING}") from error
+    except ValueError as error:
+        raise RaeError("invalid_json", str(error)[:200]) from error
+    check_value(value)
+    return value
+
+
+def parse(model: type[M], value: Any) -> M:
+    """A decoded value to a body.
+
+    Raises RaeError `invalid_body`; its detail lists each field with what is wrong.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        problems = [
+            {"field": ".".join(str(part) for part in item["loc"]), "problem": item["msg"]}
+            for item in error.errors(include_url=False, include_context=False, include_input=False)
+        ][:20]
+        first = problems[0]
+        where = first["field"] or "the body"
+        raise RaeError("invalid_body", f"{where}: {first['problem']}", problems=problems) from error
+
+
+def encode(model: tasks.Model) -> bytes:
+    """A body to compact JSON."""
+    return model.model_dump_json(exclude_none=True).encode()
+
+
+def canonical(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces. For hashes and comparisons."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,262 @@
+"""The node's side of the protocol: registers, polls, acks, reports and hands back."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import requests
+from requests.auth import AuthBase
+
+from rae_protocol import models, signing
+from rae_protocol.errors import EnvelopeError, RemoteError
+from rae_protocol.transport import Backoff, BearerAuth, Transport
+
+SIGN_TRIES = 3
+_SEEN_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """What a poll brought: at most one task, the reasons when none, and orders."""
+
+    task: models.LeasedTask | None
+    reasons: Sequence[models.Reason]
+    commands: Sequence[models.Command]
+
+
+class _RegisterAuth(AuthBase):
+    def __init__(self, client: NodeClient) -> None:
+        self._client = client
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        fields = self._client.signed(self._client.secret.encode(), request)
+        request.headers["Authorization"] = f"{signing.REGISTER_SCHEME} {fields.header()}"
+        return request
+
+
+class _SessionAuth(AuthBase):
+    def __init__(self, client: NodeClient, token: str) -> None:
+        self._client, self._token = client, token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        key = signing.session_key(self._client.secret, self._token)
+        fields = self._client.signed(key, request)
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        request.headers[signing.SIGNATURE_HEADER] = fields.header()
+        return request
+
+
+class NodeClient:
+    """Every call of the node contract. Thread-safe.
+
+    Methods raise RemoteError with control's rc, Unreachable, or (poll) EnvelopeError. Repeated
+    automatically: what control takes twice without harm. Never repeated: register and poll.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        node_id: str,
+        secret: str,
+        *,
+        kind: str = "hmac",
+        public_keys: Sequence[str] = (),
+        backoff: Backoff = Backoff(tries=4, base_s=0.2, cap_s=4.0),
+        read_timeout_s: float = 15.0,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.node_id = node_id
+        self.secret = secret
+        self.token: str | None = None
+        self._hmac = kind == "hmac"
+        self._keys = tuple(public_keys)
+        self._now = now
+        self._sleep = sleep
+        self._http = Transport(
+            url, backoff=backoff, read_timeout_s=read_timeout_s, now=now, sleep=sleep
+        )
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._seen_lock = threading.Lock()
+
+    @property
+    def clock_offset_s(self) -> float:
+        """Control's clock minus ours, in seconds, 0 within two seconds."""
+        return self._http.clock_offset_s
+
+    def signed(self, key: bytes, request: requests.PreparedRequest) -> signing.SignatureFields:
+        """Sign a prepared request on control's clock."""
+        body = request.body or b""
+        raw = body.encode() if isinstance(body, str) else bytes(body)
+        now = self._now() + self._http.clock_offset_s
+        return signing.signed_fields(
+            key, self.node_id, str(request.method), request.path_url, now, raw
+        )
+
+    def register(self, request: models.RegisterRequest) -> models.Registered:
+        """Introduce the node; the token that comes back signs every later call."""
+        auth = _RegisterAuth(self) if self._hmac else BearerAuth(self.secret)
+        body = models.encode(request)
+        response = self._signed_call("POST", "/nodes/register", auth=auth, data=body)
+        answer = models.parse(models.Registered, response.json())
+        self.token = answer.node_token
+        return answer
+
+    def heartbeat(self, beat: models.Heartbeat) -> models.HeartbeatAnswer:
+        """Say that the node lives. Not repeated: the caller's rhythm is the retry."""
+        response = self._post("/nodes/heartbeat", beat, retry=False)
+        return models.parse(models.HeartbeatAnswer, response.json())
+
+    def poll(
+        self, *, wait_s: float, slots: Sequence[str] | None, vram_free_mb: float | None = None
+    ) -> Polled:
+        """Ask for a task for one of the free slots; no slots: for commands. Never repeated."""
+        params: dict[str, Any] = {"wait": f"{wait_s:g}"}
+        if slots is not None:
+            params["slots"] = ",".join(slots)
+        if vram_free_mb is not None:
+            params["vram_free_mb"] = f"{vram_free_mb:.0f}"
+        response = self._signed_call(
+            "GET", "/tasks/poll", auth=self._auth(), params=params, wait_s=wait_s
+        )
+        answer = models.parse(models.PollAnswer, response.json())
+        task = None if answer.task is None else self._accept(answer.task)
+        return Polled(task, answer.reasons, answer.commands)
+
+    def ack(self, lease: models.LeaseRef) -> None:
+        """Take the task on; work may start only after this returned."""
+        self._post("/tasks/ack", models.Ack(**_ref(lease)), retry=True)
+
+    def progress(self, lease: models.LeaseRef, pct: float, note: str | None = None) -> None:
+        """Report progress; the next report makes up for a lost one."""
+        body = models.Progress(**_ref(lease), pct=pct, note=note)
+        self._post("/tasks/progress", body, retry=False)
+
+    def log(self, lease: models.LeaseRef, offset: int, data: bytes) -> None:
+        """Send a piece of the log from an offset on."""
+        text = base64.b64encode(data).decode()
+        self._post(
+            "/tasks/log", models.LogChunk(**_ref(lease), offset=offset, data=text), retry=False
+        )
+
+    def result(
+        self, result: models.Result, artifacts: Sequence[tuple[str, Path]] = ()
+    ) -> models.ResultAnswer:
+        """Deliver the outcome with the artifacts (name, path). The same one twice is fine."""
+        if not artifacts:
+            response = self._post("/tasks/result", result, retry=True)
+            return models.parse(models.ResultAnswer, response.json())
+        with ExitStack() as stack:
+            files: list[tuple[str, tuple[str, Any, str]]] = [
+                ("metadata", ("metadata.json", models.encode(result), "application/json"))
+            ]
+            for name, path in artifacts:
+                handle = stack.enter_context(path.open("rb"))
+                files.append((f"artifacts/{name}", (path.name, handle, "application/octet-stream")))
+            # Not repeated here: an open file is read once. The spool tries again.
+            response = self._signed_call("POST", "/tasks/result", auth=self._auth(), files=files)
+        return models.parse(models.ResultAnswer, response.json())
+
+    def yield_task(
+        self, lease: models.LeaseRef, reason: str, detail: str | None, stopped_ms: float | None
+    ) -> None:
+        """Hand a task back after its work was stopped."""
+        body = models.parse(
+            models.YieldRequest,
+            {**_ref(lease), "reason": reason, "detail": detail, "stopped_ms": stopped_ms},
+        )
+        self._post("/tasks/yield", body, retry=True)
+
+    def goodbye(self, reason: str | None = None) -> None:
+        """Leave on purpose: control closes the session and whatever is leased to it."""
+        self._post(
+            "/nodes/goodbye", models.Goodbye(node_id=self.node_id, reason=reason), retry=False
+        )
+
+    def fetch_input(self, lease: models.LeaseRef, name: str, target: Path, max_bytes: int) -> None:
+        """Write an input to a new file. Raises RemoteError, Unreachable, ValueError."""
+        path = f"/tasks/{lease.task_id}/inputs/{quote(name)}"
+        params = {"attempt": lease.attempt, "lease_id": lease.lease_id}
+        with self._signed_call(
+            "GET", path, auth=self._auth(), params=params, stream=True, retry=True
+        ) as response:
+            save_stream(response, target, max_bytes)
+
+    def _auth(self) -> AuthBase:
+        if self.token is None:
+            raise RemoteError("register_again", "The node has no session yet.", 401, {})
+        return _SessionAuth(self, self.token) if self._hmac else BearerAuth(self.token)
+
+    def _post(self, path: str, body: models.Model, *, retry: bool) -> requests.Response:
+        return self._signed_call(
+            "POST", path, auth=self._auth(), data=models.encode(body), retry=retry
+        )
+
+    def _signed_call(self, method: str, path: str, **options: Any) -> requests.Response:
+        """A call that is signed again when only the clock stood in the way."""
+        if "data" in options:
+            options["content_type"] = "application/json"
+        for left in reversed(range(SIGN_TRIES)):
+            try:
+                return self._http.call(method, path, **options)
+            except RemoteError as error:
+                # The signature was refused before anything was looked at, so this repeats nothing.
+                if error.rc not in {"retry_signed", "skew"} or not left or options.get("files"):
+                    raise
+                if error.rc == "retry_signed":
+                    self._sleep(1.0)
+        raise AssertionError("the last try returns or raises")
+
+    def _accept(self, given: dict[str, Any]) -> models.LeasedTask:
+        if not self._hmac:
+            return models.parse(models.LeasedTask, given)
+        task = models.parse(models.LeasedTask, signing.open_envelope(given, self._keys))
+        if task.node_id != self.node_id:
+            raise EnvelopeError(f"the task is meant for node {task.node_id}")
+        if task.expires_at <= self._now() + self._http.clock_offset_s:
+            raise EnvelopeError("the task's envelope has expired")
+        with self._seen_lock:
+            if task.lease_id in self._seen:
+                raise EnvelopeError("the task's envelope was seen before")
+            self._seen[task.lease_id] = None
+            while len(self._seen) > _SEEN_MAX:
+                self._seen.popitem(last=False)
+        return task
+
+
+def _ref(lease: models.LeaseRef) -> dict[str, Any]:
+    return {"task_id": lease.task_id, "attempt": lease.attempt, "lease_id": lease.lease_id}
+
+
+def save_stream(response: requests.Response, target: Path, max_bytes: int) -> int:
+    """Write a streamed body to a new file, at most `max_bytes`. Returns its size.
+
+    Raises ValueError when there is more, or when the stream ends early.
+    """
+    size = 0
+    with target.open("xb") as handle:
+        try:
+            for piece in response.iter_content(256 * 1024):
+                size += len(piece)
+                if size > max_bytes:
+                    raise ValueError(f"more than {max_bytes} bytes came")
+                handle.write(piece)
+        except requests.RequestException as error:
+            raise ValueError(f"the stream broke off after {size} bytes") from error
+    expected = response.headers.get("Content-Length")
+    if (
+        expected is not None
+        and "Content-Encoding" not in response.headers
+        and int(expected) != size
+    ):
+        raise ValueError(f"{size} bytes came instead of {expected}")
+    return size

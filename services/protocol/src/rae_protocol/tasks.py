@@ -1,0 +1,249 @@
+"""What a submitter says about a task, and what control answers (`docs/protocol.md`, part 2)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from rae_protocol.names import (
+    MAX_TASKS_PER_CALL,
+    NodeId,
+    RelativePath,
+    Sha256,
+    ShortText,
+    TaskId,
+    TaskState,
+    Word,
+)
+
+
+class Model(BaseModel):
+    """A body on the wire: unknown fields and wrong types are refused, never guessed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+Moment = Annotated[AwareDatetime, Field(strict=False)]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Mib = Annotated[int, Field(ge=0, le=16 * 1024 * 1024)]
+Gib = Annotated[float, Field(ge=0, le=16 * 1024)]
+
+
+class InlineInput(Model):
+    """The content itself, as text (UTF-8) or, for bytes, base64."""
+
+    inline: Annotated[str, StringConstraints(max_length=4 * 1024 * 1024)]
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+
+
+class BlobInput(Model):
+    """A blob that the same submitter uploaded before."""
+
+    sha256: Sha256
+
+
+class UrlInput(Model):
+    """Fetched by the node, from hosts that its owner's configuration allows."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2000)]
+    sha256: Sha256 | None = None
+
+
+class TaskInput(Model):
+    """An artifact of another task, which becomes a dependency by that."""
+
+    from_task: TaskId
+    artifact: RelativePath
+
+
+InputSource = InlineInput | BlobInput | UrlInput | TaskInput
+
+
+class ArtifactSpec(Model):
+    """A file that the task leaves in `output/` (else `work/`) and the submitter wants back."""
+
+    name: RelativePath
+    type: Annotated[str, StringConstraints(max_length=127)] = "application/octet-stream"
+    max_mb: Annotated[float, Field(gt=0, le=64)] = 16
+
+
+class Requirements(Model):
+    """What a node must have. Sizes are minima; strings are equal or a version's first parts."""
+
+    gpu: bool | None = None
+    gpu_count: Annotated[int, Field(ge=0, le=64)] | None = None
+    gpu_model: Word | None = None
+    vram_mb: Mib | None = None
+    vram_gb: Gib | None = None
+    ram_gb: Gib | None = None
+    min_ram_gb: Gib | None = None
+    cpu: Word | None = None
+    cpu_threads: Annotated[int, Field(ge=0, le=4096)] | None = None
+    disk_gb: Gib | None = None
+    os: Word | None = None
+    os_in: Annotated[list[Word], Field(max_length=16)] | None = None
+    arch_in: Annotated[list[Word], Field(max_length=16)] | None = None
+    tags: Annotated[list[Word], Field(max_length=32)] | None = None
+    llm: Annotated[list[Word], Field(max_length=16)] | None = None
+    models: Annotated[list[Word], Field(max_length=16)] | None = None
+    runners: Annotated[list[Word], Field(max_length=16)] | None = None
+    trusted: bool | None = None
+    nodes: Annotated[list[NodeId], Field(max_length=64)] | None = None
+    min_versions: Annotated[dict[Word, Word], Field(max_length=16)] | None = None
+    ui_session: bool | None = None
+    python_version: Word | None = None
+    ffmpeg_version: Word | None = None
+    davinci_available: bool | None = None
+
+
+class TaskSpec(Model):
+    """The body of a task, as submitted."""
+
+    task_id: TaskId | None = None
+    kind: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+    params: dict[str, Any] = Field(default_factory=dict)
+    inputs: Annotated[dict[RelativePath, InputSource], Field(max_length=256)] = Field(
+        default_factory=dict
+    )
+    requirements: Requirements = Field(default_factory=Requirements)
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    timeout_s: Seconds = 3600.0
+    lease_ttl_s: Annotated[float, Field(gt=0, le=3600)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    not_before: Moment | None = None
+    expires_at: Moment | None = None
+    depends_on: Annotated[list[TaskId], Field(max_length=256)] = Field(default_factory=list)
+    artifacts: Annotated[list[ArtifactSpec], Field(max_length=256)] = Field(default_factory=list)
+    labels: Annotated[dict[Word, ShortText], Field(max_length=32)] = Field(default_factory=dict)
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    step_name: Word | None = None
+    inputs_hash: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskSpec:
+        names = [artifact.name for artifact in self.artifacts]
+        if len(set(names)) != len(names):
+            raise ValueError("artifacts: two of them have the same name")
+        if self.inputs_hash is not None and self.step_name is None:
+            raise ValueError("inputs_hash: needs a step_name beside it")
+        for name in (*names, *self.inputs):
+            if any(
+                other != name and other.startswith(name + "/") for other in (*names, *self.inputs)
+            ):
+                raise ValueError(f"'{name}' cannot be a file and a folder at once")
+        return self
+
+
+class SubmitMany(Model):
+    """Several tasks, taken all or none."""
+
+    tasks: Annotated[list[TaskSpec], Field(min_length=1, max_length=MAX_TASKS_PER_CALL)]
+
+
+class TaskRef(Model):
+    """How a submit answers for a task; `created` is false for one that was there before."""
+
+    task_id: str
+    state: TaskState
+    created: bool = True
+
+
+class Submitted(Model):
+    """The answer to a submit, in the order of the request."""
+
+    tasks: list[TaskRef]
+
+
+class TaskError(Model):
+    """Why an attempt ended without success. Codes: E_DENY, E_OOM, E_TIMEOUT, … (protocol.md)."""
+
+    code: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")]
+    message: Annotated[str, StringConstraints(max_length=4000)] = ""
+
+
+class ArtifactView(Model):
+    """An artifact that control holds."""
+
+    name: str
+    size: int
+    sha256: str
+    type: str = "application/octet-stream"
+
+
+class AttemptView(Model):
+    """One attempt of a task on one node."""
+
+    attempt: int
+    node_id: str
+    slot: str
+    state: str
+    reason: str | None = None
+    claimed_at: datetime
+    acked_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class TaskView(Model):
+    """A task as control tells it (detail; the list leaves the heavy fields out)."""
+
+    task_id: str
+    state: TaskState
+    kind: str
+    submitter: str
+    priority: int
+    attempts: int
+    failures: int
+    interruptions: int
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None = None
+    not_before: datetime | None = None
+    node_id: str | None = None
+    slot: str | None = None
+    reason: str | None = None
+    progress: float | None = None
+    note: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    result: Any = None
+    error: TaskError | None = None
+    artifacts: list[ArtifactView] = Field(default_factory=list)
+    history: list[AttemptView] = Field(default_factory=list)
+    why: list[str] = Field(default_factory=list)
+    spec: TaskSpec | None = None
+
+
+class TaskList(Model):
+    """One page; `next` is the cursor of the following one, None on the last."""
+
+    tasks: list[TaskView]
+    next: str | None = None
+
+
+class EventView(Model):
+    """One transition, or one refused call, in the order in which the ledger took it."""
+
+    seq: int
+    at: datetime
+    task_id: str | None = None
+    attempt: int | None = None
+    from_state: str | None = None
+    to_state: str | None = None
+    node_id: str | None = None
+    slot: str | None = None
+    reason: str
+    detail: Any = None
+
+
+class EventList(Model):
+    """Events after a cursor; ask again with `next`."""
+
+    events: list[EventView]
+    next: int
+
+
+class CancelRequest(Model):
+    """Why a task is cancelled or queued again; shown in its history."""
+
+    reason: ShortText | None = None
