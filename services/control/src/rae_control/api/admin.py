@@ -1,0 +1,112 @@
+"""Blobs, tokens and health."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flask import Blueprint, Response
+
+from rae_control.api import http
+from rae_control.api.work import send_blob
+from rae_control.clock import moment
+from rae_control.ledger import nodes as ledger_nodes
+from rae_control.ledger import views
+from rae_control.ledger.store import Row, Tx, fetch
+from rae_protocol import models
+from rae_protocol.errors import RaeError
+from rae_protocol.models import canonical
+from rae_protocol.names import MAX_BLOB_BYTES, MAX_JSON_BYTES
+
+if TYPE_CHECKING:
+    from rae_control.mesh import Mesh
+
+
+def blueprint(mesh: Mesh) -> Blueprint:
+    """/blobs, /tokens, /healthz, /readyz."""
+    bp = Blueprint("admin", __name__)
+
+    @bp.put("/blobs/<sha256>")
+    def put_blob(sha256: str) -> Response:
+        caller = http.role_call(mesh, "submit")
+        if not http.is_sha256(sha256):
+            raise RaeError("blob_mismatch", "a blob is named by 64 lower-case hex digits")
+        mesh.check_disk()
+        body = http.read_body(MAX_BLOB_BYTES)
+        if body.sha256 != sha256:
+            raise RaeError("blob_mismatch", f"the bytes hash to {body.sha256}")
+        mesh.blobs.add(body.stream, MAX_BLOB_BYTES, sha256)
+
+        def record(tx: Tx) -> int:
+            sql = "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)"
+            return tx.run(sql, sha256, caller.name, body.size, tx.now)
+
+        created = mesh.write(record)
+        text = canonical({"sha256": sha256, "size": body.size})
+        return Response(text, 201 if created else 200, mimetype="application/json")
+
+    @bp.get("/blobs/<sha256>")
+    def get_blob(sha256: str) -> Response:
+        caller = http.role_call(mesh, "submit")
+        sql = "SELECT size FROM blobs WHERE sha256 = ? AND submitter = ?"
+        found = mesh.read(lambda db: fetch(db, sql, (sha256, caller.name)))
+        if not found:
+            raise RaeError("unknown_blob", f"{sha256[:64]}")
+        return send_blob(mesh, sha256, found[0]["size"])
+
+    @bp.post("/tokens")
+    def add_token() -> Response:
+        http.role_call(mesh, "admin")
+        request = http.parse_json(models.TokenRequest, http.read_body(MAX_JSON_BYTES))
+        row, text = mesh.write(
+            partial(ledger_nodes.add_token, name=request.name, role=request.role)
+        )
+        mesh.auth.learn_token(row)
+        return http.answer(_token(row).model_copy(update={"token": text}), 201)
+
+    @bp.get("/tokens")
+    def list_tokens() -> Response:
+        http.role_call(mesh, "admin")
+        rows = mesh.read(lambda db: views.all_rows(db, "tokens"))
+        return http.answer(models.TokenList(tokens=[_token(row) for row in rows]))
+
+    @bp.post("/tokens/<name_or_id>/revoke")
+    def revoke_token(name_or_id: str) -> Response:
+        http.role_call(mesh, "admin")
+        http.parse_json(models.OperatorNote, http.read_body(MAX_JSON_BYTES), empty=True)
+        row = mesh.write(partial(ledger_nodes.revoke_token, name_or_id=name_or_id))
+        mesh.auth.learn_token(row)
+        return http.answer(_token(row))
+
+    @bp.get("/healthz")
+    def healthz() -> Response:
+        return Response(canonical({"status": "ok"}), mimetype="application/json")
+
+    @bp.get("/readyz")
+    def readyz() -> Response:
+        # The write proves that the ledger takes commits, which is what "ready" promises.
+        mesh.write(lambda tx: tx.run("UPDATE meta SET value = value WHERE key = 'incarnation'"))
+        queue = "ok" if mesh.keeper.available else "unavailable"
+        state = {
+            "status": "ok",
+            "ledger": "ok",
+            "queue": queue,
+            "incarnation": mesh.ledger.incarnation,
+            "nodes_online": sum(node.online for node in mesh.nodes),
+            "open_polls": mesh.dispatch.open_polls,
+        }
+        return Response(canonical(state), mimetype="application/json")
+
+    return bp
+
+
+def _token(row: Row) -> models.TokenView:
+    return models.TokenView.model_validate(
+        {
+            "token_id": row["token_id"],
+            "name": row["name"],
+            "role": row["role"],
+            "created_at": moment(row["created_at"]),
+            "revoked_at": moment(row["revoked_at"]),
+        }
+    )

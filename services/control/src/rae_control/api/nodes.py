@@ -1,0 +1,258 @@
+"""Nodes: register, heartbeat, goodbye; and what operators do with them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flask import Blueprint, Response
+from flask import request as flask_request
+
+from rae_control.api import http
+from rae_control.clock import moment
+from rae_control.core.retries import Limits
+from rae_control.ledger import nodes as ledger_nodes
+from rae_control.ledger import tasks as ledger_tasks
+from rae_control.ledger.store import Row, Tx
+from rae_control.nodes import NodeEntry, info_json
+from rae_protocol import models
+from rae_protocol.errors import RaeError
+from rae_protocol.names import MAX_JSON_BYTES
+
+if TYPE_CHECKING:
+    from rae_control.mesh import Mesh
+
+
+def blueprint(mesh: Mesh) -> Blueprint:
+    """The paths under /nodes."""
+    bp = Blueprint("nodes", __name__)
+
+    @bp.post("/nodes/register")
+    def register() -> Response:
+        body = http.read_body(MAX_JSON_BYTES)
+        request = http.parse_json(models.RegisterRequest, body)
+        authorization = flask_request.headers.get("Authorization")
+        entry = mesh.auth.registering(request.node_id, authorization, http.signed(body))
+        return http.answer(_register(mesh, entry, request))
+
+    @bp.post("/nodes/heartbeat")
+    def heartbeat() -> Response:
+        entry, body = http.node_call(mesh)
+        now = mesh.clock.boot()
+        beat = http.parse_json(models.Heartbeat, body)
+        _same_node(entry, beat.node_id)
+        if not entry.online:
+            raise RaeError("register_again", f"node {entry.node_id} is offline")
+        return http.answer(_heartbeat(mesh, entry, beat, now))
+
+    @bp.post("/nodes/goodbye")
+    def goodbye() -> Response:
+        entry, body = http.node_call(mesh)
+        request = http.parse_json(models.Goodbye, body)
+        _same_node(entry, request.node_id)
+        row = mesh.write(
+            partial(_goodbye, node_id=entry.node_id, limits=mesh.limits, seen=mesh.clock.wall())
+        )
+        return http.answer(node_view(mesh, mesh.node_changed(row)))
+
+    @bp.get("/nodes")
+    def list_nodes() -> Response:
+        http.role_call(mesh, "read")
+        everything = bool(http.query({"all": int}).get("all"))
+        nodes = [node_view(mesh, n) for n in mesh.nodes if everything or n.online]
+        return http.answer(models.NodeList(nodes=sorted(nodes, key=lambda n: n.node_id)))
+
+    @bp.post("/nodes/enrol")
+    def enrol() -> Response:
+        http.role_call(mesh, "admin")
+        request = http.parse_json(models.EnrolRequest, http.read_body(MAX_JSON_BYTES))
+        row = mesh.write(
+            partial(
+                ledger_nodes.enrol,
+                node_id=request.node_id,
+                kind=request.kind,
+                trusted=request.trusted,
+            )
+        )
+        entry = mesh.node_changed(row)
+        return http.answer(
+            models.Enrolled(
+                node_id=entry.node_id,
+                kind=request.kind,
+                trusted=request.trusted,
+                enrolment_secret=mesh.auth.secret(entry.node_id, entry.epoch),
+                control_public_keys=mesh.auth.public_keys,
+            ),
+            201,
+        )
+
+    @bp.get("/nodes/<node_id>")
+    def one_node(node_id: str) -> Response:
+        http.role_call(mesh, "read")
+        return http.answer(node_view(mesh, _known(mesh, node_id)))
+
+    @bp.post("/nodes/<node_id>/<any(drain, resume, revoke):verb>")
+    def node_verb(node_id: str, verb: str) -> Response:
+        http.role_call(mesh, "admin")
+        body = http.read_body(MAX_JSON_BYTES)
+        note = http.parse_json(models.OperatorNote, body, empty=True)
+        _known(mesh, node_id)
+        return http.answer(node_view(mesh, _operate(mesh, node_id, verb, note.reason)))
+
+    return bp
+
+
+def node_view(mesh: Mesh, entry: NodeEntry) -> models.NodeView:
+    """A node as control tells it."""
+    seen = entry.last_seen
+    if entry.online:
+        seen = mesh.clock.wall() - (mesh.clock.boot() - entry.heard)
+    info = entry.info
+    return models.NodeView.model_validate(
+        {
+            "node_id": entry.node_id,
+            "state": entry.state,
+            "availability": entry.availability if entry.online else None,
+            "kind": entry.kind,
+            "trusted": entry.trusted,
+            "slots": list(entry.facts.slots) if info else [],
+            "running": [lease.task_id for lease in mesh.leases.of_node(entry.node_id)],
+            "reason": entry.cordoned or entry.draining,
+            "reasons": entry.reasons,
+            "last_seen": moment(seen),
+            "version": info.version if info else None,
+            "isolation": info.isolation if info else None,
+            "clock_offset_s": entry.clock_offset_s,
+            "capabilities": info.capabilities if info else models.Capabilities(),
+        }
+    )
+
+
+def _register(mesh: Mesh, entry: NodeEntry, request: models.RegisterRequest) -> models.Registered:
+    now = mesh.clock.boot()
+    other = request.machine != entry.machine
+    heard = entry.online and now - entry.heard <= mesh.config.heartbeat_timeout_s
+    if heard and other:
+        age = round(now - entry.heard)
+        raise RaeError(
+            "node_id_in_use", f"{entry.node_id} was heard {age} s ago on another machine"
+        )
+    token = secrets.token_urlsafe(32)
+    row = mesh.write(
+        partial(
+            _registered, request=request, token=token, expires_in=mesh.config.node_token_ttl_s,
+            close=request.machine is not None and not other, limits=mesh.limits,
+        )
+    )  # fmt: skip
+    fresh = mesh.node_changed(row)
+    for lease in mesh.leases.of_node(entry.node_id):
+        # Listed as unfinished: open for one more ttl, so that the result can still come.
+        lease.renewed = max(lease.renewed, now)
+    return models.Registered(
+        node_token=token,
+        expires_in_s=mesh.config.node_token_ttl_s,
+        heartbeat_interval_sec=mesh.config.heartbeat_interval_s,
+        heartbeat_timeout_sec=mesh.config.heartbeat_timeout_s,
+        lease_margin_s=mesh.config.lease_margin_s,
+        ack_timeout_s=mesh.config.ack_timeout_s,
+        incarnation=mesh.ledger.incarnation,
+        commands=[models.Command(command="drain", reason=fresh.draining)] if fresh.draining else [],
+    )
+
+
+def _registered(
+    tx: Tx, request: models.RegisterRequest, token: str, expires_in: float, *, close: bool,
+    limits: Limits,
+) -> Row:  # fmt: skip
+    row = ledger_nodes.register(
+        tx, request.node_id, token_sha256=ledger_nodes.sha256(token), expires=tx.now + expires_in,
+        machine=request.machine, instance=request.instance, info=info_json(request),
+    )  # fmt: skip
+    # On the same machine every process of an earlier agent is dead by now, except what it lists.
+    # From elsewhere, or from a client that does not say, open leases run out by themselves.
+    if close:
+        alive = {ref.lease_id for ref in request.unfinished}
+        close_leases(tx, request.node_id, "node_restarted", limits, keep=alive)
+        ledger_nodes.clear_fences_of(tx, request.node_id, keep=alive)
+    return row
+
+
+def close_leases(
+    tx: Tx, node_id: str, reason: str, limits: Limits, *,
+    keep: Collection[str] = (), fenced: bool = False,
+) -> None:  # fmt: skip
+    """End the open leases of a node, but those to keep."""
+    for task in tx.rows(
+        "SELECT lease_id FROM tasks WHERE node_id = ? AND lease_id IS NOT NULL", node_id
+    ):
+        if task["lease_id"] not in keep:
+            ledger_tasks.interrupt(tx, task["lease_id"], reason, limits, fenced=fenced)
+
+
+def _heartbeat(
+    mesh: Mesh, entry: NodeEntry, beat: models.Heartbeat, now: float
+) -> models.HeartbeatAnswer:
+    entry.heard = now
+    opened = beat.availability is not None and beat.availability != entry.availability
+    if beat.availability is not None:
+        entry.availability = beat.availability
+    if beat.reasons is not None:
+        entry.reasons = list(beat.reasons)
+    if beat.clock_offset_s is not None:
+        entry.clock_offset_s = beat.clock_offset_s
+    commands = {c.lease_id or c.command: c for c in entry.take_commands()}
+    if beat.leases is None:
+        ids = [lease.lease_id for lease in mesh.leases.of_node(entry.node_id)]
+        mesh.leases.renew(ids, entry.node_id, now)
+    else:
+        named = {ref.lease_id: ref for ref in beat.leases}
+        for lease_id in mesh.leases.renew(named, entry.node_id, now):
+            commands.setdefault(
+                lease_id,
+                models.Command(
+                    command="cancel", task_id=named[lease_id].task_id, lease_id=lease_id,
+                    reason="the lease is not open any more",
+                ),
+            )  # fmt: skip
+    if opened:
+        mesh.dispatch.wake_node(entry.node_id)
+    return models.HeartbeatAnswer(
+        commands=list(commands.values()), incarnation=mesh.ledger.incarnation
+    )
+
+
+def _goodbye(tx: Tx, node_id: str, limits: Limits, seen: float) -> Row:
+    close_leases(tx, node_id, "goodbye", limits)
+    ledger_nodes.clear_fences_of(tx, node_id)
+    ledger_nodes.offline(tx, node_id, "goodbye", seen)
+    return ledger_nodes.get(tx, node_id)
+
+
+def _operate(mesh: Mesh, node_id: str, verb: str, reason: str | None) -> NodeEntry:
+    if verb == "revoke":
+
+        def revoke(tx: Tx) -> Row:
+            # The desktop may be in a thief's hands, still working: its tasks wait out their leases.
+            close_leases(tx, node_id, "revoked", mesh.limits, fenced=True)
+            return ledger_nodes.revoke(tx, node_id, reason)
+
+        return mesh.node_changed(mesh.write(revoke))
+    wanted = (reason or "by the operator") if verb == "drain" else None
+    row = mesh.write(partial(ledger_nodes.set_draining, node_id=node_id, reason=wanted))
+    entry = mesh.node_changed(row)
+    entry.order(models.Command.model_validate({"command": verb, "reason": reason}))
+    return entry
+
+
+def _known(mesh: Mesh, node_id: str) -> NodeEntry:
+    entry = mesh.nodes.get(node_id)
+    if entry is None:
+        raise RaeError("unknown_node", f"there is no node {node_id[:64]}")
+    return entry
+
+
+def _same_node(entry: NodeEntry, node_id: str) -> None:
+    if entry.node_id != node_id:
+        raise RaeError("wrong_node", f"this is the token of {entry.node_id}")

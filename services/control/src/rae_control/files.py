@@ -1,0 +1,127 @@
+"""Blobs and logs: files, never rows. Big reads and writes go to gevent's thread pool."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+import gevent
+
+from rae_protocol.errors import RaeError
+
+T = TypeVar("T")
+PIECE = 1024 * 1024
+
+
+def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Run what may block in a native thread while other greenlets go on."""
+    return cast("T", gevent.get_hub().threadpool.apply(function, args))
+
+
+class BlobStore:
+    """Content by its SHA-256, written once: to the side, fsynced, renamed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._parts = root / "parts"
+        self._parts.mkdir(parents=True, exist_ok=True)
+        for leftover in self._parts.iterdir():
+            leftover.unlink()
+
+    def path(self, sha256: str) -> Path:
+        """Where a blob lies, or would lie."""
+        return self._root / sha256[:2] / sha256
+
+    def add(self, source: IO[bytes], limit: int, expected: str | None = None) -> tuple[str, int]:
+        """Store what the stream holds; returns (sha256, size).
+
+        Raises RaeError `body_too_large`, `blob_mismatch`, or `disk_low` when it cannot be written.
+        """
+        try:
+            return in_thread(self._add, source, limit, expected)
+        except OSError as error:
+            raise RaeError("disk_low", f"the blob cannot be written: {error.strerror}") from error
+
+    def _add(self, source: IO[bytes], limit: int, expected: str | None) -> tuple[str, int]:
+        part = self._parts / secrets.token_hex(16)
+        digest, size = hashlib.sha256(), 0
+        try:
+            with part.open("xb") as target:
+                while piece := source.read(PIECE):
+                    size += len(piece)
+                    if size > limit:
+                        raise RaeError("body_too_large", f"more than {limit} bytes")
+                    digest.update(piece)
+                    target.write(piece)
+                target.flush()
+                os.fsync(target.fileno())
+            name = digest.hexdigest()
+            if expected is not None and name != expected:
+                raise RaeError("blob_mismatch", f"the bytes hash to {name}")
+            final = self.path(name)
+            if not final.exists():
+                final.parent.mkdir(exist_ok=True)
+                part.rename(final)
+                _sync_folder(final.parent)
+                _sync_folder(self._root)
+        finally:
+            part.unlink(missing_ok=True)
+        return name, size
+
+
+class LogStore:
+    """One file for each attempt's log; chunks are written at their offset, so twice is harmless."""
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self._root = root
+        self._max = max_bytes
+        root.mkdir(parents=True, exist_ok=True)
+
+    def write(self, task_id: str, attempt: int, offset: int, data: bytes) -> None:
+        """Write a chunk; what goes beyond the limit is cut off. Raises RaeError `disk_low`."""
+        data = data[: max(0, self._max - offset)]
+        if not data:
+            return
+        try:
+            in_thread(self._write, self._path(task_id, attempt), offset, data)
+        except OSError as error:
+            raise RaeError("disk_low", f"the log cannot be written: {error.strerror}") from error
+
+    def read(self, task_id: str, attempt: int, offset: int, limit: int) -> bytes:
+        """Up to `limit` bytes from an offset; empty where nothing is (yet)."""
+        return in_thread(self._read, self._path(task_id, attempt), offset, limit)
+
+    def _path(self, task_id: str, attempt: int) -> Path:
+        return self._root / f"{task_id}.{attempt}.log"
+
+    @staticmethod
+    def _write(path: Path, offset: int, data: bytes) -> None:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            # A hole would read as zeros: a chunk that comes too early waits for its sender.
+            if offset > os.fstat(handle).st_size:
+                raise RaeError("invalid_body", f"the log has only {os.fstat(handle).st_size} bytes")
+            os.pwrite(handle, data, offset)
+        finally:
+            os.close(handle)
+
+    @staticmethod
+    def _read(path: Path, offset: int, limit: int) -> bytes:
+        try:
+            with path.open("rb") as handle:
+                handle.seek(offset)
+                return handle.read(limit)
+        except FileNotFoundError:
+            return b""
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

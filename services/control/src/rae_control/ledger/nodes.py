@@ -1,0 +1,160 @@
+"""Nodes and tokens in the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Collection
+
+from rae_control.ledger.store import Row, Tx
+from rae_control.ledger.tasks import Who, clear_fence, event
+from rae_protocol.errors import RaeError
+
+
+def sha256(text: str) -> str:
+    """How tokens are stored."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def get(tx: Tx, node_id: str) -> Row:
+    """A node's row. Raises RaeError `unknown_node`."""
+    row = tx.row("SELECT * FROM nodes WHERE node_id = ?", node_id)
+    if row is None:
+        raise RaeError("unknown_node", f"there is no node {node_id}")
+    return row
+
+
+def enrol(tx: Tx, node_id: str, kind: str, trusted: bool) -> Row:
+    """Admit a node. Again: its kind and trust are updated; a revoked one gets a fresh secret."""
+    known = tx.row("SELECT * FROM nodes WHERE node_id = ?", node_id)
+    if known is None:
+        tx.run("INSERT INTO nodes (node_id, kind, trusted, epoch) VALUES (?, ?, ?, 1)",
+               node_id, kind, trusted)  # fmt: skip
+        event(tx, "enrolled", who=Who(node_id))
+    else:
+        # Changing kind or trust is the operator's word; the session ends so that it takes effect.
+        same = known["kind"] == kind and bool(known["trusted"]) == trusted and not known["revoked"]
+        if not same:
+            tx.run(
+                "UPDATE nodes SET kind = ?, trusted = ?, revoked = 0, token_sha256 = NULL,"
+                " online = 0 WHERE node_id = ?",
+                kind, trusted, node_id,
+            )  # fmt: skip
+            event(tx, "enrolment_changed", who=Who(node_id))
+    return get(tx, node_id)
+
+
+def register(
+    tx: Tx, node_id: str, *, token_sha256: str, expires: float, machine: str | None,
+    instance: str | None, info: str,
+) -> Row:  # fmt: skip
+    """A node's session starts; the one before is superseded."""
+    node = get(tx, node_id)
+    if node["revoked"]:
+        raise RaeError("node_revoked", f"node {node_id} was revoked")
+    # Only an agent that another one replaced must stop; the same agent with a new token goes on.
+    replaced = node["token_sha256"] if instance is None or node["instance"] != instance else None
+    tx.run(
+        "UPDATE nodes SET online = 1, token_sha256 = ?, old_token_sha256 = ?, token_expires = ?,"
+        " machine = ?, instance = ?, info = ?, last_seen = ? WHERE node_id = ?",
+        token_sha256, replaced, expires, machine, instance, info, tx.now, node_id,
+    )  # fmt: skip
+    event(
+        tx,
+        "registered",
+        who=Who(node_id),
+        old="offline" if not node["online"] else None,
+        new="online",
+    )
+    return get(tx, node_id)
+
+
+def offline(tx: Tx, node_id: str, reason: str, last_seen: float) -> None:
+    """The node is not heard any more, or said goodbye."""
+    changed = tx.run(
+        "UPDATE nodes SET online = 0, last_seen = ? WHERE node_id = ? AND online = 1",
+        last_seen, node_id,
+    )  # fmt: skip
+    if changed:
+        event(tx, reason, who=Who(node_id), old="online", new="offline")
+
+
+def set_draining(tx: Tx, node_id: str, reason: str | None) -> Row:
+    """Drain (with a reason) or resume (None); resuming also lifts a cordon."""
+    node = get(tx, node_id)
+    if reason is None:
+        tx.run(
+            "UPDATE nodes SET draining = NULL, cordoned = NULL, infra_in_row = 0 WHERE node_id = ?",
+            node_id,
+        )
+    elif node["draining"] is None:
+        tx.run("UPDATE nodes SET draining = ? WHERE node_id = ?", reason, node_id)
+    event(tx, "resumed" if reason is None else "draining", who=Who(node_id), detail=reason)
+    return get(tx, node_id)
+
+
+def revoke(tx: Tx, node_id: str, reason: str | None) -> Row:
+    """The node's secret and session end at once (a stolen desktop)."""
+    get(tx, node_id)
+    tx.run(
+        "UPDATE nodes SET revoked = 1, online = 0, epoch = epoch + 1, token_sha256 = NULL,"
+        " old_token_sha256 = NULL WHERE node_id = ?",
+        node_id,
+    )
+    event(tx, "revoked", who=Who(node_id), detail=reason, new="revoked")
+    return get(tx, node_id)
+
+
+def infrastructure(tx: Tx, node_id: str, failed: str | None, cordon_after: int) -> str | None:
+    """Count infrastructure failures in a row; returns the reason when the node is cordoned now."""
+    node = get(tx, node_id)
+    if failed is None:
+        if node["infra_in_row"]:
+            tx.run("UPDATE nodes SET infra_in_row = 0 WHERE node_id = ?", node_id)
+        return None
+    in_row = node["infra_in_row"] + 1
+    tx.run("UPDATE nodes SET infra_in_row = ? WHERE node_id = ?", in_row, node_id)
+    if in_row < cordon_after or node["cordoned"] is not None:
+        return None
+    reason = f"{in_row} infrastructure failures in a row, the last: {failed}"
+    tx.run("UPDATE nodes SET cordoned = ? WHERE node_id = ?", reason, node_id)
+    event(tx, "cordoned", who=Who(node_id), detail=reason, new="cordoned")
+    return reason
+
+
+def clear_fences_of(tx: Tx, node_id: str, keep: Collection[str] = ()) -> None:
+    """Everything that ever ran on the node is dead."""
+    for row in tx.rows(
+        "SELECT t.fence FROM tasks t JOIN attempts a ON a.lease_id = t.fence WHERE a.node_id = ?",
+        node_id,
+    ):
+        if row["fence"] not in keep:
+            clear_fence(tx, row["fence"])
+
+
+def add_token(tx: Tx, name: str, role: str, text: str | None = None) -> tuple[Row, str]:
+    """Make a token; returns its row and its text. Raises RaeError `token_exists`."""
+    if tx.row("SELECT 1 FROM tokens WHERE name = ? AND revoked_at IS NULL", name):
+        raise RaeError("token_exists", f"there is a live token named {name}")
+    text = text or f"rae_{secrets.token_urlsafe(32)}"
+    token_id = secrets.token_hex(6)
+    tx.run(
+        "INSERT INTO tokens (token_id, name, role, sha256, created_at) VALUES (?, ?, ?, ?, ?)",
+        token_id, name, role, sha256(text), tx.now,
+    )  # fmt: skip
+    return tx.rows("SELECT * FROM tokens WHERE token_id = ?", token_id)[0], text
+
+
+def revoke_token(tx: Tx, name_or_id: str) -> Row:
+    """End a token, by id or by the name of the live one. Raises RaeError `unknown_token`."""
+    row = tx.row(
+        "SELECT * FROM tokens WHERE token_id = ? OR name = ?"
+        " ORDER BY token_id = ? DESC, revoked_at IS NULL DESC LIMIT 1",
+        name_or_id, name_or_id, name_or_id,
+    )  # fmt: skip
+    if row is None:
+        raise RaeError("unknown_token", f"there is no token {name_or_id}")
+    if row["revoked_at"] is None:
+        tx.run("UPDATE tokens SET revoked_at = ? WHERE token_id = ?", tx.now, row["token_id"])
+        row["revoked_at"] = tx.now
+    return row

@@ -1,0 +1,138 @@
+"""The ledger's tables. Times are unix seconds, JSON is canonical text."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE lanes (lane_id TEXT PRIMARY KEY, requirements TEXT NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE tasks (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_id TEXT NOT NULL UNIQUE,
+    submitter TEXT NOT NULL,
+    state TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    lane_id TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    spec_sha256 TEXT NOT NULL,
+    idempotency_key TEXT,
+    lease_ttl_s REAL NOT NULL,
+    timeout_s REAL NOT NULL,
+    max_attempts INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    interruptions INTEGER NOT NULL DEFAULT 0,
+    in_row INTEGER NOT NULL DEFAULT 0,
+    unmet INTEGER NOT NULL DEFAULT 0,
+    not_before REAL,
+    expires_at REAL,
+    -- The lease of an attempt that was cut off and may still be dying on its node.
+    fence TEXT,
+    lease_id TEXT,
+    node_id TEXT,
+    slot TEXT,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    finished_at REAL,
+    reason TEXT,
+    progress REAL,
+    note TEXT,
+    result TEXT,
+    error TEXT
+);
+CREATE INDEX tasks_queue ON tasks (lane_id, seq) WHERE state = 'queued';
+CREATE INDEX tasks_waiting ON tasks (not_before) WHERE state = 'waiting';
+CREATE INDEX tasks_expiring ON tasks (expires_at)
+    WHERE expires_at IS NOT NULL AND state IN ('queued', 'waiting');
+CREATE INDEX tasks_leased ON tasks (lease_id) WHERE lease_id IS NOT NULL;
+CREATE INDEX tasks_fenced ON tasks (fence) WHERE fence IS NOT NULL;
+CREATE INDEX tasks_key ON tasks (submitter, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX tasks_listing ON tasks (submitter, seq);
+CREATE INDEX tasks_state ON tasks (state, seq);
+
+CREATE TABLE dependencies (
+    task_id TEXT NOT NULL, needs TEXT NOT NULL, PRIMARY KEY (task_id, needs)
+) WITHOUT ROWID;
+CREATE INDEX dependencies_needs ON dependencies (needs);
+
+CREATE TABLE attempts (
+    lease_id TEXT PRIMARY KEY,
+    task_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    node_id TEXT NOT NULL,
+    slot TEXT NOT NULL,
+    gpu_uuids TEXT,
+    vram_mb INTEGER,
+    state TEXT NOT NULL,
+    reason TEXT,
+    claimed_at REAL NOT NULL,
+    acked_at REAL,
+    ended_at REAL,
+    result_sha256 TEXT
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX attempts_task ON attempts (task_id, attempt);
+CREATE INDEX attempts_open ON attempts (node_id) WHERE ended_at IS NULL;
+
+CREATE TABLE artifacts (
+    task_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    type TEXT NOT NULL,
+    PRIMARY KEY (task_id, name)
+) WITHOUT ROWID;
+
+CREATE TABLE blobs (
+    sha256 TEXT NOT NULL, submitter TEXT NOT NULL, size INTEGER NOT NULL, created_at REAL NOT NULL,
+    PRIMARY KEY (sha256, submitter)
+) WITHOUT ROWID;
+
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    submitter TEXT,
+    task_id TEXT,
+    attempt INTEGER,
+    from_state TEXT,
+    to_state TEXT,
+    node_id TEXT,
+    slot TEXT,
+    reason TEXT NOT NULL,
+    detail TEXT
+);
+CREATE INDEX events_task ON events (task_id, seq);
+CREATE INDEX events_submitter ON events (submitter, seq);
+
+CREATE TABLE nodes (
+    node_id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    trusted INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    revoked INTEGER NOT NULL DEFAULT 0,
+    online INTEGER NOT NULL DEFAULT 0,
+    draining TEXT,
+    cordoned TEXT,
+    infra_in_row INTEGER NOT NULL DEFAULT 0,
+    token_sha256 TEXT,
+    old_token_sha256 TEXT,
+    token_expires REAL,
+    machine TEXT,
+    instance TEXT,
+    info TEXT,
+    last_seen REAL
+) WITHOUT ROWID;
+
+CREATE TABLE tokens (
+    token_id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    sha256 TEXT NOT NULL UNIQUE,
+    created_at REAL NOT NULL,
+    revoked_at REAL
+) WITHOUT ROWID;
+"""

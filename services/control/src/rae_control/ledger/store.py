@@ -1,0 +1,216 @@
+"""The ledger's file: one writer with group commit, a few readers, one process.
+
+Writers hand in functions of a `Tx`. A batch of them runs in one transaction, each in its own
+savepoint, so that one fsync serves all and one mistake spoils nothing of the others.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+import apsw
+
+from rae_control.clock import Clock
+from rae_control.errors import LedgerLocked, LedgerTooNew
+from rae_control.ledger.schema import SCHEMA, SCHEMA_VERSION
+from rae_protocol.errors import RaeError
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A task changed its state: what memory and queue must learn after the commit.
+
+    `task` is the row as it is now; lease, node and slot are those of the attempt that began, goes
+    on or has just ended. `lane_oldest` is the head of the lane, when a task left it.
+    """
+
+    task: Row
+    old: str | None
+    new: str
+    lease_id: str | None
+    node_id: str | None
+    slot: str | None
+    lane_oldest: int | None = None
+    requirements: str = "{}"
+
+
+@dataclass(slots=True)
+class Tx:
+    """A transaction in the writer thread: the connection, the time, and what it changed."""
+
+    db: apsw.Connection
+    now: float
+    moved: list[Moved] = field(default_factory=list)
+    ended: list[Row] = field(default_factory=list)
+
+    def run(self, sql: str, *values: Any) -> int:
+        """Execute and return the number of changed rows."""
+        self.db.execute(sql, values)
+        return self.db.changes()
+
+    def rows(self, sql: str, *values: Any) -> list[Row]:
+        """All rows as dictionaries."""
+        return fetch(self.db, sql, values)
+
+    def row(self, sql: str, *values: Any) -> Row | None:
+        """The first row, or None."""
+        found = fetch(self.db, sql, values)
+        return found[0] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """What one function of a batch returned or raised."""
+
+    value: T | None = None
+    error: BaseException | None = None
+
+
+class Ledger:
+    """Opens, locks and migrates the file; runs batches in the one writer thread.
+
+    Raises LedgerLocked when another process serves the same file, LedgerTooNew when a newer
+    version wrote it.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self.path = path
+        self._clock = clock
+        self._lock = _lock_file(path.with_suffix(".lock"))
+        self._local = threading.local()
+        self._writer = _connect(path)
+        self._prepare()
+        self.incarnation = self.meta("incarnation")
+
+    def close(self) -> None:
+        """Close the writer and let another process in."""
+        self._writer.close()
+        self._lock.close()
+
+    def meta(self, key: str) -> str:
+        """A value of the ledger itself."""
+        return str(self._writer.execute("SELECT value FROM meta WHERE key = ?", (key,)).get)
+
+    def transact(
+        self, functions: Sequence[Callable[[Tx], Any]]
+    ) -> tuple[list[Outcome[Any]], list[Moved]]:
+        """Run a batch durably: when this returns, everything that succeeded is on the disk.
+
+        A function that raises RaeError is rolled back alone. An error of SQLite itself rolls the
+        whole batch back: every caller gets `ledger_unavailable`.
+        """
+        db, moved = self._writer, list[Moved]()
+        outcomes: list[Outcome[Any]] = []
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            outcomes.extend(self._one(function, moved) for function in functions)
+            db.execute("COMMIT")
+        except (apsw.FullError, apsw.IOError, apsw.BusyError) as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            failure = RaeError("ledger_unavailable", str(error), retry_after_s=2)
+            return [Outcome(error=failure) for _ in functions], []
+        return outcomes, moved
+
+    def _one(self, function: Callable[[Tx], Any], moved: list[Moved]) -> Outcome[Any]:
+        db = self._writer
+        tx = Tx(db, self._clock.wall())
+        db.execute("SAVEPOINT one")
+        try:
+            value = function(tx)
+        except (apsw.FullError, apsw.IOError, apsw.BusyError):
+            raise
+        except Exception as error:
+            db.execute("ROLLBACK TO one")
+            db.execute("RELEASE one")
+            return Outcome(error=error)
+        db.execute("RELEASE one")
+        moved.extend(tx.moved)
+        return Outcome(value=value)
+
+    def read(self, function: Callable[[apsw.Connection], T]) -> T:
+        """Run a reading function on this thread's own connection, in one snapshot."""
+        db: apsw.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = _connect(self.path, readonly=True)
+            self._local.db = db
+        db.execute("BEGIN")
+        try:
+            return function(db)
+        finally:
+            db.execute("COMMIT")
+
+    def _prepare(self) -> None:
+        db = self._writer
+        version = int(db.pragma("user_version"))
+        if version > SCHEMA_VERSION:
+            raise LedgerTooNew(
+                f"{self.path} has schema {version}, this program knows {SCHEMA_VERSION}; "
+                "run the newer version, or restore a backup"
+            )
+        if version == 0:
+            with db:
+                db.execute(SCHEMA)
+                db.execute(
+                    "INSERT INTO meta VALUES ('incarnation', ?), ('created_at', ?)",
+                    (secrets.token_hex(8), str(self._clock.wall())),
+                )
+                db.pragma("user_version", SCHEMA_VERSION)
+
+
+def fetch(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+    """Rows as dictionaries."""
+    cursor = db.execute(sql, tuple(values))
+    out: list[Row] = []
+    names: tuple[str, ...] = ()
+    for row in cursor:
+        if not names:
+            names = tuple(column[0] for column in cursor.get_description())
+        out.append(dict(zip(names, row, strict=True)))
+    return out
+
+
+def _connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
+    flags = (
+        apsw.SQLITE_OPEN_READONLY
+        if readonly
+        else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    )
+    db = apsw.Connection(str(path), flags=flags)
+    db.set_busy_timeout(5000)
+    if not readonly:
+        db.pragma("journal_mode", "wal")
+        # FULL: a commit that was answered survives a power cut, not only a crash.
+        db.pragma("synchronous", "full")
+        db.pragma("wal_autocheckpoint", 4000)
+    db.pragma("cache_size", -16000)
+    db.pragma("temp_store", "memory")
+    return db
+
+
+def _lock_file(path: Path) -> IO[str]:
+    handle = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.seek(0)
+        pid = handle.read().strip() or "unknown"
+        handle.close()
+        raise LedgerLocked(
+            f"{path.parent} is served by process {pid}; stop it, or use another data folder"
+        ) from error
+    handle.seek(0)
+    handle.truncate()
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

@@ -1,0 +1,200 @@
+"""Reading the ledger: details, lists, events, and the snapshots that memory starts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import apsw
+
+from rae_control.clock import moment
+from rae_control.ledger.store import Row, fetch
+from rae_protocol.errors import RaeError
+from rae_protocol.names import TaskState
+from rae_protocol.tasks import ArtifactView, AttemptView, EventView, TaskError, TaskSpec, TaskView
+
+LIST_LIMIT = 500
+
+
+def task_row(db: apsw.Connection, task_id: str, submitter: str | None) -> Row:
+    """A task that this submitter may see (None: everybody's). Raises RaeError `unknown_task`."""
+    rows = fetch(db, "SELECT * FROM tasks WHERE task_id = ?", (task_id,))
+    if not rows or submitter not in {None, rows[0]["submitter"]}:
+        raise RaeError("unknown_task", f"there is no task {task_id}")
+    return rows[0]
+
+
+def view(row: Row) -> TaskView:
+    """A task without its heavy fields."""
+    return TaskView(
+        task_id=row["task_id"],
+        state=TaskState(row["state"]),
+        kind=row["kind"],
+        submitter=row["submitter"],
+        priority=row["priority"],
+        attempts=row["attempts"],
+        failures=row["failures"],
+        interruptions=row["interruptions"],
+        created_at=_always(row["created_at"]),
+        updated_at=_always(row["updated_at"]),
+        finished_at=moment(row["finished_at"]),
+        not_before=moment(row["not_before"]) if row["state"] == "waiting" else None,
+        node_id=row["node_id"],
+        slot=row["slot"],
+        reason=row["reason"],
+        progress=row["progress"],
+        note=row["note"],
+        labels=json.loads(row["spec"]).get("labels", {}),
+        error=_error(row),
+    )
+
+
+def detail(db: apsw.Connection, row: Row) -> TaskView:
+    """Everything about a task but why it does not run."""
+    artifacts = [
+        ArtifactView(name=a["name"], size=a["size"], sha256=a["sha256"], type=a["type"])
+        for a in fetch(
+            db, "SELECT * FROM artifacts WHERE task_id = ? ORDER BY name", (row["task_id"],)
+        )
+    ]
+    history = [
+        AttemptView(
+            attempt=a["attempt"],
+            node_id=a["node_id"],
+            slot=a["slot"],
+            state=a["state"],
+            reason=a["reason"],
+            claimed_at=_always(a["claimed_at"]),
+            acked_at=moment(a["acked_at"]),
+            ended_at=moment(a["ended_at"]),
+        )
+        for a in fetch(
+            db,
+            "SELECT * FROM attempts WHERE task_id = ? ORDER BY attempt DESC LIMIT 50",
+            (row["task_id"],),
+        )
+    ]
+    extra: dict[str, Any] = {
+        "result": json.loads(row["result"]) if row["result"] is not None else None,
+        "artifacts": artifacts,
+        "history": history[::-1],
+        "spec": TaskSpec.model_validate_json(row["spec"]),
+    }
+    return view(row).model_copy(update=extra)
+
+
+def task_list(
+    db: apsw.Connection, filters: Mapping[str, Any], limit: int, before: int | None
+) -> tuple[list[TaskView], int | None]:
+    """A page, newest first; returns it and the cursor of the next one."""
+    where, values = ["1"], list[Any]()
+    for column in ("submitter", "state", "kind", "node_id"):
+        if (value := filters.get(column)) is not None:
+            where.append(f"{column} = ?")
+            values.append(value)
+    if (label := filters.get("label")) is not None:
+        name, _, value = label.partition("=")
+        where.append("json_extract(spec, ?) = ?")
+        values += ['$.labels."' + name.replace('"', "") + '"', value]
+    if before is not None:
+        where.append("seq < ?")
+        values.append(before)
+    sql = f"SELECT * FROM tasks WHERE {' AND '.join(where)} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+    rows = fetch(db, sql, (*values, limit + 1))
+    more = rows[limit - 1]["seq"] if len(rows) > limit else None
+    return [view(row) for row in rows[:limit]], more
+
+
+def events(
+    db: apsw.Connection,
+    after: int,
+    limit: int,
+    *,
+    submitter: str | None,
+    task_id: str | None = None,
+) -> list[EventView]:
+    """Events with a larger seq than `after`, oldest first."""
+    where, values = ["seq > ?"], list[Any]([after])
+    for column, value in (("submitter", submitter), ("task_id", task_id)):
+        if value is not None:
+            where.append(f"{column} = ?")
+            values.append(value)
+    sql = f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?"  # noqa: S608
+    return [
+        EventView(
+            seq=row["seq"], at=_always(row["at"]), task_id=row["task_id"], attempt=row["attempt"],
+            from_state=row["from_state"], to_state=row["to_state"], node_id=row["node_id"],
+            slot=row["slot"], reason=row["reason"],
+            detail=json.loads(row["detail"]) if row["detail"] else None,
+        )
+        for row in fetch(db, sql, (*values, limit))
+    ]  # fmt: skip
+
+
+def unfinished_needs(db: apsw.Connection, task_id: str) -> list[str]:
+    """The dependencies that have not succeeded yet."""
+    rows = fetch(
+        db,
+        "SELECT n.task_id FROM dependencies d JOIN tasks n ON n.task_id = d.needs"
+        " WHERE d.task_id = ? AND n.state != 'succeeded' ORDER BY n.seq",
+        (task_id,),
+    )
+    return [row["task_id"] for row in rows]
+
+
+def ahead_of(db: apsw.Connection, row: Row) -> int:
+    """How many tasks of the lane are before this one."""
+    sql = "SELECT count(*) AS n FROM tasks WHERE lane_id = ? AND state = 'queued' AND seq < ?"
+    return int(fetch(db, sql, (row["lane_id"], row["seq"]))[0]["n"])
+
+
+def lane_heads(db: apsw.Connection) -> list[Row]:
+    """Every lane with queued tasks: lane_id, requirements, queued, oldest."""
+    return fetch(
+        db,
+        "SELECT t.lane_id, l.requirements, count(*) AS queued, min(t.seq) AS oldest"
+        " FROM tasks t JOIN lanes l USING (lane_id) WHERE t.state = 'queued' GROUP BY t.lane_id",
+    )
+
+
+def queued_ids(db: apsw.Connection, lane_id: str) -> list[str]:
+    """The queued tasks of a lane in order."""
+    sql = "SELECT task_id FROM tasks WHERE lane_id = ? AND state = 'queued' ORDER BY seq"
+    return [row["task_id"] for row in fetch(db, sql, (lane_id,))]
+
+
+def open_leases(db: apsw.Connection) -> list[Row]:
+    """The rows that the lease table starts from."""
+    return fetch(
+        db,
+        "SELECT t.*, a.acked_at FROM tasks t JOIN attempts a USING (lease_id)"
+        " WHERE t.lease_id IS NOT NULL",
+    )
+
+
+def fences(db: apsw.Connection) -> list[Row]:
+    """Cut-off attempts that are not known to be dead: fence, lease_ttl_s."""
+    return fetch(db, "SELECT fence, lease_ttl_s FROM tasks WHERE fence IS NOT NULL")
+
+
+def backlog(db: apsw.Connection) -> list[Row]:
+    """Tasks and bytes of each submitter that wait or are queued."""
+    return fetch(
+        db,
+        "SELECT submitter, count(*) AS tasks, sum(length(spec)) AS bytes FROM tasks"
+        " WHERE state IN ('waiting', 'queued') GROUP BY submitter",
+    )
+
+
+def all_rows(db: apsw.Connection, table: str) -> list[Row]:
+    """All nodes or all tokens."""
+    return fetch(db, {"nodes": "SELECT * FROM nodes", "tokens": "SELECT * FROM tokens"}[table])
+
+
+def _error(row: Row) -> TaskError | None:
+    return TaskError.model_validate_json(row["error"]) if row["error"] else None
+
+
+def _always(unix: float) -> Any:
+    return moment(unix)

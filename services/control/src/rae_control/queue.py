@@ -1,0 +1,254 @@
+"""All of RQ and Redis: the only module that knows them.
+
+Every queued task is an RQ job (JSON serializer, only the task_id in it) in a queue named after its
+lane; every slot of a node is an RQ worker entry; so `rq info` tells the truth. Nothing here decides
+anything: a claim counts only when the ledger says so, and all of it can be rebuilt from the ledger.
+
+Traps of RQ that this module steps around (seen in 2.12 and 3.0): `rq info` and rq workers expire
+started jobs by themselves, so entries live for days and the reaper decides; several-queue dequeue
+uses BLPOP, which can lose a job, so one Lua script takes it; a `Worker` lifts the connection's
+socket timeout; `rq info` lists only workers of queues that exist, so all slots stand on one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq import Queue, Worker
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+from rq.worker import WorkerStatus
+
+from rae_control.errors import QueueUnavailable
+
+SLOTS_QUEUE = "slots"
+_DAYS = 30 * 86400
+_FUNCTION = "rae_control.queue.not_for_rq_workers"
+
+# Runs on Redis 6.0 and newer: first queue with a job in it wins.
+_CLAIM = """
+for i, key in ipairs(KEYS) do
+  local id = redis.call('LPOP', key)
+  if id then return {i, id} end
+end
+return false
+"""
+
+
+def not_for_rq_workers(task_id: str) -> None:
+    """Stands in each RQ job; an rq worker started on a task lane by mistake ends up here."""
+    raise RuntimeError(f"task {task_id} is leased by RAE Mesh, not run by rq workers")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One step to bring the queue after the ledger: push, drop, start or finish a task."""
+
+    verb: str
+    task_id: str
+    lane_id: str
+    front: bool = False
+    worker: str = ""
+
+
+class RqQueue:
+    """The queue as the mesh needs it. Methods raise QueueUnavailable when Redis does not answer."""
+
+    def __init__(self, url: str, timeout_s: float = 2.0) -> None:
+        self._timeout_s = timeout_s
+        self._redis = self._connect(url)
+        # Worker objects change their connection's timeout: they get a pool of their own.
+        self._worker_redis = self._connect(url)
+        self._claim_script = self._redis.register_script(_CLAIM)
+        self._executions: dict[str, Execution] = {}
+
+    def _connect(self, url: str) -> redis.Redis:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=self._timeout_s,
+            socket_connect_timeout=self._timeout_s,
+            retry=Retry(NoBackoff(), 1),
+        )
+
+    def ping(self) -> None:
+        """Raises QueueUnavailable when Redis is away."""
+        with _redis_errors():
+            self._redis.ping()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._redis.close()
+        self._worker_redis.close()
+
+    def claim(self, lanes: Sequence[str]) -> tuple[str, str] | None:
+        """Take the first task of the first lane that has one: (lane_id, task_id)."""
+        if not lanes:
+            return None
+        with _redis_errors():
+            found: Any = self._claim_script(keys=[self._queue(lane).key for lane in lanes])
+        if not found:
+            return None
+        return lanes[int(found[0]) - 1], found[1].decode()
+
+    def apply(self, ops: Sequence[Op]) -> None:
+        """Bring the queue after the ledger, in order. Each step may be repeated without harm."""
+        with _redis_errors():
+            index = 0
+            while index < len(ops):
+                op = ops[index]
+                if op.verb != "push" or op.front:
+                    self._one(op)
+                    index += 1
+                    continue
+                # A run of pushes (a batched submit) goes in one round trip.
+                end = index
+                while end < len(ops) and ops[end].verb == "push" and not ops[end].front:
+                    end += 1
+                self._push_many(ops[index:end])
+                index = end
+
+    def _one(self, op: Op) -> None:
+        if op.verb == "push":
+            self._push_many([op])
+        elif op.verb == "start":
+            self._start(op)
+        else:
+            self._finish(op, remove_from_queue=op.verb == "drop")
+
+    def _push_many(self, ops: Sequence[Op]) -> None:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for op in ops:
+                queue = self._queue(op.lane_id)
+                pipe.lrem(queue.key, 0, op.task_id)
+                job = self._job(op.task_id, op.lane_id)
+                pipe.sadd(queue.redis_queues_keys, queue.key)
+                job.save(pipeline=pipe, include_meta=False)
+                queue.push_job_id(op.task_id, pipeline=pipe, at_front=op.front)
+            pipe.execute()
+
+    def _start(self, op: Op) -> None:
+        job = self._job(op.task_id, op.lane_id)
+        worker = self._worker(op.worker)
+        queue = self._queue(op.lane_id)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.sadd(queue.redis_queues_keys, queue.key)
+            pipe.lrem(queue.key, 0, op.task_id)
+            job.save(pipeline=pipe, include_meta=False)
+            job.prepare_for_execution(op.worker, pipeline=pipe)
+            pipe.execute()
+        self._executions[op.task_id] = worker.prepare_execution(job)
+
+    def _finish(self, op: Op, *, remove_from_queue: bool) -> None:
+        job = self._job(op.task_id, op.lane_id)
+        execution = self._executions.pop(op.task_id, None)
+        if execution is None:
+            # Not started by this process: let RQ look up what belongs to the job.
+            with contextlib.suppress(redis.exceptions.ResponseError):
+                job.delete(remove_from_queue=remove_from_queue)
+        queue = self._queue(op.lane_id)
+        with self._redis.pipeline(transaction=False) as pipe:
+            if execution is not None:
+                execution.delete(job, pipeline=pipe)
+                pipe.delete(job.key)
+                if remove_from_queue:
+                    pipe.lrem(queue.key, 0, op.task_id)
+            if op.worker:
+                self._worker(op.worker).set_state(WorkerStatus.IDLE, pipeline=pipe)
+            pipe.execute()
+
+    def set_slots(self, slots: Sequence[str]) -> None:
+        """Make the worker entries exactly these (`node.slot`), keeping those that exist."""
+        with _redis_errors():
+            self._redis.sadd("rq:queues", self._queue(SLOTS_QUEUE).key)
+            have = self.slots()
+            for name in have - set(slots):
+                self._worker(name).register_death()  # type: ignore[no-untyped-call]
+                self._redis.delete(self._worker(name).key)
+            for name in sorted(set(slots) - have):
+                worker = self._worker(name)
+                self._redis.delete(worker.key)
+                worker.register_birth()  # type: ignore[no-untyped-call]
+                worker.set_state(WorkerStatus.IDLE)
+            self._worker_redis.connection_pool.connection_kwargs["socket_timeout"] = self._timeout_s
+
+    def slots(self) -> set[str]:
+        """The names of the worker entries whose hash exists."""
+        with _redis_errors():
+            names = {key.rsplit(":", 1)[1] for key in Worker.all_keys(connection=self._redis)}
+            return {
+                n for n in names if self._redis.exists(Worker.redis_worker_namespace_prefix + n)
+            }
+
+    def lanes(self) -> dict[str, int]:
+        """The queues that RQ knows with their lengths."""
+        with _redis_errors():
+            queues = [q for q in Queue.all(connection=self._redis) if q.name != SLOTS_QUEUE]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for queue in queues:
+                    pipe.llen(queue.key)
+                return dict(zip((q.name for q in queues), pipe.execute(), strict=True))
+
+    def task_ids(self, lane_id: str) -> list[str]:
+        """What is queued in a lane, in order."""
+        with _redis_errors():
+            return list(self._queue(lane_id).get_job_ids())
+
+    def started(self, lane_id: str) -> set[str]:
+        """The tasks of a lane that RQ shows as executing."""
+        with _redis_errors():
+            registry = self._queue(lane_id).started_job_registry
+            return {str(i).split(":")[0] for i in registry.get_job_ids(cleanup=False)}
+
+    def forget_lane(self, lane_id: str) -> None:
+        """A lane with nothing queued and nothing executing goes."""
+        with _redis_errors():
+            queue = self._queue(lane_id)
+            self._redis.srem(queue.redis_queues_keys, queue.key)
+
+    def _queue(self, lane_id: str) -> Queue:
+        return Queue(lane_id, connection=self._redis, serializer=JSONSerializer)
+
+    def _job(self, task_id: str, lane_id: str) -> Job:
+        return Job.create(
+            _FUNCTION,
+            args=(task_id,),
+            id=task_id,
+            connection=self._redis,
+            origin=lane_id,
+            timeout=-1,
+            status=JobStatus.QUEUED,
+            description=f"task {task_id}",
+            serializer=JSONSerializer,
+        )
+
+    def _worker(self, name: str) -> Worker:
+        worker = Worker(
+            [Queue(SLOTS_QUEUE, connection=self._worker_redis, serializer=JSONSerializer)],
+            name=name,
+            connection=self._worker_redis,
+            worker_ttl=_DAYS,
+            job_monitoring_interval=_DAYS,
+            prepare_for_work=False,
+            serializer=JSONSerializer,
+        )
+        worker.hostname, worker.pid, worker.ip_address = name.rsplit(".", 1)[0], 0, "unknown"
+        return worker
+
+
+@contextlib.contextmanager
+def _redis_errors() -> Iterator[None]:
+    """Everything that says "Redis is not there now" as one error.
+
+    ResponseError is among them: a server that is loading its file or out of memory answers so.
+    """
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise QueueUnavailable(f"Redis does not answer: {error}") from error

@@ -1,0 +1,229 @@
+"""`rae-control`: run control without any installation, and look after its ledger."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rae_control import __version__
+from rae_control.clock import SystemClock
+from rae_control.config import ControlConfig, load_config
+from rae_control.errors import ConfigError, ControlError
+from rae_control.keys import load_roots
+from rae_control.ledger import nodes as ledger_nodes
+from rae_control.ledger.store import Ledger, Tx
+from rae_control.redis_server import arguments, find_server, socket_path
+from rae_control.wsgi import die_with_parent
+from rae_protocol.signing import EnvelopeSigner
+
+START_WAIT_S = 20.0
+RESTART_PAUSE_S = 0.2
+
+EPILOG = """exit codes: 0 stopped on request, 1 failed, 2 wrong usage or setting, 3 the data folder
+is served by another process, 4 a newer version wrote the ledger, 6 no Redis server found"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `rae-control`."""
+    parser = argparse.ArgumentParser(
+        prog="rae-control", description="The control host of RAE Mesh.", epilog=EPILOG
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    serve = verbs.add_parser("serve", help="serve the API, with its own Redis, on loopback")
+    serve.add_argument(
+        "--dev", action="store_true", required=True, help="no installation: all of it under --data"
+    )
+    serve.add_argument("--data", type=Path, required=True, help="folder for ledger, blobs, Redis")
+    serve.add_argument("--port", type=int, default=8080, help="0 takes a free one (default 8080)")
+    serve.add_argument("--config", type=Path, help="YAML file with settings")
+    serve.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="sets",
+                       help="override a setting, e.g. heartbeat_interval_s=1.5")  # fmt: skip
+    args = parser.parse_args(argv)
+    try:
+        overrides = dict(_pair(item) for item in args.sets)
+        return DevServer(args.data, args.port, load_config(args.config, overrides)).run()
+    except ControlError as error:
+        print(f"rae-control: {error}", file=sys.stderr)
+        return error.rc
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, sign, value = item.partition("=")
+    if not sign:
+        raise ConfigError(f"--set {item}: write NAME=VALUE")
+    return name, value
+
+
+class DevServer:
+    """Redis and gunicorn as children, started again when they die, gone when this process is."""
+
+    def __init__(self, data: Path, port: int, config: ControlConfig) -> None:
+        self._data = data.absolute()
+        self._config = config
+        self._port = port
+        self._stopping = False
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT. Raises ControlError."""
+        for folder in (self._data, self._data / "run", self._data / "log"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._data.chmod(0o700)
+        server = find_server()
+        listener = self._listen()
+        self._port = listener.getsockname()[1]
+        url = f"http://127.0.0.1:{self._port}"
+        self._write_credentials(url)
+        redis_socket = socket_path(self._data)
+        redis_url = f"unix://{redis_socket}"
+        (self._data / "run" / "redis.url").write_text(redis_url, encoding="utf-8")
+        self._pid("serve", os.getpid())
+        commands = {
+            "redis": arguments(server, self._data, redis_socket),
+            "gunicorn": self._gunicorn(redis_url, listener.fileno()),
+        }
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        try:
+            for name, command in commands.items():
+                self._start(name, command, listener.fileno())
+            self._wait_ready()
+            if not self._stopping:
+                print(f"rae-control listens on {url}", flush=True)
+            self._watch(commands, listener.fileno())
+        finally:
+            self._end()
+            redis_socket.unlink(missing_ok=True)
+            listener.close()
+        return 0
+
+    def _listen(self) -> socket.socket:
+        # Held here, so that requests queue up in the kernel while gunicorn is started again.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", self._port))
+        except OSError as error:
+            listener.close()
+            raise ConfigError(
+                f"port {self._port} is taken ({error.strerror}); choose another with --port, or 0"
+            ) from error
+        listener.listen(4096)
+        os.set_inheritable(listener.fileno(), True)
+        return listener
+
+    def _gunicorn(self, redis_url: str, fd: int) -> list[str]:
+        settings = {
+            "data": str(self._data), "fd": fd, "redis_url": redis_url, "die_with_parent": True,
+            "config": self._config.model_dump(),
+        }  # fmt: skip
+        return [sys.executable, "-m", "rae_control.wsgi", json.dumps(settings)]
+
+    def _write_credentials(self, url: str) -> None:
+        """Make the tokens at the first start; keep them and the nodes afterwards."""
+        path = self._data / "credentials.json"
+        known: dict[str, Any] = {}
+        if path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))
+        ledger = Ledger(self._data / "ledger.db", SystemClock())
+        try:
+            for name, role in (("admin", "admin"), ("rae", "submit")):
+                field = "admin_token" if role == "admin" else "submit_token"
+                known[field] = known.get(field) or f"rae_{secrets.token_urlsafe(32)}"
+                outcome, _ = ledger.transact(
+                    [partial(_keep_token, name=name, role=role, text=known[field])]
+                )
+                if outcome[0].error is not None:
+                    raise outcome[0].error
+        finally:
+            ledger.close()
+        known["url"] = url
+        known["control_public_key"] = EnvelopeSigner(load_roots(self._data)[0]).public_key
+        known.setdefault("nodes", {})
+        part = path.with_suffix(".part")
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(known, file, indent=2)
+        part.replace(path)
+
+    def _start(self, name: str, command: list[str], fd: int) -> None:
+        # A program that is not ours cannot ask for the parent-death signal itself.
+        first = die_with_parent if name == "redis" else None
+        with (self._data / "log" / f"{name}.out").open("ab") as log:
+            self._children[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                pass_fds=(fd,) if name == "gunicorn" else (), preexec_fn=first,  # noqa: PLW1509
+            )  # fmt: skip
+        self._pid(name, self._children[name].pid)
+
+    def _wait_ready(self) -> None:
+        end = time.monotonic() + START_WAIT_S
+        while not self._stopping:
+            if self._ready():
+                return
+            gunicorn = self._children["gunicorn"]
+            if gunicorn.poll() is not None or time.monotonic() > end:
+                log = self._data / "log" / "gunicorn.out"
+                tail = log.read_text(encoding="utf-8", errors="replace")[-1500:]
+                raise ControlError(f"control did not start; the end of {log}:\n{tail}")
+            time.sleep(0.05)
+
+    def _ready(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self._port), 1.0) as connection:
+                connection.settimeout(1.0)
+                connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+                return b" 200 " in connection.recv(64)
+        except OSError:
+            return False
+
+    def _watch(self, commands: dict[str, list[str]], fd: int) -> None:
+        while not self._stopping:
+            for name, command in commands.items():
+                if self._children[name].poll() is not None and not self._stopping:
+                    time.sleep(RESTART_PAUSE_S)
+                    self._start(name, command, fd)
+            time.sleep(0.1)
+
+    def _end(self) -> None:
+        for name in ("gunicorn", "redis"):
+            child = self._children.get(name)
+            if child is None or child.poll() is not None:
+                continue
+            child.terminate()
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def _stop(self, _signal: int, _frame: object) -> None:
+        self._stopping = True
+
+    def _pid(self, name: str, pid: int) -> None:
+        (self._data / "run" / f"{name}.pid").write_text(str(pid), encoding="ascii")
+
+
+def _keep_token(tx: Tx, name: str, role: str, text: str) -> None:
+    """Make sure that this token, and no other, has the name."""
+    digest = ledger_nodes.sha256(text)
+    if tx.row("SELECT 1 FROM tokens WHERE sha256 = ? AND revoked_at IS NULL", digest):
+        return
+    tx.run("UPDATE tokens SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL", tx.now, name)
+    ledger_nodes.add_token(tx, name, role, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

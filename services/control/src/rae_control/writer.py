@@ -1,0 +1,80 @@
+"""Group commit for greenlets: one native thread writes, everybody else waits without blocking."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import apsw
+import gevent
+from gevent.event import AsyncResult, Event
+from gevent.threadpool import ThreadPool
+
+from rae_control.ledger.store import Ledger, Moved, Outcome, Tx
+
+T = TypeVar("T")
+MAX_BATCH = 256
+log = logging.getLogger(__name__)
+
+
+class LedgerWriter:
+    """Collects the writes of all greenlets while a commit is under way, then commits them at once.
+
+    `listener` hears what moved, in commit order, before any caller goes on.
+    """
+
+    def __init__(self, ledger: Ledger, listener: Callable[[Sequence[Moved]], None]) -> None:
+        self._ledger = ledger
+        self._listener = listener
+        self._pending: list[tuple[Callable[[Tx], Any], AsyncResult]] = []
+        self._wake = Event()
+        self._writers = ThreadPool(1)
+        self._readers = ThreadPool(2)
+        self._greenlet = gevent.spawn(self._loop)
+
+    def write(self, function: Callable[[Tx], T]) -> T:
+        """Run in the next transaction; returns when it is on the disk. Raises what it raised."""
+        answer = AsyncResult()
+        self._pending.append((function, answer))
+        self._wake.set()
+        return cast("T", answer.get())
+
+    def read(self, function: Callable[[apsw.Connection], T]) -> T:
+        """Run a reading function in a reader thread, on one snapshot."""
+        return cast("T", self._readers.apply(self._ledger.read, (function,)))
+
+    def close(self) -> None:
+        """Finish what is pending and stop."""
+        while self._pending:
+            gevent.sleep(0.01)
+        self._greenlet.kill()
+        self._writers.kill()
+        self._readers.kill()
+
+    def _loop(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            while self._pending:
+                batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
+                self._commit(batch)
+
+    def _commit(self, batch: Sequence[tuple[Callable[[Tx], Any], AsyncResult]]) -> None:
+        functions = [function for function, _ in batch]
+        try:
+            done: tuple[list[Outcome[Any]], list[Moved]]
+            done = self._writers.apply(self._ledger.transact, (functions,))
+            outcomes, moved = done
+            self._listener(moved)
+        except BaseException:
+            # What memory holds may not be what the ledger holds any more: only a fresh start is
+            # safe, and it costs nobody anything (leases are granted a full period).
+            log.critical("the ledger's writer failed; this process ends", exc_info=True)
+            os._exit(70)
+        for (_, answer), outcome in zip(batch, outcomes, strict=True):
+            if outcome.error is not None:
+                answer.set_exception(outcome.error)
+            else:
+                answer.set(outcome.value)
