@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import gevent
+from gevent.threadpool import ThreadPool
 
 from rae_protocol.errors import RaeError
 
@@ -17,9 +18,20 @@ T = TypeVar("T")
 PIECE = 1024 * 1024
 
 
-def in_thread(function: Callable[..., T], *args: Any) -> T:
+def in_thread(function: Callable[..., T], *args: Any, pool: ThreadPool | None = None) -> T:
     """Run what may block in a native thread while other greenlets go on."""
-    return cast("T", gevent.get_hub().threadpool.apply(function, args))
+    value, error = (pool or gevent.get_hub().threadpool).apply(_outcome, (function, args))
+    if error is not None:
+        raise error
+    return cast("T", value)
+
+
+def _outcome(function: Callable[..., Any], args: Any) -> tuple[Any, Exception | None]:
+    """Carry errors back as values: gevent prints those that a pool's thread raises."""
+    try:
+        return function(*args), None
+    except Exception as error:
+        return None, error
 
 
 class BlobStore:

@@ -148,35 +148,44 @@ class RqQueue:
     def _finish(self, op: Op, *, remove_from_queue: bool) -> None:
         job = self._job(op.task_id, op.lane_id)
         execution = self._executions.pop(op.task_id, None)
-        if execution is None:
-            # Not started by this process: let RQ look up what belongs to the job.
-            with contextlib.suppress(redis.exceptions.ResponseError):
-                job.delete(remove_from_queue=remove_from_queue)
         queue = self._queue(op.lane_id)
         with self._redis.pipeline(transaction=False) as pipe:
-            if execution is not None:
-                execution.delete(job, pipeline=pipe)
-                pipe.delete(job.key)
-                if remove_from_queue:
-                    pipe.lrem(queue.key, 0, op.task_id)
+            # Not started by this process (or lost by Redis): look up what the registry still has.
+            executions = [execution] if execution else self._executions_of(job, queue)
+            for item in executions:
+                item.delete(job, pipeline=pipe)
+            pipe.delete(job.key, job.execution_registry.key)
+            if remove_from_queue:
+                pipe.lrem(queue.key, 0, op.task_id)
             if op.worker:
                 self._worker(op.worker).set_state(WorkerStatus.IDLE, pipeline=pipe)
             pipe.execute()
 
-    def set_slots(self, slots: Sequence[str]) -> None:
-        """Make the worker entries exactly these (`node.slot`), keeping those that exist."""
+    def _executions_of(self, job: Job, queue: Queue) -> list[Execution]:
+        members: Any = self._redis.zrange(queue.started_job_registry.key, 0, -1)
+        prefix = f"{job.id}:".encode()
+        return [
+            Execution.from_composite_key(member.decode(), connection=self._redis)
+            for member in members
+            if member.startswith(prefix)
+        ]
+
+    def set_slots(self, slots: Sequence[str]) -> set[str]:
+        """Make the worker entries exactly these (`node.slot`); returns those made afresh."""
         with _redis_errors():
             self._redis.sadd("rq:queues", self._queue(SLOTS_QUEUE).key)
             have = self.slots()
             for name in have - set(slots):
                 self._worker(name).register_death()  # type: ignore[no-untyped-call]
                 self._redis.delete(self._worker(name).key)
-            for name in sorted(set(slots) - have):
+            fresh = set(slots) - have
+            for name in sorted(fresh):
                 worker = self._worker(name)
                 self._redis.delete(worker.key)
                 worker.register_birth()  # type: ignore[no-untyped-call]
                 worker.set_state(WorkerStatus.IDLE)
             self._worker_redis.connection_pool.connection_kwargs["socket_timeout"] = self._timeout_s
+        return fresh
 
     def slots(self) -> set[str]:
         """The names of the worker entries whose hash exists."""

@@ -131,8 +131,7 @@ class QueueKeeper:
                 missing = self._repair_lane(lane_id)
                 if missing:
                     fixed[lane_id] = missing
-        self._repair_started({*have, *heads})
-        self.queue.set_slots(self._slots())
+        self._repair_started({*have, *heads}, self.queue.set_slots(self._slots()))
         busy = {lease.lane_id for lease in self._leases}
         for lane_id in have:
             if lane_id not in self._lanes.lanes and lane_id not in busy:
@@ -158,7 +157,7 @@ class QueueKeeper:
         self.repairs += len(ops)
         return len(missing)
 
-    def _repair_started(self, lanes: set[str]) -> None:
+    def _repair_started(self, lanes: set[str], fresh: set[str]) -> None:
         wanted = {lease.task_id: lease for lease in self._leases}
         ops: list[Op] = []
         for lane_id in {*lanes, *(lease.lane_id for lease in wanted.values())}:
@@ -167,7 +166,8 @@ class QueueKeeper:
             ops += [
                 Op("start", t, lane_id, worker=f"{lease.node_id}.{lease.slot}")
                 for t, lease in wanted.items()
-                if lease.lane_id == lane_id and t not in shown
+                if lease.lane_id == lane_id
+                and (t not in shown or f"{lease.node_id}.{lease.slot}" in fresh)
             ]
         self.queue.apply(ops)
         self.repairs += len(ops)

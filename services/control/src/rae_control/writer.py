@@ -12,6 +12,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
+from rae_control.files import in_thread
 from rae_control.ledger.store import Ledger, Moved, Outcome, Tx
 
 T = TypeVar("T")
@@ -29,7 +30,8 @@ class LedgerWriter:
         self._ledger = ledger
         self._listener = listener
         self._pending: list[tuple[Callable[[Tx], Any], AsyncResult]] = []
-        self._wake = Event()
+        self._wake, self._idle = Event(), Event()
+        self._idle.set()
         self._writers = ThreadPool(1)
         self._readers = ThreadPool(2)
         self._greenlet = gevent.spawn(self._loop)
@@ -38,17 +40,17 @@ class LedgerWriter:
         """Run in the next transaction; returns when it is on the disk. Raises what it raised."""
         answer = AsyncResult()
         self._pending.append((function, answer))
+        self._idle.clear()
         self._wake.set()
         return cast("T", answer.get())
 
     def read(self, function: Callable[[apsw.Connection], T]) -> T:
         """Run a reading function in a reader thread, on one snapshot."""
-        return cast("T", self._readers.apply(self._ledger.read, (function,)))
+        return cast("T", in_thread(self._ledger.read, function, pool=self._readers))
 
     def close(self) -> None:
         """Finish what is pending and stop."""
-        while self._pending:
-            gevent.sleep(0.01)
+        self._idle.wait()
         self._greenlet.kill()
         self._writers.kill()
         self._readers.kill()
@@ -60,6 +62,7 @@ class LedgerWriter:
             while self._pending:
                 batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
                 self._commit(batch)
+            self._idle.set()
 
     def _commit(self, batch: Sequence[tuple[Callable[[Tx], Any], AsyncResult]]) -> None:
         functions = [function for function, _ in batch]

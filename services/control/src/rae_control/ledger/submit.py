@@ -99,7 +99,9 @@ def submit(tx: Tx, submitter: str, batch: Sequence[Prepared]) -> list[TaskRef]:
     for task in batch:
         known = _known(tx, submitter, task)
         if known is not None:
-            refs.append(TaskRef(task_id=known["task_id"], state=known["state"], created=False))
+            refs.append(
+                TaskRef(task_id=known["task_id"], state=TaskState(known["state"]), created=False)
+            )
             continue
         fresh.append((task, _insert(tx, submitter, task)))
         refs.append(TaskRef(task_id=task.task_id, state=TaskState.WAITING))

@@ -1,0 +1,412 @@
+"""A task's way through control: claims, acks, results, yields, counters, dependencies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rae_control.config import ControlConfig
+from rae_control.mesh import Mesh
+
+from .conftest import ECHO, Api, ManualClock, Server, build, until
+
+
+def test_a_task_goes_from_submit_to_result(api: Api) -> None:
+    api.join("n1")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    ref = api.take("n1")
+    assert ref["task_id"] == task_id
+    assert api.task(task_id)["state"] == "running"
+    assert api.result("n1", ref, result={"exit_code": 0}).json["state"] == "succeeded"
+    assert api.rae("GET", f"/tasks/{task_id}/result").json["result"] == {"exit_code": 0}
+    reasons = [e["reason"] for e in api.rae("GET", f"/tasks/{task_id}/events").json["events"]]
+    assert reasons == ["submitted", "claimed", "acked", "succeeded"]
+
+
+def test_the_same_result_twice_is_fine_and_another_one_is_stale(api: Api) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    assert api.result("n1", ref, result=1).status_code == 200
+    assert api.result("n1", ref, result=1).status_code == 200
+    late = api.result("n1", ref, result=2)
+    assert (late.status_code, late.json["rc"]) == (409, "stale_lease")
+    assert api.task(ref["task_id"])["result"] == 1
+    reasons = [
+        e["reason"] for e in api.rae("GET", f"/tasks/{ref['task_id']}/events").json["events"]
+    ]
+    assert reasons[-1] == "stale_result"
+
+
+def test_ack_twice_is_fine(api: Api) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    assert api.node("n1", "POST", "/tasks/ack", ref).status_code == 200
+
+
+def test_a_lease_without_ack_goes_back_and_costs_nothing(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    until(lambda: api.poll("n1").get("task"))
+    tick(mesh, clock, 9)
+    assert api.task(task_id)["state"] == "leased"
+    tick(mesh, clock, 3)
+    view = api.task(task_id)
+    assert (view["state"], view["failures"], view["interruptions"]) == ("queued", 0, 0)
+
+
+def tick(mesh: Mesh, clock: ManualClock, seconds: float) -> None:
+    """Let time pass as a running reaper sees it: second by second."""
+    for _ in range(int(seconds)):
+        clock.advance(1)
+        mesh.reaper.tick()
+
+
+def test_expired_lease_returns_the_task_to_its_lane(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    ref = api.take("n1")
+    tick(mesh, clock, 119)
+    assert api.task(task_id)["state"] == "running"
+    tick(mesh, clock, 3)
+    view = api.task(task_id)
+    assert (view["state"], view["interruptions"], view["failures"]) == ("queued", 1, 0)
+    late = api.result("n1", ref)
+    assert (late.status_code, late.json["rc"]) == (409, "stale_lease")
+
+
+def test_a_heartbeat_renews_only_what_it_lists(api: Api, mesh: Mesh, clock: ManualClock) -> None:
+    api.join("n1")
+    api.submit(ECHO, ECHO)
+    kept, forgotten = api.take("n1"), api.take("n1")
+    for _ in range(5):
+        tick(mesh, clock, 30)
+        api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1", "leases": [kept]})
+    assert api.task(kept["task_id"])["state"] == "running"
+    assert api.task(forgotten["task_id"])["state"] == "queued"
+
+
+def test_a_heartbeat_tells_which_leases_are_over(api: Api) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    gone = {**ref, "lease_id": "0000000000000000"}
+    beat = {"node_id": "n1", "leases": [ref, gone]}
+    commands = api.node("n1", "POST", "/nodes/heartbeat", beat).json["commands"]
+    assert [c["lease_id"] for c in commands] == [gone["lease_id"]]
+
+
+def test_a4_offline_node_receives_no_task(api: Api, mesh: Mesh, clock: ManualClock) -> None:
+    api.join("n1")
+    tick(mesh, clock, 122)
+    api.submit(ECHO)
+    answer = api.node("n1", "GET", "/tasks/poll?slots=cpu0")
+    assert (answer.status_code, answer.json["rc"]) == (401, "register_again")
+    beat = api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1"})
+    assert beat.json["rc"] == "register_again"
+    assert api.rae("GET", "/nodes", who="root").json["nodes"] == []
+    shown = api.rae("GET", "/nodes?all=1", who="root").json["nodes"]
+    assert [n["state"] for n in shown] == ["offline"]
+    assert api.register("n1").status_code == 200
+    assert until(lambda: api.poll("n1").get("task"))
+
+
+def test_a_yield_goes_back_to_the_front_without_charge(api: Api) -> None:
+    api.join("n1")
+    first = api.submit(ECHO)[0]["task_id"]
+    ref = api.take("n1")
+    api.submit(ECHO)
+    body = {**ref, "reason": "owner", "stopped_ms": 12.5}
+    assert api.node("n1", "POST", "/tasks/yield", body).json["state"] == "queued"
+    again = api.take("n1")
+    assert (again["task_id"], again["attempt"]) == (first, 2)
+    # The answer was lost and the node says it again: still fine, nothing changes.
+    assert api.node("n1", "POST", "/tasks/yield", body).status_code == 200
+    assert api.task(first)["state"] == "running"
+
+
+def test_from_the_third_interruption_in_a_row_a_task_pauses(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    states = []
+    for _ in range(3):
+        ref = api.take("n1")
+        states.append(
+            api.node("n1", "POST", "/tasks/yield", {**ref, "reason": "owner"}).json["state"]
+        )
+    assert states == ["queued", "queued", "waiting"]
+    assert "waits" in api.task(task_id)["why"][0]
+    tick(mesh, clock, 11)
+    assert api.task(task_id)["state"] == "queued"
+
+
+def test_a_program_that_fails_never_costs_the_node_anything(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    task_id = api.submit({**ECHO, "max_attempts": 4})[0]["task_id"]
+    error = {"code": "E_EXIT", "message": "exit code 1"}
+    for _ in range(4):
+        ref = api.take("n1")
+        api.result("n1", ref, "failed", error=error)
+        tick(mesh, clock, 45)
+        api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1"})
+    view = api.task(task_id)
+    assert (view["state"], view["failures"], view["error"]["code"]) == ("failed", 4, "E_EXIT")
+    assert api.rae("GET", "/nodes/n1", who="root").json["state"] == "online"
+
+
+@pytest.mark.parametrize("code", ["E_DENY", "E_INVALID", "UI_SESSION_REQUIRED"])
+def test_c7_what_cannot_get_better_fails_at_once(api: Api, code: str) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    answer = api.result("n1", ref, "failed", error={"code": code, "message": "no"})
+    assert answer.json["state"] == "failed"
+
+
+def test_c7_no_gpu_is_queued_again_without_charge(api: Api) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    api.result("n1", ref, "failed", error={"code": "E_NOGPU", "message": "gone"})
+    view = api.task(ref["task_id"])
+    assert (view["state"], view["failures"]) == ("queued", 0)
+
+
+def test_three_infrastructure_failures_in_a_row_cordon_a_node(api: Api) -> None:
+    api.join("n1")
+    for _ in range(3):
+        api.submit(ECHO)
+        ref = api.take("n1")
+        body = {**ref, "reason": "infrastructure", "detail": "the disk is full"}
+        assert api.node("n1", "POST", "/tasks/yield", body).status_code == 200
+    node = api.rae("GET", "/nodes/n1", who="root").json
+    assert node["state"] == "cordoned"
+    assert "the disk is full" in node["reason"]
+    assert api.poll("n1")["reasons"][0]["code"] == "cordoned"
+    assert api.rae("POST", "/nodes/n1/resume", who="root").json["state"] == "online"
+
+
+def test_cancel_reaches_queued_and_running_tasks(api: Api) -> None:
+    api.join("n1")
+    queued, running = (t["task_id"] for t in api.submit({**ECHO, "priority": 0}, ECHO))
+    ref = api.take("n1")
+    assert ref["task_id"] == running
+    assert api.rae("POST", f"/tasks/{queued}/cancel").json["state"] == "cancelled"
+    assert api.rae("POST", f"/tasks/{running}/cancel").json["state"] == "cancelled"
+    assert api.rae("POST", f"/tasks/{running}/cancel").json["state"] == "cancelled"
+    commands = api.poll("n1", "slots=")["commands"]
+    assert [(c["command"], c["lease_id"]) for c in commands] == [("cancel", ref["lease_id"])]
+    assert api.result("n1", ref).status_code == 409
+    assert api.task(running)["state"] == "cancelled"
+
+
+def test_a_requeued_task_waits_until_its_cancelled_attempt_is_dead(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    ref = api.take("n1")
+    api.rae("POST", f"/tasks/{task_id}/cancel")
+    assert api.rae("POST", f"/tasks/{task_id}/requeue").json["state"] == "waiting"
+    assert "surely dead" in api.task(task_id)["why"][0]
+    assert api.node("n1", "POST", "/tasks/yield", {**ref, "reason": "cancelled"}).status_code == 200
+    assert api.task(task_id)["state"] == "queued"
+    # Without the node's word it waits for the whole lease.
+    second = api.take("n1")
+    api.rae("POST", f"/tasks/{task_id}/cancel")
+    api.rae("POST", f"/tasks/{task_id}/requeue")
+    tick(mesh, clock, 118)
+    assert api.task(task_id)["state"] == "waiting"
+    tick(mesh, clock, 4)
+    assert api.task(task_id)["state"] == "queued"
+    assert api.node("n1", "POST", "/tasks/yield", {**second, "reason": "owner"}).status_code == 409
+
+
+def test_revoke_ends_the_session_and_the_tasks_wait_out_their_leases(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    ref = api.take("n1")
+    assert api.rae("POST", "/nodes/n1/revoke", who="root").json["state"] == "revoked"
+    assert api.result("n1", ref).json["rc"] == "register_again"
+    assert api.register("n1").json["rc"] == "node_revoked"
+    assert api.task(task_id)["state"] == "waiting"
+    tick(mesh, clock, 121)
+    assert api.task(task_id)["state"] == "queued"
+    old = api.secrets["n1"]
+    assert api.enrol("n1") != old
+
+
+def test_a_failed_dependency_ends_its_dependents_however_long_the_chain(api: Api) -> None:
+    api.join("n1")
+    chain: list[dict[str, Any]] = [{**ECHO, "task_id": "t0", "max_attempts": 1}]
+    chain += [{**ECHO, "task_id": f"t{i}", "depends_on": [f"t{i - 1}"]} for i in range(1, 1000)]
+    states = [t["state"] for t in api.submit(*chain)]
+    assert states == ["queued"] + ["waiting"] * 999
+    ref = api.take("n1")
+    api.result("n1", ref, "failed", error={"code": "E_EXIT", "message": ""})
+    last = api.task("t999")
+    assert (last["state"], last["reason"]) == ("failed", "dependency_failed")
+
+
+def test_dependents_run_when_everything_they_need_has_succeeded(api: Api) -> None:
+    api.join("n1")
+    join = {**ECHO, "task_id": "join", "depends_on": ["a", "b"]}
+    api.submit({**ECHO, "task_id": "a"}, {**ECHO, "task_id": "b"}, join)
+    assert "a, b" in api.task("join")["why"][0]
+    for _ in range(2):
+        api.result("n1", api.take("n1"))
+    assert api.task("join")["state"] == "queued"
+    late = api.submit({**ECHO, "depends_on": ["a"]})
+    assert late[0]["state"] == "queued"
+
+
+def test_not_before_and_expires_at(api: Api, mesh: Mesh, clock: ManualClock) -> None:
+    def at(seconds: float) -> float:
+        return clock.wall() + seconds
+
+    later = api.submit({**ECHO, "not_before": at(30)})[0]
+    short = api.submit({**ECHO, "expires_at": at(20)})[0]
+    assert (later["state"], short["state"]) == ("waiting", "queued")
+    tick(mesh, clock, 21)
+    assert api.task(short["task_id"])["state"] == "expired"
+    tick(mesh, clock, 10)
+    assert api.task(later["task_id"])["state"] == "queued"
+
+
+def test_a_restart_grants_every_open_lease_a_full_period(
+    tmp_path: Any, redis_server: Server, config: ControlConfig, clock: ManualClock
+) -> None:
+    from rae_control.app import create_app
+
+    mesh = build(tmp_path, redis_server, clock, config)
+    api = Api(create_app(mesh).test_client(), clock)
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    tick(mesh, clock, 100)
+    mesh.close()
+    clock.advance(10_000)
+    mesh = build(tmp_path, redis_server, clock, config)
+    api.client = create_app(mesh).test_client()
+    tick(mesh, clock, 100)
+    # The session is known without registering again, and the result is taken exactly once.
+    assert api.result("n1", ref, result="late but mine").json["state"] == "succeeded"
+    mesh.close()
+
+
+def test_time_in_which_control_was_stopped_does_not_count(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    clock.advance(500)
+    mesh.reaper.tick()
+    tick(mesh, clock, 5)
+    assert api.task(ref["task_id"])["state"] == "running"
+    assert api.rae("GET", "/nodes/n1", who="root").json["state"] == "online"
+
+
+def test_registering_again_keeps_what_is_unfinished_and_closes_the_rest(api: Api) -> None:
+    api.join("n1")
+    api.submit(ECHO, ECHO)
+    kept, lost = api.take("n1"), api.take("n1")
+    assert api.register("n1", instance="i2", unfinished=[kept]).status_code == 200
+    assert api.task(lost["task_id"])["state"] == "queued"
+    assert api.result("n1", kept).json["state"] == "succeeded"
+
+
+def test_idempotency_answers_with_the_first_task(api: Api) -> None:
+    body = {**ECHO, "task_id": "mine"}
+    assert api.submit(body)[0]["created"] is True
+    assert api.submit(body)[0]["created"] is False
+    keyed = {**ECHO, "idempotency_key": "k"}
+    first, second = api.submit(keyed)[0], api.submit(keyed)[0]
+    assert first["task_id"] == second["task_id"]
+    assert second["created"] is False
+    api.rae("POST", f"/tasks/{first['task_id']}/cancel")
+    assert api.submit(keyed)[0]["task_id"] != first["task_id"]
+
+
+def test_d2_same_step_and_inputs_hash_return_the_cached_job_while_the_first_runs(api: Api) -> None:
+    api.join("n1")
+    step = {**ECHO, "step_name": "render", "inputs_hash": "abc"}
+    first = api.submit(step)[0]["task_id"]
+    ref = api.take("n1")
+    assert api.submit(step)[0]["task_id"] == first
+    api.result("n1", ref)
+    assert api.submit(step)[0] == {"task_id": first, "state": "succeeded", "created": False}
+    assert api.submit({**step, "inputs_hash": "other"})[0]["task_id"] != first
+
+
+def test_inputs_and_artifacts_pass_from_task_to_task(api: Api) -> None:
+    api.join("n1")
+    digest = api.blob(b"content of the blob")
+    api.submit(
+        {**ECHO, "task_id": "one", "inputs": {"in.txt": {"sha256": digest}},
+         "artifacts": [{"name": "out/x.txt", "type": "text/plain"}]},
+        {**ECHO, "task_id": "two",
+         "inputs": {"x.txt": {"from_task": "one", "artifact": "out/x.txt"}}},
+    )  # fmt: skip
+    ref = api.take("n1")
+    path = f"/tasks/one/inputs/in.txt?attempt=1&lease_id={ref['lease_id']}"
+    assert api.node("n1", "GET", path).data == b"content of the blob"
+    boundary, metadata = "xyz", '{"task_id":"one","status":"succeeded"}'
+    body = (
+        f'--xyz\r\nContent-Disposition: form-data; name="metadata"\r\n\r\n{metadata}\r\n'
+        '--xyz\r\nContent-Disposition: form-data; name="artifacts/out/x.txt"; filename="x"\r\n'
+        "Content-Type: text/plain\r\n\r\nartifact bytes\r\n--xyz--\r\n"
+    ).encode()
+    kind = f"multipart/form-data; boundary={boundary}"
+    answer = api.node("n1", "POST", "/tasks/result", body, content_type=kind)
+    assert answer.json["state"] == "succeeded", answer.json
+    assert api.rae("GET", "/tasks/one/artifacts/out/x.txt").data == b"artifact bytes"
+    second = api.take("n1")
+    path = f"/tasks/two/inputs/x.txt?attempt=1&lease_id={second['lease_id']}"
+    assert api.node("n1", "GET", path).data == b"artifact bytes"
+
+
+def test_log_chunks_are_kept_in_order_and_twice_is_harmless(api: Api) -> None:
+    import base64
+
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    for offset, text in ((0, b"one "), (4, b"two "), (0, b"one "), (8, b"three")):
+        chunk = {**ref, "offset": offset, "data": base64.b64encode(text).decode()}
+        assert api.node("n1", "POST", "/tasks/log", chunk).status_code == 200
+    gap = {**ref, "offset": 100, "data": base64.b64encode(b"x").decode()}
+    assert api.node("n1", "POST", "/tasks/log", gap).status_code == 400
+    api.result("n1", ref)
+    answer = api.rae("GET", f"/tasks/{ref['task_id']}/log")
+    assert answer.data == b"one two three"
+    rest = api.rae("GET", f"/tasks/{ref['task_id']}/log?offset=13")
+    assert (rest.data, rest.headers["X-RAE-Complete"]) == (b"", "1")
+
+
+def test_drain_lets_work_finish_and_gives_no_more(api: Api) -> None:
+    api.join("n1")
+    api.submit(ECHO, ECHO)
+    ref = api.take("n1")
+    assert (
+        api.rae("POST", "/nodes/n1/drain", {"reason": "update"}, who="root").json["state"]
+        == "draining"
+    )
+    assert [c["command"] for c in api.poll("n1")["commands"]] == ["drain"]
+    assert api.poll("n1")["reasons"][0]["code"] == "draining"
+    assert api.result("n1", ref).json["state"] == "succeeded"
+    api.rae("POST", "/nodes/n1/resume", who="root")
+    assert [c["command"] for c in api.poll("n1")["commands"]] == ["resume"]
+    assert api.take("n1")
