@@ -91,21 +91,24 @@ class RaeClient:
         path = f"/tasks/{task_id}/events" if task_id else "/events"
         return self._get(path, models.EventList, {"after": after, "wait": f"{wait_s:g}"}, wait_s)
 
-    def stream_log(self, task_id: str, attempt: int | None = None) -> Iterator[bytes]:
-        """The log of the latest (or the named) attempt, as it grows, until that attempt ends."""
-        offset = 0
+    def stream_log(
+        self, task_id: str, attempt: int | None = None, *, follow: bool = True
+    ) -> Iterator[bytes]:
+        """The log of the latest (or the named) attempt: as it grows, until that attempt ends, or
+        (without `follow`) what there is now."""
+        offset, wait = 0, 25.0 if follow else 0.0
         while True:
-            params: dict[str, Any] = {"offset": offset, "wait": "25"}
+            params: dict[str, Any] = {"offset": offset, "wait": f"{wait:g}"}
             if attempt is not None:
                 params["attempt"] = attempt
             response = self._call(
-                "GET", f"/tasks/{task_id}/log", params=params, retry=True, wait_s=25.0
+                "GET", f"/tasks/{task_id}/log", params=params, retry=True, wait_s=wait
             )
             attempt = int(response.headers["X-RAE-Attempt"]) or None
             offset = int(response.headers["X-RAE-Next-Offset"])
             if response.content:
                 yield response.content
-            elif response.headers["X-RAE-Complete"] == "1":
+            elif not follow or response.headers["X-RAE-Complete"] == "1":
                 return
 
     def result(self, task_id: str) -> Any:

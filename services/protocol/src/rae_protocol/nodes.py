@@ -26,6 +26,10 @@ class Availability(str, Enum):
     BLIND = "blind"
 
 
+# Not strict: a word from JSON is not yet a member, and bodies are parsed from decoded JSON.
+AvailabilityWord = Annotated[Availability, Field(strict=False)]
+
+
 class CudaInfo(Model):
     """Versions, None where unknown."""
 
@@ -97,7 +101,7 @@ class RegisterRequest(Model):
     trusted: bool | None = None
     slots: Annotated[list[Slot], Field(min_length=1, max_length=256)] | None = None
     isolation: Literal["unit", "bubblewrap", "process"] | None = None
-    availability: Availability = Availability.OPEN
+    availability: AvailabilityWord = Availability.OPEN
     unfinished: Annotated[list[LeaseRef], Field(max_length=1000)] = Field(default_factory=list)
 
     @field_validator("slots")
@@ -126,7 +130,7 @@ class Heartbeat(Model):
 
     node_id: NodeId
     leases: Annotated[list[LeaseRef], Field(max_length=1000)] | None = None
-    availability: Availability | None = None
+    availability: AvailabilityWord | None = None
     reasons: Annotated[list[Text], Field(max_length=32)] | None = None
     clock_offset_s: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
     disk_free_mb: Number | None = None

@@ -163,7 +163,10 @@ def open_envelope(envelope: dict[str, Any], public_keys: Sequence[str]) -> dict[
                 key.verify(sig, message)
             except InvalidSignature:
                 continue
-            value = json.loads(payload)
+            try:
+                value = json.loads(payload)
+            except ValueError as error:
+                raise EnvelopeError("the envelope's payload is not JSON") from error
             if not isinstance(value, dict):
                 raise EnvelopeError("the envelope's payload is not an object")
             return value

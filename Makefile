@@ -1,0 +1,60 @@
+# RAE Mesh. `make` prints the verbs. Everything runs from .venv, which is built once, from pinned
+# versions, and again when those or a pyproject.toml change.
+PYTHON ?= python3
+VENV ?= .venv
+ROUNDS ?= 200
+SEED ?=
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+CODE := services/protocol/src services/control/src services/node/src tools
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint unit integration chaos chaos-short fmt clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "PYTHON=$(PYTHON) (3.10 or newer)  ROUNDS=$(ROUNDS)  SEED=$(SEED)  PYTEST_ARGS=$(PYTEST_ARGS)"
+
+venv: $(VENV)/.built  ## build the environment in .venv
+
+$(VENV)/.built: constraints.txt requirements-dev.txt $(wildcard services/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is missing or older than 3.10; say make PYTHON=/path/to/python3.10" >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -r requirements-dev.txt
+	touch $@
+
+demo: venv  ## control, two nodes, real work, an owner who comes back, an agent that dies
+	@$(BIN)/python -m tools.demo
+
+test: lint chaos-short  ## everything: lint, 20 rounds of chaos, unit and integration tests
+	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports
+
+unit: venv  ## unit tests
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+integration: venv  ## tests with real Redis, gunicorn and agents
+	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+chaos: venv  ## kill everything at random moments; ROUNDS=n SEED=n
+	$(BIN)/python -m tools.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+chaos-short: venv
+	$(BIN)/python -m tools.chaos --rounds 20 $(if $(SEED),--seed $(SEED))
+
+fmt: venv  ## format the code
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:  ## remove environments and caches
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +

@@ -1,0 +1,185 @@
+"""What the node tells control of its machine: C2's payload and D4's keys in one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rae_node import __version__
+from rae_node.config import NodeConfig, RuntimeConfig
+from rae_node.gpu import Gpu
+from rae_node.gpu import probe as probe_gpu
+from rae_node.runners.base import PATH
+from rae_node.runners.llm import has_model, present_models
+from rae_protocol.models import Capabilities, CpuInfo, CudaInfo, GpuInfo
+
+RESOLVE = Path("/opt/resolve/bin/resolve")
+_FFMPEG = re.compile(r"ffmpeg version ([0-9][0-9.]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What does not change while the agent runs; None is unknown."""
+
+    cores: int
+    arch: str
+    cpu_model: str | None
+    memory_mb: float | None
+    distribution: str | None
+    python_version: str
+    ffmpeg_version: str | None
+    davinci: bool
+    gpus: tuple[Gpu, ...] | None
+
+
+def probe_machine(timeout_s: float) -> Machine:
+    """Measure; each program asked gets `timeout_s` seconds."""
+    return Machine(
+        cores=os.cpu_count() or 1,
+        arch=platform.machine(),
+        cpu_model=_line_value(Path("/proc/cpuinfo"), "model name"),
+        memory_mb=_memory_mb(),
+        distribution=_distribution(),
+        python_version=platform.python_version(),
+        ffmpeg_version=_ffmpeg_version(timeout_s),
+        davinci=RESOLVE.exists(),
+        gpus=probe_gpu(timeout_s),
+    )
+
+
+def gpu_slots(config: NodeConfig, machine: Machine) -> int:
+    """How many GPU tasks at a time: what the owner says, else one if there is a GPU."""
+    there = config.capabilities.gpu if machine.gpus is None else bool(machine.gpus)
+    if not there or config.capabilities.gpu is False:
+        return 0
+    return 1 if config.max_concurrent_gpu is None else config.max_concurrent_gpu
+
+
+def describe(
+    config: NodeConfig,
+    runtime: RuntimeConfig,
+    machine: Machine,
+    *,
+    disk: Path,
+    models: list[str] | None,
+) -> Capabilities:
+    """The registration payload. What the owner declares wins, but never above what is measured."""
+    declared = config.capabilities
+    gpus = () if declared.gpu is False else machine.gpus
+    cap_mb = runtime.safety.max_vram_gb * 1024
+    measured_vram = max((gpu.vram_mb for gpu in gpus or () if gpu.vram_mb), default=None)
+    vram = _smallest(
+        declared.vram_gb if gpus is None or gpus else None,
+        None if measured_vram is None else measured_vram / 1024,
+        runtime.safety.max_vram_gb if gpus or (gpus is None and declared.vram_gb) else None,
+    )
+    ram = _smallest(
+        declared.ram_gb, None if machine.memory_mb is None else round(machine.memory_mb / 1024, 2)
+    )
+    shown = [
+        GpuInfo(
+            name=gpu.name,
+            vram_mb=None if gpu.vram_mb is None else round(min(gpu.vram_mb, cap_mb)),
+            uuid=gpu.uuid,
+            cuda=CudaInfo(version=gpu.cuda, driver=gpu.driver),
+        )
+        for gpu in gpus or ()
+    ]
+    has_gpu: bool | list[GpuInfo] | None = shown or (declared.gpu if gpus is None else [])
+    name = shown[0].name if shown else None
+    tags = ["cpu", *([machine.distribution] if machine.distribution else [])]
+    tags += ["cuda"] if shown else []
+    return Capabilities(
+        node_id=config.node_id,
+        version=__version__,
+        gpu=has_gpu,
+        gpu_model=(declared.gpu_model or name) if has_gpu else None,
+        vram_gb=vram if has_gpu else None,
+        ram_gb=ram,
+        memory_mb=None if machine.memory_mb is None else round(machine.memory_mb),
+        disk_free_mb=disk_free_mb(disk),
+        cpu=CpuInfo(cores=machine.cores, arch=machine.arch, model=machine.cpu_model),
+        cpu_threads=machine.cores,
+        arch=machine.arch,
+        os=platform.system().lower(),
+        python_version=machine.python_version,
+        ffmpeg_version=machine.ffmpeg_version,
+        davinci_available=machine.davinci,
+        llm=offered_roles(config, models or []),
+        models=models or [],
+        runners=["cli", "python", *(["llm"] if models is not None else [])],
+        tags=list(dict.fromkeys([*tags, *config.tags])),
+    )
+
+
+def ask_ollama(config: NodeConfig, timeout_s: float) -> list[str] | None:
+    """Models of the local Ollama; None when none answers, and then the node offers no `llm`."""
+    return present_models(config.ollama_url, timeout_s)
+
+
+def offered_roles(config: NodeConfig, models: list[str]) -> list[str]:
+    """Declared roles (all known ones, if none is declared) whose model is there."""
+    roles: Mapping[str, str] = config.llm_models
+    wanted = roles if config.capabilities.llm is None else config.capabilities.llm
+    return [role for role in wanted if role in roles and has_model(models, roles[role])]
+
+
+def disk_free_mb(folder: Path) -> float | None:
+    """Free MiB where tasks work; None when unknown."""
+    try:
+        return round(shutil.disk_usage(folder).free / 1048576)
+    except OSError:
+        return None
+
+
+def _smallest(*values: float | None) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _memory_mb() -> float | None:
+    text = _line_value(Path("/proc/meminfo"), "MemTotal")
+    return None if text is None else int(text.split()[0]) / 1024
+
+
+def _line_value(file: Path, name: str) -> str | None:
+    try:
+        with file.open(encoding="utf-8", errors="replace") as handle:
+            for line in handle:
+                key, _, value = line.partition(":")
+                if key.strip() == name:
+                    return value.strip()[:200]
+    except OSError:
+        pass
+    return None
+
+
+def _distribution() -> str | None:
+    try:
+        name = platform.freedesktop_os_release().get("ID")
+    except OSError:
+        return None
+    return name[:64] if name else None
+
+
+def _ffmpeg_version(timeout_s: float) -> str | None:
+    program = shutil.which("ffmpeg", path=PATH)
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "-hide_banner", "-version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = _FFMPEG.search(done.stdout.decode(errors="replace"))
+    return match[1].rstrip(".") if match else None

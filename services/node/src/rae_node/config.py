@@ -1,0 +1,286 @@
+"""`config.yaml` (A10 and our optional keys) and `runtime.yaml` (B1, exactly)."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from rae_node.errors import ConfigError, listed
+from rae_node.settings import known_settings
+from rae_protocol.names import NodeId, Word
+
+PLACEHOLDER = "100.x.x.x"
+DEFAULT_MODELS = {
+    "python-specialist": "deepseek-coder:33b",
+    "code-refactor": "deepseek-coder:6.7b",
+}
+_TAILSCALE = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
+
+Minutes = Annotated[float, Field(ge=0, le=60 * 24 * 30)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Period = Annotated[float, Field(gt=0, le=86400)]
+Count = Annotated[int, Field(ge=0, le=64)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Automation(_Section):
+    """Whether the node works by itself, and from boot on."""
+
+    enabled: bool
+    auto_start: bool
+
+
+class Safety(_Section):
+    """Limits beyond which the machine is its owner's; equal is safe, GB means GiB."""
+
+    detect_active_user: bool
+    idle_required_minutes: Minutes
+    max_cpu_percent: Percent
+    max_gpu_percent: Percent
+    max_vram_gb: Annotated[float, Field(ge=0, le=16384)]
+    cooldown_minutes: Minutes
+
+
+class Execution(_Section):
+    """Rhythm and caps."""
+
+    poll_interval_sec: Period
+    heartbeat_interval_sec: Period
+    task_timeout_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)]
+    retry_on_disconnect: bool
+
+
+class RuntimeConfig(_Section):
+    """`runtime.yaml`: every field, no other."""
+
+    automation: Automation
+    safety: Safety
+    execution: Execution
+
+
+class Declared(_Section):
+    """What the owner declares of the machine (A10); None is measured."""
+
+    gpu: bool | None = None
+    gpu_model: Annotated[str, Field(max_length=200)] | None = None
+    vram_gb: Annotated[float, Field(ge=0, le=16384)] | None = None
+    ram_gb: Annotated[float, Field(ge=0, le=1048576)] | None = None
+    llm: list[Word] | None = None
+
+
+class NodeConfig(_Section):
+    """`config.yaml`: A10's keys, then ours, all optional."""
+
+    node_id: NodeId
+    trusted: bool
+    capabilities: Declared
+    heartbeat_interval_sec: Period
+    rae_endpoint: str
+    tags: list[Word] = Field(default_factory=list)
+    max_concurrent_cpu: Count = 1
+    max_concurrent_gpu: Count | None = None
+    llm_models: dict[Word, Word] = Field(default_factory=lambda: dict(DEFAULT_MODELS))
+    ollama_url: str = "http://127.0.0.1:11435"
+    enrolment_file: str | None = None
+    allowlist_dir: str | None = None
+    task_paths: list[str] | None = None
+    min_isolation: Literal["unit", "bubblewrap", "process"] = "bubblewrap"
+    input_url_hosts: list[str] = Field(default_factory=list)
+    cpu_nice: Annotated[int, Field(ge=0, le=19)] = 10
+    io_class: Literal["best-effort", "idle"] = "best-effort"
+    io_level: Annotated[int, Field(ge=0, le=7)] = 6
+    mem_soft_mb: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("rae_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("is http://ADDRESS:PORT or https://NAME[:PORT]")
+        if parts.username or parts.query or parts.fragment:
+            raise ValueError("holds no user, query or fragment")
+        if parts.scheme == "http" and _literal(parts.hostname) is not None:
+            refuse_public_http(value, lambda host: [host])
+        return value.rstrip("/")
+
+    @field_validator("ollama_url")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        parts = urlsplit(value)
+        address = _literal(parts.hostname or "")
+        local = parts.hostname == "localhost" or (address is not None and address.is_loopback)
+        if parts.scheme != "http" or not local or not parts.port:
+            raise ValueError("is http://127.0.0.1:PORT: models are asked on this machine only")
+        return value.rstrip("/")
+
+
+C = TypeVar("C", bound=_Section)
+
+
+def resolve(host: str) -> list[str]:
+    """Addresses of a name. Raises OSError."""
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+
+
+def refuse_public_http(url: str, look_up: Callable[[str], list[str]] = resolve) -> None:
+    """Plain HTTP goes to loopback or Tailscale addresses only, also behind names.
+
+    Raises ValueError. A name that nobody knows passes: there is nothing to connect to.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.hostname == PLACEHOLDER:
+        return
+    try:
+        addresses = look_up(parts.hostname)
+    except OSError:
+        return
+    for text in addresses:
+        address = _literal(text.partition("%")[0])
+        if address is None or not (
+            address.is_loopback or any(address in network for network in _TAILSCALE)
+        ):
+            raise ValueError(
+                f"plain HTTP goes to loopback or Tailscale addresses only, and {text} is neither;"
+                " use https or the Tailscale address"
+            )
+
+
+def load_runtime(file: Path, overrides: Mapping[str, object] | None = None) -> RuntimeConfig:
+    """Read `runtime.yaml`, with `--set` values put over it. Raises ConfigError."""
+    data = _read(file)
+    for name, value in (overrides or {}).items():
+        for section, model in _SECTIONS.items():
+            if name in model.model_fields and isinstance(data.get(section), dict):
+                data[section][name] = value
+    return _validate(RuntimeConfig, data, file)
+
+
+def load_node_config(file: Path, overrides: Mapping[str, object] | None = None) -> NodeConfig:
+    """Read `config.yaml`, with `--set` values put over it. Raises ConfigError."""
+    data = _read(file)
+    for name, value in (overrides or {}).items():
+        if name in NodeConfig.model_fields:
+            data[name] = value
+    return _validate(NodeConfig, data, file)
+
+
+def load_both(
+    config_file: Path, runtime_file: Path, overrides: Mapping[str, object] | None = None
+) -> tuple[NodeConfig, RuntimeConfig]:
+    """Both files, which must agree on the heartbeat. Raises ConfigError."""
+    refuse_unknown(overrides or {})
+    config = load_node_config(config_file, overrides)
+    runtime = load_runtime(runtime_file, overrides)
+    if config.heartbeat_interval_sec != runtime.execution.heartbeat_interval_sec:
+        raise ConfigError(
+            f"heartbeat_interval_sec is {config.heartbeat_interval_sec:g} in {config_file} and "
+            f"{runtime.execution.heartbeat_interval_sec:g} in {runtime_file}; make them equal"
+        )
+    if config.max_concurrent_cpu == 0 and config.max_concurrent_gpu == 0:
+        raise ConfigError(
+            f"{config_file}: max_concurrent_cpu and max_concurrent_gpu are both 0; allow one task"
+        )
+    return config, runtime
+
+
+def refuse_unknown(overrides: Iterable[str]) -> None:
+    """Raises ConfigError for a `--set` name that neither file knows."""
+    known = set(NodeConfig.model_fields)
+    known.update(*(model.model_fields for model in _SECTIONS.values()))
+    for name in overrides:
+        if name not in known:
+            names = f"{listed(known, limit=99)}, {known_settings()}"
+            raise ConfigError(f"--set {name}: no such setting; known are {names}")
+
+
+def check_file(file: Path) -> str:
+    """Validate a config.yaml or runtime.yaml, told apart by what is in it. Raises ConfigError."""
+    if set(_read(file)) & set(_SECTIONS):
+        load_runtime(file)
+        return "runtime.yaml"
+    load_node_config(file)
+    return "config.yaml"
+
+
+def dev_config(node_id: str, url: str) -> dict[str, Any]:
+    """What a dev node's config.yaml says."""
+    return {
+        "node_id": node_id,
+        "trusted": True,
+        "capabilities": {},
+        "heartbeat_interval_sec": 30,
+        "rae_endpoint": url,
+        "min_isolation": "process",
+    }
+
+
+def dev_runtime() -> dict[str, Any]:
+    """The contract's values, but for a machine that control itself keeps busy."""
+    return {
+        "automation": {"enabled": True, "auto_start": True},
+        "safety": {
+            "detect_active_user": True,
+            "idle_required_minutes": 10,
+            "max_cpu_percent": 100,
+            "max_gpu_percent": 90,
+            "max_vram_gb": 14,
+            "cooldown_minutes": 0.05,
+        },
+        "execution": {
+            "poll_interval_sec": 1,
+            "heartbeat_interval_sec": 30,
+            "task_timeout_minutes": 180,
+            "retry_on_disconnect": True,
+        },
+    }
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "automation": Automation,
+    "safety": Safety,
+    "execution": Execution,
+}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file} holds `name: value` lines; this one does not")
+    return data
+
+
+def _validate(model: type[C], data: dict[str, Any], file: Path) -> C:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = [str(part) for part in first["loc"]]
+        field = ".".join(where) or "the file"
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            owner: type[BaseModel] = model
+            for part in where[:-1]:
+                inner = owner.model_fields[part].annotation if part in owner.model_fields else None
+                owner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else owner
+            hint = f"; known here are {listed(owner.model_fields, limit=99)}"
+        raise ConfigError(f"{file}: {field}: {first['msg']}{hint}") from error
+
+
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

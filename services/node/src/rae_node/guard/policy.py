@@ -1,0 +1,84 @@
+"""The guard's decision: readings in, decision with reasons out. Not even an import does I/O here.
+
+Unknown means present: a source that cannot see makes the node blind, and blind it does not work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rae_protocol.models import Availability
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one source sees.
+
+    `present`: the owner (or his wish) is there; None: this source cannot tell. `measures` are
+    compared with the limits of the same name; a measure of None cannot be read.
+    """
+
+    source: str
+    present: bool | None = False
+    code: str = ""
+    availability: Availability = Availability.OWNER
+    measures: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The owner's rules out of runtime.yaml. `limits`: measure → highest safe value."""
+
+    enabled: bool
+    detect_active_user: bool
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`safe`: work may run. `may_poll`: new work may be asked for (not in the cooldown)."""
+
+    safe: bool
+    may_poll: bool
+    availability: Availability
+    reasons: tuple[str, ...]
+
+
+UNSEEN = Decision(False, False, Availability.BLIND, ("starting",))
+
+
+def decide(rules: Rules, readings: Sequence[Reading], cooldown_left_s: float) -> Decision:
+    """Whether the machine may be used now: all reasons, and the gravest availability."""
+    found: list[tuple[Availability, str]] = []
+    if not rules.enabled:
+        found.append((Availability.PAUSED, "automation_disabled"))
+    if not rules.detect_active_user:
+        found.append((Availability.BLIND, "user_protection_inactive"))
+    for reading in readings:
+        if reading.present is None:
+            found.append((Availability.BLIND, f"blind_{reading.source}"))
+        elif reading.present:
+            found.append((reading.availability, reading.code or reading.source))
+        for name, value in reading.measures.items():
+            limit = rules.limits.get(name)
+            if value is None:
+                found.append((Availability.BLIND, f"blind_{name}"))
+            elif limit is not None and value > limit:
+                found.append((Availability.OWNER, f"{name}_high"))
+    reasons = tuple(dict.fromkeys(code for _, code in found))
+    if found:
+        kinds = {kind for kind, _ in found}
+        for gravest in (Availability.PAUSED, Availability.OWNER, Availability.BLIND):
+            if gravest in kinds:
+                return Decision(False, False, gravest, reasons)
+    if cooldown_left_s > 0:
+        return Decision(True, False, Availability.OWNER, ("cooldown",))
+    return Decision(True, True, Availability.OPEN, ())
+
+
+def yield_reason(decision: Decision) -> str:
+    """The word a task is handed back with because of a decision."""
+    if decision.availability in {Availability.PAUSED, Availability.OWNER}:
+        return str(decision.availability.value)
+    return "guard"

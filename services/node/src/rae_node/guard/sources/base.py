@@ -1,0 +1,57 @@
+"""What a detector is, and the deadline behind which each of them is asked."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from rae_node.guard.policy import Reading
+
+
+class Source(Protocol):
+    """One detector. `read` may fail or hang: the caller takes that for "cannot tell"."""
+
+    name: str
+
+    def read(self) -> Reading:
+        """Look now. May raise anything."""
+        ...
+
+
+class Watched:
+    """A source behind a deadline. A hung one is blind until it answers; it is not asked twice."""
+
+    def __init__(self, source: Source) -> None:
+        self.name = source.name
+        self._source = source
+        self._ask, self._answered = threading.Event(), threading.Event()
+        self._reading: Reading | None = None
+        self._asked = False
+        self._late = False
+        threading.Thread(target=self._run, name=f"source-{self.name}", daemon=True).start()
+
+    def ask(self) -> None:
+        """Start to look, unless it still does."""
+        if not self._asked:
+            self._asked = True
+            self._answered.clear()
+            self._ask.set()
+
+    def reading(self, timeout_s: float) -> Reading:
+        """What it saw, or that it cannot tell. Waits no longer, and not for a known laggard."""
+        if not self._answered.wait(0.0 if self._late else timeout_s):
+            self._late = True
+            return Reading(self.name, present=None)
+        self._late = False
+        self._asked = False
+        return self._reading or Reading(self.name, present=None)
+
+    def _run(self) -> None:
+        while True:
+            self._ask.wait()
+            self._ask.clear()
+            try:
+                self._reading = self._source.read()
+            except Exception:  # whatever a detector's trouble is, it means "cannot tell"
+                self._reading = None
+            self._answered.set()

@@ -1,0 +1,242 @@
+"""How a task is boxed. One interface; here its plainest form, a supervised child process."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rae_node import procs, supervisor
+
+Level = Literal["unit", "bubblewrap", "process"]
+STRENGTH: dict[Level, int] = {"process": 0, "bubblewrap": 1, "unit": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a task may use at most. Seconds, bytes, MiB; None means not watched."""
+
+    timeout_s: float
+    max_output_bytes: int
+    memory_mb: float | None
+    nice: int
+    io_class: str
+    io_level: int
+    rlimits: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Everything a supervisor needs; `deadline` on CLOCK_BOOTTIME."""
+
+    lease_id: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path
+    workspace: Path
+    log_dir: Path
+    deadline: float
+    limits: Limits
+    progress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the task's main process ended, seen by its supervisor."""
+
+    cause: str
+    exit_code: int | None
+    signal: int | None
+    duration_s: float
+    max_rss_mb: float
+    problem: str | None = None
+
+
+class Handle(Protocol):
+    """One started task. `finished`: the outcome is known, or lost; `gone`: nothing of it lives."""
+
+    finished: threading.Event
+    gone: threading.Event
+    outcome: Outcome | None
+    progress: tuple[float, str] | None
+
+    def extend(self, deadline: float) -> None:
+        """Move the deadline (CLOCK_BOOTTIME), only ever later."""
+        ...
+
+    def kill(self) -> None:
+        """Ask for the end of everything; returns at once, `gone` tells."""
+        ...
+
+    def kill_hard(self) -> None:
+        """Kill everything from here, whatever the supervisor does; sets `gone`."""
+        ...
+
+    def wipe(self, timeout_s: float) -> bool:
+        """Have the workspace deleted and the supervisor end; whether it confirmed in time."""
+        ...
+
+
+class Isolation(Protocol):
+    """Starts tasks at one level of isolation."""
+
+    level: Level
+
+    def start(self, spec: Spec) -> Handle:
+        """Start a supervisor with this task. Raises OSError."""
+        ...
+
+
+class ProcessIsolation:
+    """The supervisor as the agent's child, the task with rlimits: for development."""
+
+    level: Level = "process"
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._run = root / "run" / "supervisors"
+        self._run.mkdir(parents=True, exist_ok=True)
+        self._pids: set[int] = set()
+        self._lock = threading.Lock()
+        # What a dead supervisor leaves comes to us instead of to init, where nobody would kill it.
+        ctypes.CDLL(None).prctl(supervisor.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def start(self, spec: Spec) -> Handle:
+        """Start a supervisor and hand it the spec. Raises OSError."""
+        mark = {procs.ROOT_MARK: str(self._root), "RAE_LEASE": spec.lease_id}
+        with self._lock:  # or the search for orphans could meet it before it is known
+            process = subprocess.Popen(
+                [sys.executable, "-ISE", supervisor.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=mark,
+                start_new_session=True,
+                cwd="/",
+            )
+            self._pids.add(process.pid)
+        record = self._run / str(process.pid)
+        record.write_text(str(procs.start_time(process.pid)), encoding="ascii")
+        handle = _ProcessHandle(process, lambda: self._forget(process.pid))
+        handle.send(
+            {
+                "argv": spec.argv,
+                "env": {**spec.env, **mark},
+                "cwd": str(spec.cwd),
+                "workspace": str(spec.workspace),
+                "log_dir": str(spec.log_dir),
+                "deadline": spec.deadline,
+                "progress": spec.progress,
+                "limits": {name: getattr(spec.limits, name) for name in Limits.__slots__},
+            }
+        )
+        return handle
+
+    def _forget(self, pid: int) -> None:
+        with self._lock:
+            self._pids.discard(pid)
+            procs.reap_orphans(self._pids)
+        (self._run / str(pid)).unlink(missing_ok=True)
+
+
+def recorded_supervisors(root: Path) -> dict[int, int]:
+    """Supervisors that an earlier agent started: pid → start time."""
+    found = {}
+    for record in (root / "run" / "supervisors").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            found[int(record.name)] = int(record.read_text(encoding="ascii"))
+    return found
+
+
+class _ProcessHandle:
+    def __init__(self, process: subprocess.Popen[bytes], ended: Any) -> None:
+        self.finished = threading.Event()
+        self.gone = threading.Event()
+        self.outcome: Outcome | None = None
+        self.progress: tuple[float, str] | None = None
+        self._process, self._ended = process, ended
+        self._wiped = threading.Event()
+        self._exited = threading.Event()
+        self._problem: str | None = None
+        self._lock = threading.Lock()
+        threading.Thread(target=self._listen, name=f"supervisor-{process.pid}", daemon=True).start()
+
+    def send(self, order: dict[str, Any]) -> None:
+        """A line to the supervisor; one that is gone needs no orders."""
+        line = json.dumps(order).encode() + b"\n"
+        assert self._process.stdin is not None  # noqa: S101 - opened as a pipe
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+
+    def extend(self, deadline: float) -> None:
+        self.send({"deadline": deadline})
+
+    def kill(self) -> None:
+        self.send({"kill": "agent"})
+
+    def kill_hard(self) -> None:
+        procs.kill_below(self._process.pid)
+        self._exited.wait(5.0)
+
+    def wipe(self, timeout_s: float) -> bool:
+        self.send({"wipe": True})
+        self._exited.wait(timeout_s)
+        return self._wiped.is_set()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - opened as a pipe
+        for line in self._process.stdout:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self._take(json.loads(line))
+        self._process.wait()
+        self._ended()
+        self.gone.set()
+        self.finished.set()
+        self._exited.set()
+        for end in (self._process.stdin, self._process.stdout):
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.close()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "progress" in message:
+            note = message["progress"]
+            self.progress = (min(100.0, max(0.0, note["pct"])), note["note"])
+        elif "problem" in message:
+            self._problem = str(message["problem"])
+        elif "cause" in message:
+            self.outcome = Outcome(
+                message["cause"],
+                message["exit"],
+                message["signal"],
+                message["duration_s"],
+                message["max_rss_mb"],
+                self._problem,
+            )
+        elif "gone" in message:
+            self.gone.set()
+            self.finished.set()
+        elif message.get("wiped"):
+            self._wiped.set()
+
+
+def at_least(level: Level, minimum: Level) -> bool:
+    """Whether a level of isolation reaches a minimum."""
+    return STRENGTH[level] >= STRENGTH[minimum]
+
+
+def rlimits(max_file_bytes: int) -> dict[str, int]:
+    """The limits every task gets: no core files, bounded files and descriptors."""
+    return {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_FSIZE": max_file_bytes,
+        "RLIMIT_NOFILE": 1024,
+        "RLIMIT_MEMLOCK": 64 * os.sysconf("SC_PAGE_SIZE"),
+    }

@@ -1,0 +1,127 @@
+"""The owner's door: one JSON line in, one out, over a unix socket; the peer's uid decides."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import json
+import os
+import pwd
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rae_node.errors import NodeError
+from rae_node.log import EventLog
+
+OWNER_GROUP = "rae-owner"
+_MAX_LINE = 65536
+_PATIENCE_S = 10.0
+
+Verb = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def may_resume(uid: int, own_uid: int, group: str = OWNER_GROUP) -> bool:
+    """Whoever is logged in may pause; lending again is for root, the agent's user, the owners."""
+    if uid in {0, own_uid}:
+        return True
+    try:
+        user, owners = pwd.getpwuid(uid), grp.getgrnam(group)
+        return owners.gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
+    except (KeyError, OSError):
+        return False
+
+
+class LocalSocket:
+    """Serves verbs; those in `guarded` need `may_resume`."""
+
+    def __init__(
+        self, path: Path, verbs: Mapping[str, Verb], guarded: frozenset[str], log: EventLog
+    ) -> None:
+        """Listen. Raises OSError."""
+        self._path, self._verbs, self._guarded, self._log = path, verbs, guarded, log
+        path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(str(path))
+        path.chmod(0o666)
+        self._socket.listen(16)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        threading.Thread(target=self._serve, name="local-socket", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(_PATIENCE_S)
+            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            uid = struct.unpack("3i", raw)[1]
+            try:
+                answer = self._obey(_read_line(connection), uid)
+            except NodeError as error:
+                answer = {"rc": error.rc, "message": error.message}
+            except Exception as error:  # one request's trouble is not the agent's
+                self._log.error("local_request_failed", error=repr(error))
+                answer = {"rc": "internal", "message": "The agent failed; its log says why."}
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _obey(self, line: bytes, uid: int) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            name = request["verb"]
+            verb = self._verbs[name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise NodeError("invalid_request", "Known verbs: " + ", ".join(self._verbs)) from error
+        if name in self._guarded and not may_resume(uid, os.getuid()):
+            raise NodeError(
+                "forbidden",
+                f"'{name}' is for root and members of group {OWNER_GROUP}; pause is free",
+            )
+        return verb(request)
+
+
+def ask(path: Path, request: dict[str, Any], timeout_s: float = _PATIENCE_S) -> dict[str, Any]:
+    """One request to the agent behind a socket.
+
+    Raises NodeError: `not_running` when nobody answers, else what the agent says.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s)
+            connection.connect(str(path))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(_read_line(connection))
+    except (OSError, ValueError) as error:
+        raise NodeError(
+            "not_running", f"No agent answers at {path} ({error}); start it with `rae-node run`"
+        ) from error
+    if not isinstance(answer, dict):
+        raise NodeError("not_running", f"What answers at {path} is no agent")
+    if "rc" in answer:
+        raise NodeError(str(answer["rc"]), str(answer.get("message")))
+    return answer
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    data = b""
+    while b"\n" not in data:
+        piece = connection.recv(4096)
+        if not piece or len(data) > _MAX_LINE:
+            raise OSError("the line broke off")
+        data += piece
+    return data

@@ -1,0 +1,84 @@
+"""The one interface of runners, and the environment that every task gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rae_node.errors import TaskFailure
+from rae_node.workspace import Workspace
+from rae_protocol.models import LeasedTask
+
+PATH = "/usr/local/bin:/usr/bin:/bin"
+NOTE_FILE = "return.json"
+CALL_FILE = "call.json"
+MAX_RETURN_BYTES = 4 * 1024 * 1024
+
+
+class Params(BaseModel):
+    """Base of the runners' parameters: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to run a task. `result`: from stdout and stderr, or from a note that the child leaves.
+
+    `max_runtime_s` and `max_output_mb` are the runner's own caps, None for no own cap.
+    """
+
+    argv: tuple[str, ...]
+    result: Literal["stdio", "note"]
+    max_runtime_s: float | None = None
+    max_runtime_name: str = ""
+    max_output_mb: float | None = None
+
+
+class Runner(Protocol):
+    """One kind of task."""
+
+    kind: str
+
+    def plan(self, task: LeasedTask, workspace: Workspace) -> Plan:
+        """How to run it. Raises TaskFailure (E_DENY, E_INVALID), HandBack, OSError."""
+        ...
+
+
+P = TypeVar("P", bound=Params)
+
+
+def parse_params(model: type[P], task: LeasedTask) -> P:
+    """The task's parameters. Raises TaskFailure E_INVALID naming the field."""
+    try:
+        return model.model_validate(task.params)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "params"
+        raise TaskFailure("E_INVALID", f"{task.kind}: params: {field}: {first['msg']}") from error
+
+
+def environment(task: LeasedTask, workspace: Workspace, devices: Sequence[str]) -> dict[str, str]:
+    """The whole environment of a task; `devices` are the GPUs of its slot."""
+    return {
+        "PATH": PATH,
+        "HOME": str(workspace.work),
+        "TMPDIR": str(workspace.work),
+        "LANG": "C.UTF-8",
+        "CUDA_VISIBLE_DEVICES": ",".join(devices),
+        "RAE_TASK_ID": task.task_id,
+        "RAE_ATTEMPT": str(task.attempt),
+    }
+
+
+def note_failure(note: dict[str, Any]) -> tuple[str, str] | None:
+    """(code, message) out of a child's note, None when it returned a value."""
+    error = note.get("error")
+    if not isinstance(error, dict):
+        return None
+    code, message = str(error.get("code", "")), str(error.get("message", ""))
+    known = code in {"E_INVALID", "E_EXIT", "E_OOM", "E_ARTIFACT", "HANDBACK"}
+    return (code if known else "E_EXIT"), message[:3500]

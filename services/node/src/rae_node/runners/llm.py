@@ -1,0 +1,79 @@
+"""`llm`: one answer of a local model; the only process that talks to Ollama is a killable child."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Annotated
+
+import requests
+from pydantic import Field
+
+from rae_node.errors import TaskFailure, listed
+from rae_node.runners import llm_child
+from rae_node.runners.base import CALL_FILE, NOTE_FILE, Params, Plan, parse_params
+from rae_node.workspace import Workspace
+from rae_protocol.models import LeasedTask
+
+
+class LlmParams(Params):
+    """`role` (a word that the node maps to a model) or `model`; one of them."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=1024 * 1024)]
+    system: str | None = None
+    role: str | None = None
+    model: str | None = None
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    max_tokens: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+
+
+class LlmRunner:
+    """Asks the node's own Ollama."""
+
+    kind = "llm"
+
+    def __init__(self, url: str, roles: Mapping[str, str]) -> None:
+        self._url, self._roles = url, roles
+
+    def plan(self, task: LeasedTask, workspace: Workspace) -> Plan:
+        """The child with its question. Raises TaskFailure E_INVALID; OSError."""
+        params = parse_params(LlmParams, task)
+        if (params.role is None) == (params.model is None):
+            raise TaskFailure("E_INVALID", "llm: name either a role or a model")
+        model = params.model or self._roles.get(params.role or "")
+        if model is None:
+            raise TaskFailure(
+                "E_INVALID",
+                f"llm: this node has no role '{str(params.role)[:100]}'; it has "
+                f"{listed(self._roles)}",
+            )
+        if model.endswith(("-cloud", ":cloud")):
+            raise TaskFailure("E_INVALID", f"llm: '{model[:100]}' is no local model")
+        options: dict[str, bool | int | float | str] = dict(params.options)
+        if params.max_tokens is not None:
+            options["num_predict"] = params.max_tokens
+        body = {"model": model, "prompt": params.prompt, "options": options, "stream": True}
+        if params.system is not None:
+            body["system"] = params.system
+        call = {"url": self._url, "body": body, "note": str(workspace.logs / NOTE_FILE)}
+        (workspace.logs / CALL_FILE).write_text(json.dumps(call), encoding="utf-8")
+        argv = (sys.executable, "-I", "-B", llm_child.__file__, str(workspace.logs / CALL_FILE))
+        return Plan(argv, "note")
+
+
+def present_models(url: str, timeout_s: float) -> list[str] | None:
+    """Models that Ollama has; None when it does not answer in time."""
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            answer = session.get(f"{url}/api/tags", timeout=timeout_s)
+            names = [str(item["name"]) for item in answer.json()["models"]]
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return None
+    return sorted(names)[:256]
+
+
+def has_model(present: list[str], wanted: str) -> bool:
+    """Whether a model is there; without a tag it means `latest`."""
+    return wanted in present or f"{wanted}:latest" in present

@@ -1,0 +1,73 @@
+"""Every period and bound that is not in the owner's files, and `--set` for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import yaml
+
+from rae_node.errors import ConfigError, listed
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Seconds unless the name says otherwise; fractions are allowed."""
+
+    poll_wait_sec: float = 25.0
+    guard_busy_sec: float = 1.0
+    guard_idle_sec: float = 5.0
+    source_timeout_sec: float = 0.5
+    load_window_sec: float = 5.0
+    log_tail_sec: float = 1.0
+    kill_confirm_sec: float = 0.3
+    heartbeat_jitter: float = 0.1
+    retry_base_sec: float = 0.25
+    retry_cap_sec: float = 8.0
+    spool_retry_cap_sec: float = 30.0
+    slow_retry_sec: float = 60.0
+    http_timeout_sec: float = 15.0
+    shutdown_sec: float = 2.0
+    wipe_confirm_sec: float = 30.0
+    predecessor_sec: float = 20.0
+    probe_timeout_sec: float = 5.0
+    input_max_mb: float = 1024.0
+    stdio_max_mb: float = 64.0
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
+    """`name=value` words to values as YAML reads them. Raises ConfigError."""
+    found: dict[str, object] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or not name:
+            raise ConfigError(f"--set {pair}: write it as name=value")
+        try:
+            found[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: the value cannot be read") from error
+    return found
+
+
+def apply_settings(
+    overrides: Mapping[str, object], settings: Settings | None = None
+) -> tuple[Settings, dict[str, object]]:
+    """Take the overrides that are settings; returns the rest, which belongs to the files.
+
+    Raises ConfigError for a value that is not a number above 0.
+    """
+    known = {field.name for field in fields(Settings)}
+    mine: dict[str, float] = {}
+    for name, value in overrides.items():
+        if name not in known:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ConfigError(f"--set {name}: a number, 0 or more, not {value!r}")
+        mine[name] = float(value)
+    rest = {name: value for name, value in overrides.items() if name not in known}
+    return replace(settings or Settings(), **mine), rest
+
+
+def known_settings() -> str:
+    """The names, for messages."""
+    return listed((field.name for field in fields(Settings)), limit=99)

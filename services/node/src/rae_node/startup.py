@@ -1,0 +1,160 @@
+"""Before anything runs: one agent only, nothing left of an earlier one, a name for the machine."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from rae_node import procs, supervisor
+from rae_node.errors import ConfigError, NodeError
+from rae_node.isolation import recorded_supervisors
+from rae_node.log import EventLog
+from rae_node.paths import Layout
+from rae_protocol.client import RaeClient
+from rae_protocol.errors import RaeError
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """What an operator gave this node: its secret and control's public keys."""
+
+    secret: str
+    kind: str
+    public_keys: tuple[str, ...]
+
+
+class AgentLock:
+    """Held as long as the agent lives: one per root folder, one per node_id and control."""
+
+    def __init__(self, layout: Layout, node_id: str, endpoint: str) -> None:
+        """Take both locks. Raises NodeError `already_running`."""
+        self._file: TextIO = (layout.run / "lock").open("a")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise NodeError(
+                "already_running",
+                f"Another agent serves {layout.root}; stop it first (rae-node status shows it)",
+            ) from error
+        digest = hashlib.sha256(f"{node_id}\n{endpoint}".encode()).hexdigest()[:32]
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.bind(f"\0rae-node/{os.getuid()}/{digest}")
+        except OSError as error:
+            raise NodeError(
+                "already_running",
+                f"Another agent on this machine is node {node_id} at {endpoint}; stop it, or take "
+                "another node_id",
+            ) from error
+
+    def release(self) -> None:
+        """Let go of both."""
+        self._socket.close()
+        self._file.close()
+
+
+def end_predecessors(layout: Layout, bound_s: float, log: EventLog) -> None:
+    """Kill every process of an earlier agent, then wipe what its tasks left.
+
+    Raises NodeError when something does not die: two attempts of a task must never live at once.
+    """
+    recorded = recorded_supervisors(layout.root)
+    try:
+        killed = procs.kill_until_none(lambda: procs.predecessors(layout.root, recorded), bound_s)
+    except TimeoutError as error:
+        raise NodeError("predecessor_alive", f"Of an earlier agent, {error}; end them") from error
+    if killed:
+        log.warning("predecessors_killed", count=killed)
+    for record in (layout.run / "supervisors").glob("*"):
+        record.unlink(missing_ok=True)
+    for folder in layout.workdir.iterdir():
+        log.info("leftover_workspace_wiped", folder=folder.name)
+        if folder.is_dir() and not folder.is_symlink():
+            supervisor.wipe(str(folder))
+        else:
+            folder.unlink()
+
+
+def machine_id(layout: Layout, source: Path = Path("/etc/machine-id")) -> str:
+    """A stable word for this machine that tells nothing about it. Raises OSError."""
+    try:
+        text = source.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if not text:
+        file = layout.run / "machine-id"
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex, encoding="ascii")
+        text = file.read_text(encoding="ascii").strip()
+    return hashlib.sha256(f"rae-node\n{text}".encode()).hexdigest()[:32]
+
+
+def read_enrolment(file: Path) -> Enrolment:
+    """The node's own enrolment. Raises ConfigError."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        keys = tuple(str(key) for key in data.get("control_public_keys", []))
+        found = Enrolment(str(data["enrolment_secret"]), str(data.get("kind", "hmac")), keys)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} is no enrolment ({type(error).__name__}); enrol this node with "
+            "`raectl nodes enrol` and put the answer there"
+        ) from error
+    if found.kind == "hmac" and not found.public_keys:
+        raise ConfigError(f"{file}: control_public_keys is missing; tasks could not be checked")
+    return found
+
+
+def read_credentials(data: Path) -> dict[str, object]:
+    """`credentials.json` of a dev control. Raises ConfigError."""
+    file = data / "credentials.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} cannot be read; start `rae-control serve --dev --data {data}` first"
+        ) from error
+    if not isinstance(found, dict) or "url" not in found:
+        raise ConfigError(f"{file} does not name control's url")
+    return found
+
+
+def enrol_dev(credentials: dict[str, object], node_id: str, file: Path) -> None:
+    """Write the node's enrolment file, out of the credentials or from control itself.
+
+    Raises NodeError when control does not answer or refuses.
+    """
+    nodes = credentials.get("nodes")
+    known = nodes.get(node_id) if isinstance(nodes, dict) else None
+    if isinstance(known, dict):
+        answer = {
+            "enrolment_secret": known["enrolment_secret"],
+            "kind": known.get("kind", "hmac"),
+            "control_public_keys": [credentials["control_public_key"]],
+        }
+    else:
+        try:
+            client = RaeClient(str(credentials["url"]), str(credentials.get("admin_token")))
+            enrolled = client.enrol(node_id, trusted=True)
+        except RaeError as error:
+            if file.exists():  # from an earlier start; control may come later
+                return
+            raise NodeError("not_enrolled", f"{node_id} cannot be enrolled: {error}") from error
+        answer = {
+            "enrolment_secret": enrolled.enrolment_secret,
+            "kind": enrolled.kind,
+            "control_public_keys": enrolled.control_public_keys,
+        }
+    partial = file.with_suffix(".part")
+    partial.unlink(missing_ok=True)
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        json.dump(answer, stream)
+    partial.replace(file)

@@ -1,0 +1,228 @@
+"""A task's folder: made, filled with inputs, searched for artifacts, deleted."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+import requests
+
+from rae_node import supervisor
+from rae_node.errors import HandBack, TaskFailure, listed
+from rae_protocol.models import LeasedInput
+from rae_protocol.node_client import save_stream
+
+_PIECE = 1024 * 1024
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+FOLDERS = ("input", "work", "output", "logs")
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """An artifact as it was copied out of the workspace."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """`workdir/<task_id>.<attempt>/{input,work,output,logs}`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, workdir: Path, task_id: str, attempt: int) -> Workspace:
+        """Make it, empty, for its user alone. Raises OSError."""
+        path = workdir / f"{task_id}.{attempt}"
+        supervisor.wipe(str(path))
+        path.mkdir(mode=0o700)
+        for name in FOLDERS:
+            (path / name).mkdir(mode=0o700)
+        return cls(path)
+
+    @property
+    def input(self) -> Path:
+        """Inputs as they came."""
+        return self.path / "input"
+
+    @property
+    def work(self) -> Path:
+        """Where the program runs; holds a copy of every input."""
+        return self.path / "work"
+
+    @property
+    def output(self) -> Path:
+        """Where artifacts are looked up first."""
+        return self.path / "output"
+
+    @property
+    def logs(self) -> Path:
+        """exec.log, stdout, stderr and the runners' own notes."""
+        return self.path / "logs"
+
+    def target(self, name: str) -> Path:
+        """Where an input goes; its folders are made. Raises OSError."""
+        path = self.input / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        return path
+
+    def settle(self, name: str, expected: LeasedInput) -> None:
+        """Check an input that was written and copy it into work/.
+
+        Raises TaskFailure E_INPUT when it is not what the task's sender meant; OSError.
+        """
+        path = self.input / name
+        if expected.sha256 is not None and _hash(path) != expected.sha256:
+            raise TaskFailure("E_INPUT", f"Input '{name}' does not have the SHA-256 it should have")
+        copy = self.work / name
+        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+    def collect(self, name: str, target: Path, max_bytes: int) -> Collected | None:
+        """Copy an artifact out of output/ or work/; None when neither has it.
+
+        Raises TaskFailure E_ARTIFACT for links, special files and too large ones; OSError.
+        """
+        for folder in (self.output, self.work):
+            found = _open_inside(folder, name)
+            if found is not None:
+                with os.fdopen(found, "rb") as handle:
+                    return _copy_out(handle, name, target, max_bytes)
+        return None
+
+    def tail(self, max_bytes: int) -> str:
+        """The last output of the program, as text."""
+        file = self.logs / "exec.log"
+        with contextlib.suppress(OSError), file.open("rb") as handle:
+            handle.seek(max(0, file.stat().st_size - max_bytes))
+            return handle.read(max_bytes).decode(errors="replace").strip()
+        return ""
+
+    def head(self, name: str, max_bytes: int) -> tuple[str, bool]:
+        """The first bytes of logs/NAME as text, and whether there is more."""
+        with contextlib.suppress(OSError), (self.logs / name).open("rb") as handle:
+            data = handle.read(max_bytes + 1)
+            return data[:max_bytes].decode(errors="replace"), len(data) > max_bytes
+        return "", False
+
+    def read_note(self, name: str, max_bytes: int) -> bytes | None:
+        """A file that a runner's child left in logs/; None when there is none.
+
+        Raises TaskFailure E_ARTIFACT when it is too large or no plain file.
+        """
+        found = _open_inside(self.logs, name)
+        if found is None:
+            return None
+        with os.fdopen(found, "rb") as handle:
+            data = handle.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise TaskFailure(
+                "E_ARTIFACT", f"The returned value has more than {max_bytes} bytes; use an artifact"
+            )
+        return data
+
+    def wipe(self) -> None:
+        """Delete everything. Raises OSError."""
+        supervisor.wipe(str(self.path))
+
+
+def inline_bytes(name: str, given: LeasedInput) -> bytes:
+    """The content of an inline input. Raises TaskFailure E_INPUT."""
+    text = given.inline or ""
+    if given.encoding != "base64":
+        return text.encode()
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise TaskFailure("E_INPUT", f"Input '{name}' is not valid base64") from error
+
+
+def fetch_url(
+    name: str, url: str, target: Path, allowed_hosts: list[str], max_bytes: int, timeout_s: float
+) -> None:
+    """Download an input from a host that the owner allows; redirects are not followed.
+
+    Raises TaskFailure E_INPUT or E_DENY, HandBack when the disk is the trouble.
+    """
+    host = urlsplit(url).hostname or ""
+    if host not in allowed_hosts:
+        raise TaskFailure(
+            "E_DENY",
+            f"Input '{name}': this node fetches no URL of {host or 'no host'}; "
+            f"allowed by its input_url_hosts: {listed(allowed_hosts)}",
+        )
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            with session.get(
+                url, timeout=(5.0, timeout_s), stream=True, allow_redirects=False
+            ) as response:
+                if response.status_code != requests.codes.ok:
+                    raise TaskFailure(
+                        "E_INPUT", f"Input '{name}': {host} answered HTTP {response.status_code}"
+                    )
+                save_stream(response, target, max_bytes)
+    except (requests.RequestException, ValueError) as error:
+        raise TaskFailure("E_INPUT", f"Input '{name}' from {host}: {error}") from error
+    except OSError as error:
+        raise HandBack("infrastructure", f"Input '{name}' cannot be stored: {error}") from error
+
+
+def _open_inside(folder: Path, name: str) -> int | None:
+    """Open a plain file below a folder, following no link on the way; None when it is not there."""
+    parts = name.split("/")
+    opened = [os.open(folder, _FOLDER)]
+    try:
+        for part in parts[:-1]:
+            opened.append(os.open(part, _FOLDER, dir_fd=opened[-1]))
+        file = os.open(parts[-1], _FILE, dir_fd=opened[-1])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TaskFailure(
+            "E_ARTIFACT", f"'{name}' leads over a link or is no file ({error.strerror})"
+        ) from error
+    finally:
+        for handle in opened:
+            os.close(handle)
+    info = os.fstat(file)
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+        os.close(file)
+        raise TaskFailure("E_ARTIFACT", f"'{name}' is not a plain file with one name")
+    return file
+
+
+def _copy_out(source: BinaryIO, name: str, target: Path, max_bytes: int) -> Collected:
+    digest, size = hashlib.sha256(), 0
+    with target.open("xb") as out:
+        while piece := source.read(_PIECE):
+            size += len(piece)
+            if size > max_bytes:
+                raise TaskFailure(
+                    "E_ARTIFACT", f"'{name}' is larger than its max_mb, {max_bytes / 2**20:g} MiB"
+                )
+            digest.update(piece)
+            out.write(piece)
+        out.flush()
+        os.fsync(out.fileno())
+    return Collected(size, digest.hexdigest())
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while piece := handle.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""Fixtures of the integration tests: meshes of real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tools.devmesh import DevMesh
+
+MakeMesh = Callable[..., DevMesh]
+
+
+@pytest.fixture
+def make_mesh() -> Iterator[MakeMesh]:
+    """Start meshes with settings of the test's own; nothing of them outlives the test."""
+    with ExitStack() as stack:
+
+        def make(*nodes: str, **settings: Any) -> DevMesh:
+            return stack.enter_context(DevMesh(nodes, **settings))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def control() -> Iterator[DevMesh]:
+    """One control without agents, for tests that bring their own node or need none."""
+    with DevMesh(()) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[DevMesh]:
+    """One mesh with two agents, for tests that leave it as they found it."""
+    with DevMesh(("n1", "n2")) as running:
+        yield running

@@ -1,0 +1,193 @@
+"""The node's calls: signed, repeated only where control takes them twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rae_protocol import models, signing
+from rae_protocol.errors import RemoteError, Unreachable
+from rae_protocol.node_client import NodeClient
+from rae_protocol.transport import Backoff
+
+NOW = 1_767_225_600.0
+LEASE = models.LeaseRef(task_id="t1", attempt=1, lease_id="lease-0001")
+REGISTERED = json.dumps(
+    {
+        "node_token": "session-token", "expires_in_s": 60.0, "heartbeat_interval_sec": 30.0,
+        "heartbeat_timeout_sec": 120.0, "lease_margin_s": 10.0, "ack_timeout_s": 10.0,
+        "incarnation": "i1",
+    }
+).encode()  # fmt: skip
+
+
+def refuse(rc: str) -> bytes:
+    return json.dumps({"rc": rc, "message": "words", "detail": {}}).encode()
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def node(server: Any, waits: list[float]) -> NodeClient:
+    return NodeClient(
+        server.url, "n1", "enrolment", now=lambda: NOW, sleep=waits.append,
+        backoff=Backoff(tries=3, base_s=0.01, cap_s=0.01),
+    )  # fmt: skip
+
+
+def assert_signed(request: Any, key: bytes, header: str) -> None:
+    fields = signing.parse_signature(header)
+    digest = hashlib.sha256(request.body).hexdigest()
+    assert fields.keyid == "n1"
+    assert signing.signature_matches(fields, key, request.method, request.target, digest)
+
+
+def test_registering_is_signed_with_the_enrolment_secret(
+    node: NodeClient, server: Any, answer: Any
+) -> None:
+    server.answers[:] = [answer(body=REGISTERED)]
+    node.register(models.RegisterRequest(node_id="n1"))
+    scheme, _, header = server.requests[0].headers["Authorization"].partition(" ")
+    assert scheme == "RAE-HMAC"
+    assert_signed(server.requests[0], b"enrolment", header)
+    assert node.token == "session-token"
+
+
+def test_later_calls_are_signed_with_the_session_key_over_the_raw_query(
+    node: NodeClient, server: Any
+) -> None:
+    node.token = "session-token"
+    node.poll(wait_s=0, slots=["cpu0", "gpu0"], vram_free_mb=15000.4)
+    request = server.requests[0]
+    assert request.target == "/tasks/poll?wait=0&slots=cpu0%2Cgpu0&vram_free_mb=15000"
+    assert request.headers["Authorization"] == "Bearer session-token"
+    key = signing.session_key("enrolment", "session-token")
+    assert_signed(request, key, request.headers["RAE-Signature"])
+
+
+def test_a_multipart_result_is_signed_over_the_bytes_that_are_sent(
+    node: NodeClient, server: Any, answer: Any, tmp_path: Path
+) -> None:
+    node.token = "session-token"
+    server.answers[:] = [answer(body=b'{"task_id": "t1", "state": "succeeded"}')]
+    (tmp_path / "out").write_bytes(bytes(range(256)))
+    result = models.Result(task_id="t1", status="succeeded")
+    node.result(result, [("dir/out.bin", tmp_path / "out")])
+    request = server.requests[0]
+    assert b'name="artifacts/dir/out.bin"' in request.body
+    assert b'name="metadata"' in request.body
+    assert bytes(range(256)) in request.body
+    key = signing.session_key("enrolment", "session-token")
+    assert_signed(request, key, request.headers["RAE-Signature"])
+
+
+def test_a_bearer_node_sends_its_token_and_no_signature(server: Any, answer: Any) -> None:
+    node = NodeClient(server.url, "n1", "enrolment", kind="bearer")
+    server.answers[:] = [answer(body=REGISTERED), answer()]
+    node.register(models.RegisterRequest(node_id="n1"))
+    node.poll(wait_s=0, slots=None)
+    assert server.requests[0].headers["Authorization"] == "Bearer enrolment"
+    assert server.requests[1].headers["Authorization"] == "Bearer session-token"
+    assert "RAE-Signature" not in server.requests[1].headers
+
+
+@pytest.mark.parametrize(
+    ("rc", "pauses"), [("retry_signed", [1.0, 1.0]), ("skew", [])], ids=["restart", "skew"]
+)
+def test_a_signature_refused_for_the_clock_is_made_anew_three_times(
+    node: NodeClient, server: Any, answer: Any, waits: list[float], rc: str, pauses: list[float]
+) -> None:
+    server.answers[:] = [answer(401, refuse(rc)), answer(401, refuse(rc)), answer(body=REGISTERED)]
+    node.register(models.RegisterRequest(node_id="n1"))
+    nonces = {
+        signing.parse_signature(r.headers["Authorization"].partition(" ")[2]).nonce
+        for r in server.requests
+    }
+    assert len(nonces) == 3
+    assert waits == pauses
+
+
+def test_the_fourth_signature_is_not_tried(node: NodeClient, server: Any, answer: Any) -> None:
+    server.answers[:] = [answer(401, refuse("retry_signed"))]
+    with pytest.raises(RemoteError):
+        node.register(models.RegisterRequest(node_id="n1"))
+    assert len(server.requests) == 3
+
+
+def test_after_a_skew_the_offset_of_controls_date_is_in_the_next_signature(
+    node: NodeClient, server: Any, answer: Any
+) -> None:
+    server.answers[:] = [
+        answer(401, refuse("skew"), {"Date": "Thu, 01 Jan 2026 01:00:00 GMT"}),
+        answer(body=REGISTERED, headers={"Date": "Thu, 01 Jan 2026 01:00:00 GMT"}),
+    ]
+    node.register(models.RegisterRequest(node_id="n1"))
+    header = server.requests[1].headers["Authorization"].partition(" ")[2]
+    assert abs(int(signing.parse_signature(header).ts) - (NOW + 3600)) <= 1
+    assert abs(node.clock_offset_s - 3600) <= 1
+
+
+@pytest.mark.parametrize("call", ["register", "poll", "heartbeat", "progress", "log"])
+def test_what_must_not_be_repeated_is_sent_once(
+    node: NodeClient, server: Any, answer: Any, call: str
+) -> None:
+    node.token = "session-token"
+    server.answers[:] = [answer(cut="before")]
+    calls: dict[str, Any] = {
+        "register": lambda: node.register(models.RegisterRequest(node_id="n1")),
+        "poll": lambda: node.poll(wait_s=0, slots=["cpu0"]),
+        "heartbeat": lambda: node.heartbeat(models.Heartbeat(node_id="n1")),
+        "progress": lambda: node.progress(LEASE, 50.0),
+        "log": lambda: node.log(LEASE, 0, b"x"),
+    }
+    with pytest.raises(Unreachable):
+        calls[call]()
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("call", ["ack", "result", "yield"])
+def test_what_control_takes_twice_is_repeated_with_a_fresh_nonce(
+    node: NodeClient, server: Any, answer: Any, call: str
+) -> None:
+    node.token = "session-token"
+    server.answers[:] = [answer(cut="before"), answer(body=b'{"task_id": "t1", "state": "queued"}')]
+    calls: dict[str, Any] = {
+        "ack": lambda: node.ack(LEASE),
+        "result": lambda: node.result(models.Result(task_id="t1", status="succeeded")),
+        "yield": lambda: node.yield_task(LEASE, "owner", None, 12.0),
+    }
+    calls[call]()
+    first, second = (
+        signing.parse_signature(r.headers["RAE-Signature"]).nonce for r in server.requests
+    )
+    assert first != second
+
+
+def test_without_a_session_nothing_is_sent(node: NodeClient, server: Any) -> None:
+    with pytest.raises(RemoteError) as caught:
+        node.poll(wait_s=0, slots=["cpu0"])
+    assert caught.value.rc == "register_again"
+    assert server.requests == []
+
+
+def test_an_input_is_written_only_when_it_came_whole(
+    node: NodeClient, server: Any, answer: Any, tmp_path: Path
+) -> None:
+    node.token = "session-token"
+    server.answers[:] = [answer(body=b"x" * 1000, cut="after")]
+    with pytest.raises(ValueError, match="broke off"):
+        node.fetch_input(LEASE, "a", tmp_path / "a", 10_000)
+    server.answers[:] = [answer(body=b"x" * 1000)]
+    with pytest.raises(ValueError, match="more than 999 bytes"):
+        node.fetch_input(LEASE, "a", tmp_path / "b", 999)
+    node.fetch_input(LEASE, "dir/a b", tmp_path / "c", 1000)
+    assert (tmp_path / "c").read_bytes() == b"x" * 1000
+    target = server.requests[-1].target
+    assert target == "/tasks/t1/inputs/dir/a%20b?attempt=1&lease_id=lease-0001"

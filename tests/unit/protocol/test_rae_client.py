@@ -1,0 +1,141 @@
+"""RAE's calls: ids made before the first try, artifacts whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rae_protocol.client import RaeClient
+from rae_protocol.errors import RaeError, RemoteError
+from rae_protocol.transport import Backoff
+
+VIEW = {
+    "task_id": "t1", "state": "running", "kind": "cli", "submitter": "rae", "priority": 5,
+    "attempts": 1, "failures": 0, "interruptions": 0, "created_at": "2026-01-01T00:00:00Z",
+    "updated_at": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+
+
+@pytest.fixture
+def rae(server: Any) -> RaeClient:
+    return RaeClient(
+        server.url, "token", backoff=Backoff(tries=3, base_s=0.01, cap_s=0.01),
+        sleep=lambda _: None,
+    )  # fmt: skip
+
+
+def submitted(*ids: str) -> bytes:
+    return json.dumps({"tasks": [{"task_id": i, "state": "queued"} for i in ids]}).encode()
+
+
+def test_a_submit_that_is_repeated_carries_the_same_ids(
+    rae: RaeClient, server: Any, answer: Any
+) -> None:
+    server.answers[:] = [answer(cut="before"), answer(201, submitted("a", "b"))]
+    rae.submit([{"kind": "cli"}, {"kind": "cli", "task_id": "mine"}])
+    first, second = (request.body for request in server.requests)
+    assert first == second
+    ids = [task["task_id"] for task in json.loads(first)["tasks"]]
+    assert ids[1] == "mine"
+    assert len(ids[0]) == 36
+
+
+def test_a_wrong_task_is_refused_before_anything_is_sent(rae: RaeClient, server: Any) -> None:
+    with pytest.raises(RaeError) as caught:
+        rae.submit([{"kind": "cli", "priority": 11}])
+    assert caught.value.rc == "invalid_body"
+    assert server.requests == []
+
+
+def test_wait_asks_again_until_the_task_has_ended(rae: RaeClient, server: Any, answer: Any) -> None:
+    done = {**VIEW, "state": "succeeded"}
+    server.answers[:] = [answer(body=json.dumps(body).encode()) for body in (VIEW, VIEW, done)]
+    assert rae.wait("t1").state.value == "succeeded"
+    assert [request.target for request in server.requests] == ["/tasks/t1?wait=25"] * 3
+
+
+def test_wait_ends_with_its_own_limit(server: Any, answer: Any) -> None:
+    clock = iter(range(0, 100, 10))
+    rae = RaeClient(server.url, "token", monotonic=lambda: float(next(clock)))
+    server.answers[:] = [answer(body=json.dumps(VIEW).encode())]
+    with pytest.raises(TimeoutError, match="still running"):
+        rae.wait("t1", 30)
+
+
+def test_a_log_is_followed_until_its_attempt_is_complete(
+    rae: RaeClient, server: Any, answer: Any
+) -> None:
+    def piece(text: bytes, end: int, complete: str) -> Any:
+        headers = {"X-RAE-Attempt": "2", "X-RAE-Next-Offset": str(end), "X-RAE-Complete": complete}
+        return answer(body=text, headers=headers)
+
+    server.answers[:] = [
+        piece(b"one ", 4, "0"), piece(b"", 4, "0"), piece(b"two", 7, "1"), piece(b"", 7, "1"),
+    ]  # fmt: skip
+    assert b"".join(rae.stream_log("t1")) == b"one two"
+    assert [request.target for request in server.requests] == [
+        "/tasks/t1/log?offset=0&wait=25",
+        "/tasks/t1/log?offset=4&wait=25&attempt=2",
+        "/tasks/t1/log?offset=4&wait=25&attempt=2",
+        "/tasks/t1/log?offset=7&wait=25&attempt=2",
+    ]
+
+
+def test_a_log_without_following_ends_with_what_is_there(
+    rae: RaeClient, server: Any, answer: Any
+) -> None:
+    headers = {"X-RAE-Attempt": "1", "X-RAE-Next-Offset": "3", "X-RAE-Complete": "0"}
+    server.answers[:] = [answer(body=b"one", headers=headers), answer(body=b"", headers=headers)]
+    assert b"".join(rae.stream_log("t1", follow=False)) == b"one"
+    assert server.requests[0].target == "/tasks/t1/log?offset=0&wait=0"
+
+
+def test_an_artifact_replaces_its_file_only_when_it_came_whole(
+    rae: RaeClient, server: Any, answer: Any, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    target.write_bytes(b"before")
+    server.answers[:] = [answer(body=b"x" * 100, cut="after")]
+    with pytest.raises(RaeError) as caught:
+        rae.fetch_artifact("t1", "a b", target)
+    assert caught.value.rc == "artifact_mismatch"
+    assert target.read_bytes() == b"before"
+    server.answers[:] = [answer(body=b"after")]
+    assert rae.fetch_artifact("t1", "a b", target) == 5
+    assert target.read_bytes() == b"after"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert server.requests[-1].target == "/tasks/t1/artifacts/a%20b"
+
+
+def test_a_blob_is_uploaded_only_when_control_lacks_it(
+    rae: RaeClient, server: Any, answer: Any
+) -> None:
+    digest = hashlib.sha256(b"content").hexdigest()
+    assert rae.upload_blob(b"content") == digest
+    assert [request.method for request in server.requests] == ["HEAD"]
+    server.requests.clear()
+    server.answers[:] = [answer(404), answer(201)]
+    assert rae.upload_blob(b"content") == digest
+    assert [(r.method, r.body) for r in server.requests] == [("HEAD", b""), ("PUT", b"content")]
+
+
+def test_a_blob_that_cannot_be_looked_up_is_not_uploaded(
+    rae: RaeClient, server: Any, answer: Any
+) -> None:
+    server.answers[:] = [answer(401)]
+    with pytest.raises(RemoteError):
+        rae.upload_blob(b"content")
+    assert [request.method for request in server.requests] == ["HEAD"]
+
+
+def test_a_token_is_made_once_even_if_the_answer_is_lost(
+    rae: RaeClient, server: Any, answer: Any
+) -> None:
+    server.answers[:] = [answer(503)]
+    with pytest.raises(RemoteError):
+        rae.add_token("alice", "submit")
+    assert len(server.requests) == 1
