@@ -295,8 +295,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Unreachable as error:
         _complain(error.message)
         return UNREACHABLE
-    except (RaeError, TimeoutError) as error:
-        _complain(error.message if isinstance(error, RaeError) else f"{error}. Wait longer.")
+    except RemoteError as error:
+        _complain(error.message)
+        return REFUSED
+    except RaeError as error:
+        # Our own check of a body, before anything was sent.
+        _complain(error.cause or error.message)
+        return USAGE if error.rc == "invalid_body" else REFUSED
+    except TimeoutError as error:
+        _complain(f"{error}. Wait longer.")
         return REFUSED
     except BrokenPipeError:
         # `raectl tasks | head`: nobody reads on. Keep Python from complaining at exit.

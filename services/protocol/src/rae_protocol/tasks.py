@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from rae_protocol.names import (
     MAX_TASKS_PER_CALL,
     NodeId,
+    Phrase,
     RelativePath,
     Sha256,
     ShortText,
@@ -74,12 +75,12 @@ class Requirements(Model):
 
     gpu: bool | None = None
     gpu_count: Annotated[int, Field(ge=0, le=64)] | None = None
-    gpu_model: Word | None = None
+    gpu_model: Phrase | None = None
     vram_mb: Mib | None = None
     vram_gb: Gib | None = None
     ram_gb: Gib | None = None
     min_ram_gb: Gib | None = None
-    cpu: Word | None = None
+    cpu: Phrase | None = None
     cpu_threads: Annotated[int, Field(ge=0, le=4096)] | None = None
     disk_gb: Gib | None = None
     os: Word | None = None

@@ -1,0 +1,198 @@
+"""No two attempts of a task ever live at once: stopped agents, partitions, control away.
+
+The tasks write down themselves when they live. Periods are the contract's, divided by 20.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeMesh
+from tools.devmesh import SCALE, DevMesh, install_stamp, wait_until
+
+TTL = 120 / SCALE
+
+
+class Stamps:
+    """What the tasks of a test wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tasks = install_stamp(folder)
+        self.file = folder / "stamps"
+
+    def body(self, seconds: float, **extra: Any) -> dict[str, Any]:
+        params = {"stamps": str(self.file), "seconds": seconds}
+        return {"kind": "python", "params": {"task": "stamp", "params": params}, **extra}
+
+    def lines(self, task_id: str, attempt: int | None = None) -> list[dict[str, Any]]:
+        if not self.file.exists():
+            return []
+        found = [json.loads(line) for line in self.file.read_text().splitlines()]
+        return [s for s in found if s["task"] == task_id and attempt in {None, s["attempt"]}]
+
+    def lived(self, task_id: str) -> dict[int, tuple[float, float]]:
+        """First and last sign of life of each attempt, on the boot clock."""
+        spans: dict[int, tuple[float, float]] = {}
+        for line in self.lines(task_id):
+            first, _ = spans.get(line["attempt"], (line["at"], 0.0))
+            spans[line["attempt"]] = (first, line["at"])
+        return spans
+
+    def ended(self, task_id: str) -> list[int]:
+        return [s["attempt"] for s in self.lines(task_id) if s["what"] == "end"]
+
+    def silent(self, task_id: str) -> bool:
+        """Whether the first attempt gave no sign of life for ten times its rhythm of 20 ms."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return now - self.lived(task_id)[1][1] > 0.2
+
+    def alive_alone(self, task_id: str) -> None:
+        spans = sorted(self.lived(task_id).values())
+        for (_, last), (first, _) in pairwise(spans):
+            assert last < first, f"two attempts of {task_id} lived at once: {spans}"
+
+
+@pytest.fixture
+def stamps(tmp_path: Path) -> Stamps:
+    return Stamps(tmp_path)
+
+
+def started(stamps: Stamps, task_id: str, attempt: int = 1) -> None:
+    wait_until(lambda: stamps.lines(task_id, attempt), 20, f"attempt {attempt} of {task_id} runs")
+
+
+def state(mesh: DevMesh, task_id: str) -> str:
+    return mesh.admin.task(task_id).state.value
+
+
+def test_an_agent_stopped_for_longer_than_the_lease_reports_no_success(
+    make_mesh: MakeMesh, stamps: Stamps
+) -> None:
+    mesh = make_mesh("n1", node={"task_paths": [str(stamps.tasks)]})
+    task_id = mesh.rae.submit([stamps.body(60)])[0].task_id
+    started(stamps, task_id)
+    mesh.nodes["n1"].signal(signal.SIGSTOP)
+    # The supervisor kills at the deadline, before control gives the task away, all by itself.
+    wait_until(lambda: state(mesh, task_id) == "queued", 3 * TTL, "control took the task back")
+    silent = stamps.lived(task_id)[1][1]
+    mesh.nodes["n1"].signal(signal.SIGCONT)
+    started(stamps, task_id, 2)
+    history = mesh.admin.task(task_id).history
+    assert history[0].state == "interrupted"
+    assert stamps.lived(task_id)[1][1] == silent
+    assert stamps.ended(task_id) == []
+    stamps.alive_alone(task_id)
+
+
+def test_a_stopped_supervisor_does_not_keep_its_task_alive(
+    make_mesh: MakeMesh, stamps: Stamps
+) -> None:
+    mesh = make_mesh("n1", "n2", node={"task_paths": [str(stamps.tasks)]})
+    task_id = mesh.rae.submit([stamps.body(60, requirements={"nodes": ["n1", "n2"]})])[0].task_id
+    started(stamps, task_id)
+    name = mesh.admin.task(task_id).node_id
+    assert name
+    for pid, command in mesh.leftovers().items():
+        if "supervisor.py" in command:
+            os.kill(pid, signal.SIGSTOP)
+    mesh.kill("gunicorn", signal.SIGSTOP)
+    mesh.kill("worker", signal.SIGSTOP)
+    # No heartbeat is answered any more: the agent itself must end the task at its deadline.
+    wait_until(lambda: stamps.silent(task_id), 3 * TTL, "the agent killed the task")
+    mesh.kill("worker", signal.SIGCONT)
+    mesh.kill("gunicorn", signal.SIGCONT)
+    started(stamps, task_id, 2)
+    stamps.alive_alone(task_id)
+
+
+def test_control_away_for_five_minutes(make_mesh: MakeMesh, stamps: Stamps) -> None:
+    away = 300 / SCALE
+    mesh = make_mesh(
+        "n1", node={"task_paths": [str(stamps.tasks)], "max_concurrent_cpu": 2},
+        control={"max_lease_ttl_s": 3600},
+    )  # fmt: skip
+    patient, strict = mesh.rae.submit(
+        [stamps.body(away * 0.6, lease_ttl_s=600 / SCALE), stamps.body(away * 0.6)]
+    )
+    started(stamps, patient.task_id)
+    started(stamps, strict.task_id)
+    token_before = mesh.admin.events().events
+    registrations = sum(e.reason == "registered" for e in token_before)
+    mesh.control.stop()
+    wait_until(lambda: stamps.ended(patient.task_id), away, "the patient task ended")
+    wait_until(lambda: stamps.silent(strict.task_id), away, "the strict one was killed")
+    mesh.start_control()
+    view = mesh.rae.wait(patient.task_id, 30)
+    assert (view.state.value, view.attempts) == ("succeeded", 1)
+    assert stamps.ended(patient.task_id) == [1]
+    view = mesh.rae.wait(strict.task_id, 60)
+    assert (view.state.value, view.attempts) == ("succeeded", 2)
+    assert stamps.ended(strict.task_id) == [2]
+    stamps.alive_alone(strict.task_id)
+    events = mesh.admin.events().events
+    assert sum(e.reason == "registered" for e in events) == registrations
+    for task_id in (patient.task_id, strict.task_id):
+        assert sum(e.task_id == task_id and e.to_state == "succeeded" for e in events) == 1
+
+
+def test_a_killed_agent_leaves_nothing_alive_and_its_task_is_done_elsewhere(
+    make_mesh: MakeMesh, stamps: Stamps
+) -> None:
+    mesh = make_mesh("n1", "n2", node={"task_paths": [str(stamps.tasks)]})
+    task_id = mesh.rae.submit([stamps.body(3)])[0].task_id
+    started(stamps, task_id)
+    first = str(mesh.admin.task(task_id).node_id)
+    mesh.nodes[first].kill()
+    view = mesh.rae.wait(task_id, 30)
+    assert view.state.value == "succeeded"
+    assert view.history[-1].node_id != first
+    assert stamps.ended(task_id) == [2]
+    stamps.alive_alone(task_id)
+    assert list((mesh.nodes[first].root / "workdir").iterdir()) == []
+
+
+def test_an_owner_who_returns_stops_the_work_within_a_second(
+    make_mesh: MakeMesh, stamps: Stamps
+) -> None:
+    mesh = make_mesh("n1", "n2", node={"task_paths": [str(stamps.tasks)]})
+    task_id = mesh.rae.submit([stamps.body(3)])[0].task_id
+    started(stamps, task_id)
+    first = str(mesh.admin.task(task_id).node_id)
+    answer = json.loads(mesh.nodes[first].owner("pause", "--json"))
+    assert answer["stopped"] == 1
+    assert answer["stopped_ms"] < 1000
+    view = mesh.rae.wait(task_id, 30)
+    assert (view.state.value, view.interruptions, view.failures) == ("succeeded", 1, 0)
+    assert view.history[-1].node_id != first
+    stamps.alive_alone(task_id)
+    reasons = [e.reason for e in mesh.rae.events(task_id=task_id).events]
+    assert "yield_paused" in reasons
+
+
+def test_a_cancelled_task_is_dead_within_a_second(make_mesh: MakeMesh, stamps: Stamps) -> None:
+    mesh = make_mesh("n1", node={"task_paths": [str(stamps.tasks)]})
+    task_id = mesh.rae.submit([stamps.body(60)])[0].task_id
+    started(stamps, task_id)
+    assert mesh.rae.cancel(task_id).state.value == "cancelled"
+    wait_until(lambda: stamps.silent(task_id), 2, "the cancelled task is dead")
+    assert stamps.ended(task_id) == []
+    other = mesh.rae.submit([stamps.body(0.1)])[0].task_id
+    assert mesh.rae.wait(other, 20).state.value == "succeeded"
+
+
+def test_a_program_that_fails_costs_its_node_nothing(make_mesh: MakeMesh) -> None:
+    mesh = make_mesh("n1")
+    body = {"kind": "cli", "params": {"command": "false"}, "max_attempts": 4}
+    view = mesh.rae.wait(mesh.rae.submit([body])[0].task_id, 60)
+    assert (view.state.value, view.failures, view.interruptions) == ("failed", 4, 0)
+    assert view.error is not None
+    assert view.error.code == "E_EXIT"
+    assert mesh.admin.node("n1").state == "online"

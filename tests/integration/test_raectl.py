@@ -1,0 +1,175 @@
+"""raectl as it is typed: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.devmesh import DevMesh
+
+Done = subprocess.CompletedProcess[str]
+
+
+class Raectl:
+    """Runs raectl with a mesh's credentials."""
+
+    def __init__(self, mesh: DevMesh) -> None:
+        self._environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("RAE_")},
+            "RAE_CREDENTIALS": str(mesh.data / "credentials.json"),
+        }
+
+    def __call__(self, *words: str, stdin: str = "", **environment: str) -> Done:
+        return subprocess.run(
+            [sys.executable, "-m", "rae_control.cli", *words],
+            env={**self._environment, **environment}, input=stdin, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+
+    def json(self, *words: str) -> Any:
+        """The answer for programs of a call that succeeds."""
+        done = self(*words, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def raectl(mesh: DevMesh) -> Raectl:
+    return Raectl(mesh)
+
+
+@pytest.fixture(scope="module")
+def idle(control: DevMesh) -> Raectl:
+    """Against a control without nodes: what is queued stays queued."""
+    return Raectl(control)
+
+
+def test_a_file_goes_in_and_its_hash_comes_out(raectl: Raectl, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("hello\n")
+    done = raectl(
+        "submit", "--wait", "--task-id", "cli-hash", "--input", f"licence.txt={tmp_path / 'in'}",
+        "--artifact", "out.txt:text/plain", "--", "sha256sum", "licence.txt",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "succeeded" in done.stdout
+    fetched = raectl("artifacts", "cli-hash", "-o", str(tmp_path / "new"))
+    assert fetched.returncode == 0
+    digest = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+    assert (tmp_path / "new" / "out.txt").read_text() == f"{digest}  licence.txt\n"
+    assert raectl("log", "cli-hash", "-f").returncode == 0
+    assert raectl("result", "cli-hash").returncode == 0
+    assert "1 attempts" in raectl("task", "cli-hash").stdout
+    assert raectl.json("tasks", "--state", "succeeded")["tasks"]
+
+
+def test_a_task_that_fails_is_exit_code_4(raectl: Raectl) -> None:
+    command = ["submit", "--wait", "--task-id", "cli-denied", "--", "mkfs", "/dev/null"]
+    done = raectl(*command)
+    assert done.returncode == 4
+    assert "E_DENY" in done.stdout
+    assert raectl("result", "cli-denied").returncode == 4
+
+
+def test_a_python_task_returns_its_value(raectl: Raectl) -> None:
+    name = ["--task-id", "cli-python", "--python", "example", "--params", '{"name": "Ada"}']
+    assert raectl("submit", "--wait", *name).returncode == 0
+    assert json.loads(raectl("result", "cli-python").stdout)["greeting"] == "Hello, Ada!"
+
+
+def test_nodes_are_listed_drained_and_resumed(raectl: Raectl) -> None:
+    assert {node["node_id"] for node in raectl.json("nodes", "list")["nodes"]} == {"n1", "n2"}
+    assert "draining" in raectl("nodes", "drain", "n2", "--reason", "repair").stdout
+    assert "online" in raectl("nodes", "resume", "n2").stdout
+
+
+def test_a_queued_task_is_explained_and_cancelled(idle: Raectl) -> None:
+    assert idle("submit", "--task-id", "cli-wait", "--", "true").stdout == "cli-wait  queued\n"
+    assert idle("why", "cli-wait").stdout == "No node is online.\n"
+    result = idle("result", "cli-wait")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "no result yet" in result.stderr
+    both = idle("cancel", "cli-wait", "cli-nothing")
+    assert (both.returncode, both.stdout) == (1, "cli-wait  cancelled\n")
+    assert "cli-nothing" in both.stderr
+    assert idle("requeue", "cli-wait").stdout == "cli-wait  queued\n"
+    assert idle("cancel", "cli-wait").returncode == 0
+
+
+def test_bodies_come_from_a_file_or_stdin(idle: Raectl, tmp_path: Path) -> None:
+    bodies = [{"kind": "later", "task_id": f"cli-body-{n}"} for n in range(3)]
+    (tmp_path / "tasks.json").write_text(json.dumps({"tasks": bodies[:2]}))
+    assert idle("submit", "--json-file", str(tmp_path / "tasks.json")).stdout.count("queued") == 2
+    assert idle("submit", "--json-file", "-", stdin=json.dumps(bodies[2])).returncode == 0
+    listed = idle.json("tasks", "--kind", "later", "--limit", "2", "--all")["tasks"]
+    assert [task["task_id"] for task in listed] == ["cli-body-2", "cli-body-1", "cli-body-0"]
+    page = idle("tasks", "--kind", "later", "--limit", "2").stdout
+    assert "(more: --cursor " in page
+
+
+def test_a_token_is_shown_once_and_ends_at_once(idle: Raectl, control: DevMesh) -> None:
+    token = idle.json("tokens", "add", "cli-alice", "--role", "read")["tokens"][0]["token"]
+    assert token not in idle("tokens", "list").stdout
+    own = {"RAE_URL": control.url, "RAE_TOKEN": token}
+    assert idle("tasks", **own).returncode == 0
+    assert idle("submit", "--", "true", **own).returncode == 1
+    idle("tokens", "revoke", "cli-alice")
+    assert idle("tasks", **own).returncode == 1
+
+
+def test_an_enrolment_shows_the_secret_again(idle: Raectl) -> None:
+    first = idle.json("nodes", "enrol", "cli-node", "--bearer")
+    assert (first["kind"], first["trusted"]) == ("bearer", False)
+    assert first["enrolment_secret"] in idle("nodes", "enrol", "cli-node", "--bearer").stdout
+    assert "cli-node" in idle("nodes", "list", "--all").stdout
+    assert "cli-node" not in idle("nodes", "list").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("frobnicate",),
+        ("submit",),
+        ("submit", "--priority", "high", "--", "true"),
+        ("submit", "--priority", "77", "--", "true"),
+        ("submit", "--input", "x=/does/not/exist", "--", "cat", "x"),
+        ("submit", "--input", "x", "--", "true"),
+        ("submit", "--python", "example", "--params", "[1]"),
+        ("submit", "--python", "example", "--params", '{"a": NaN}'),
+        ("submit", "--python", "example", "--", "true"),
+        ("submit", "--json-file", "/does/not/exist"),
+        ("tokens", "add", "x", "--role", "root"),
+        ("--credentials", "/does/not/exist", "tasks"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_with_one_sentence(idle: Raectl, words: tuple[str, ...]) -> None:
+    done = idle(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("raectl: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_control_refuses_is_exit_code_1_with_the_way_out(idle: Raectl) -> None:
+    done = idle("task", "cli-unknown")
+    assert done.returncode == 1
+    assert "check the id" in done.stderr
+    assert idle("nodes", "drain", "cli-unknown").returncode == 1
+    assert idle("tasks", RAE_URL="", RAE_TOKEN="wrong").returncode == 1
+
+
+def test_nobody_there_is_exit_code_3(idle: Raectl, free_port: int) -> None:
+    done = idle("tasks", RAE_URL=f"http://127.0.0.1:{free_port}", RAE_TOKEN="x")
+    assert done.returncode == 3
+    assert "Check the URL" in done.stderr
+
+
+def test_raectl_starts_without_the_servers_libraries() -> None:
+    code = "import sys, rae_control.cli; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"flask", "gevent", "redis", "rq", "apsw"} & set(done.stdout.split())

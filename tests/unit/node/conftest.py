@@ -1,0 +1,96 @@
+"""Real agents and supervisors around a fake control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rae_node import config as files
+from rae_node.agent import Agent, Outfit
+from rae_node.assemble import PACKAGE_DATA
+from rae_node.clock import SystemClock
+from rae_node.guard.sources.pause import PauseSource
+from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
+from rae_node.log import EventLog
+from rae_node.paths import Layout
+from rae_node.runners.allowlist import load_allowlist
+from rae_node.settings import Settings
+from tests.unit.node.fakes import FAST, MACHINE, FakeControl, Idle, Rig
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    found = Layout(tmp_path / "node")
+    found.create()
+    return found
+
+
+@pytest.fixture
+def quiet_log() -> Iterator[EventLog]:
+    with Path("/dev/null").open("w") as stream:
+        yield EventLog("n1", stream)
+
+
+@pytest.fixture
+def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]]:
+    made: list[Agent] = []
+
+    def make(
+        control: FakeControl | None = None,
+        settings: Settings = FAST,
+        runtime: dict[str, Any] | None = None,
+        tasks: Sequence[Path] = (PACKAGE_DATA / "tasks",),
+        isolation: Isolation | None = None,
+        start: bool = True,
+        **config: Any,
+    ) -> Rig:
+        control = control or FakeControl()
+        body = files.dev_config("n1", "http://127.0.0.1:1")
+        node = files.NodeConfig.model_validate(
+            {**body, "heartbeat_interval_sec": 0.2, "ollama_url": "http://127.0.0.1:9", **config}
+        )
+        sections = files.dev_runtime()
+        sections["safety"]["cooldown_minutes"] = 0
+        sections["execution"].update(poll_interval_sec=0.2, heartbeat_interval_sec=0.2)
+        for section, values in (runtime or {}).items():
+            sections[section].update(values)
+        owner, clock = Idle(), SystemClock()
+        pause = PauseSource(layout.run / "pause.json", clock)
+        outfit = Outfit(
+            layout=layout, config=node, runtime=files.RuntimeConfig.model_validate(sections),
+            settings=settings, client=control, clock=clock,  # type: ignore[arg-type]
+            isolation=isolation or ProcessIsolation(layout.root), machine=MACHINE,
+            machine_id="m", allowed=load_allowlist([PACKAGE_DATA / "allowlist.d"]),
+            task_folders=tasks, sources=(pause, owner), pause=pause, log=quiet_log,
+        )  # fmt: skip
+        agent = Agent(outfit)
+        made.append(agent)
+        if start:
+            agent.start()
+        return Rig(agent, control, owner)
+
+    yield make
+    for agent in made:
+        agent.outfit.client.fail.clear()  # type: ignore[attr-defined]
+        agent.shut_down()
+
+
+@pytest.fixture
+def spec(layout: Layout) -> Callable[..., Spec]:
+    """A supervisor's spec with a workspace of its own."""
+
+    def make(argv: Sequence[str], *, deadline_s: float = 30.0, **limits: Any) -> Spec:
+        workspace = layout.workdir / f"t{len(list(layout.workdir.iterdir()))}.1"
+        (workspace / "work").mkdir(parents=True)
+        (workspace / "logs").mkdir()
+        base = Limits(30.0, 1 << 20, None, 10, "best-effort", 6, rlimits(1 << 26))
+        return Spec(
+            "lease-00000001", tuple(argv), {"PATH": "/usr/bin:/bin"}, workspace / "work", workspace,
+            workspace / "logs", SystemClock().boot() + deadline_s, replace(base, **limits),
+        )  # fmt: skip
+
+    return make

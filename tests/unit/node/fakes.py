@@ -1,0 +1,182 @@
+"""A control that lives in the test's own process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rae_node.agent import Agent
+from rae_node.capabilities import Machine
+from rae_node.guard.policy import Reading
+from rae_node.settings import Settings
+from rae_protocol import models
+from rae_protocol.errors import RaeError, Unreachable
+from rae_protocol.node_client import Polled
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+    """Wait for a condition, at most so long."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.005)
+    raise AssertionError(f"not in {timeout_s} s: {what}")
+
+
+class FakeControl:
+    """NodeClient's interface over a list of tasks. `fail[verb]` is raised instead of answering."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.tasks: list[models.LeasedTask] = []
+        self.fail: dict[str, RaeError] = {}
+        self.calls: list[tuple[str, Any]] = []
+        self.commands: list[models.Command] = []
+        self.incarnation = "inc-1"
+        self.blobs: dict[str, bytes] = {}
+        self.clock_offset_s = 0.0
+        self.margin_s = 0.5
+        self._polls = 0
+
+    def _call(self, verb: str, detail: Any = None) -> None:
+        with self.changed:
+            self.calls.append((verb, detail))
+            error = self.fail.get(verb) or self.fail.get("*")
+        if error is not None:
+            raise error
+
+    def of(self, verb: str) -> list[Any]:
+        """Details of the calls of a kind."""
+        with self.changed:
+            return [detail for name, detail in self.calls if name == verb]
+
+    def give(self, kind: str = "cli", **more: Any) -> models.LeasedTask:
+        """Queue a task."""
+        number = len(self.tasks) + len(self.of("ack")) + len(self.calls)
+        fields = {
+            "task_id": f"task-{number}",
+            "attempt": 1,
+            "lease_id": f"lease-{number:08}",
+            "slot": "cpu0",
+            "params": {"command": "true"},
+            "timeout_s": 60.0,
+            "lease_ttl_s": 60.0,
+            "node_id": "n1",
+            "incarnation": self.incarnation,
+            "issued_at": time.time(),
+            "expires_at": time.time() + 60,
+            **more,
+        }
+        task = models.LeasedTask.model_validate({"kind": kind, **fields})
+        with self.changed:
+            self.tasks.append(task)
+            self.changed.notify_all()
+        return task
+
+    def order(self, **fields: Any) -> None:
+        """Send a command with the next poll."""
+        with self.changed:
+            self.commands.append(models.Command(**fields))
+            self.changed.notify_all()
+
+    def register(self, request: models.RegisterRequest) -> models.Registered:
+        self._call("register", request)
+        return models.Registered(
+            node_token="t", expires_in_s=1e4, heartbeat_interval_sec=30.0,
+            heartbeat_timeout_sec=120.0, lease_margin_s=self.margin_s, ack_timeout_s=10.0,
+            incarnation=self.incarnation,
+        )  # fmt: skip
+
+    def heartbeat(self, beat: models.Heartbeat) -> models.HeartbeatAnswer:
+        self._call("heartbeat", beat)
+        return models.HeartbeatAnswer(incarnation=self.incarnation)
+
+    def poll(self, *, wait_s: float, slots: Sequence[str] | None) -> Polled:
+        self._call("poll", tuple(slots or ()))
+        end = time.monotonic() + wait_s
+        with self.changed:
+            self._polls += 1
+            mine = self._polls
+            self.changed.notify_all()
+            while True:
+                orders, self.commands = self.commands, []
+                for task in self.tasks:
+                    if slots and task.slot in slots:
+                        self.tasks.remove(task)
+                        return Polled(task, [], orders)
+                if orders or mine != self._polls or time.monotonic() >= end:
+                    return Polled(None, [], orders)
+                self.changed.wait(end - time.monotonic())
+
+    def ack(self, lease: models.LeaseRef) -> None:
+        self._call("ack", lease)
+
+    def progress(self, lease: models.LeaseRef, pct: float, note: str | None = None) -> None:
+        self._call("progress", (pct, note))
+
+    def log(self, lease: models.LeaseRef, offset: int, data: bytes) -> None:
+        self._call("log", (offset, data))
+
+    def result(self, result: models.Result, artifacts: Sequence[tuple[str, Path]] = ()) -> None:
+        self._call("result", (result, {name: path.read_bytes() for name, path in artifacts}))
+
+    def yield_task(
+        self, lease: models.LeaseRef, reason: str, detail: str | None, stopped_ms: float | None
+    ) -> None:
+        self._call("yield", (lease.task_id, reason, detail, stopped_ms))
+
+    def goodbye(self, reason: str | None = None) -> None:
+        self._call("goodbye", reason)
+
+    def fetch_input(self, lease: models.LeaseRef, name: str, target: Path, max_bytes: int) -> None:
+        self._call("fetch", name)
+        target.write_bytes(self.blobs[name])
+
+
+class Idle:
+    """A source that a test turns on and off."""
+
+    name = "owner"
+
+    def __init__(self) -> None:
+        self.present: bool | None = False
+
+    def read(self) -> Reading:
+        return Reading(self.name, self.present, "owner_active")
+
+
+class Rig:
+    """An agent with its fake control."""
+
+    def __init__(self, agent: Agent, control: FakeControl, owner: Idle) -> None:
+        self.agent, self.control, self.owner = agent, control, owner
+
+    def outcome(self, timeout_s: float = 15.0) -> tuple[models.Result, dict[str, bytes]]:
+        """The next result, removed from the list of calls."""
+        found = until(lambda: self.control.of("result"), "a result", timeout_s)[0]
+        self.control.calls = [call for call in self.control.calls if call[0] != "result"]
+        return found
+
+    def run(self, kind: str = "cli", **more: Any) -> tuple[models.Result, dict[str, bytes]]:
+        """Give a task and wait for its result."""
+        self.control.give(kind, **more)
+        return self.outcome()
+
+    def running(self) -> bool:
+        """Whether a task's process lives."""
+        return any(run.alive() for run in self.agent.runs())
+
+
+MACHINE = Machine(2, "x86_64", "cpu", 8192.0, "debian", "3.10.0", None, False, None)
+FAST = Settings(
+    guard_busy_sec=0.1, guard_idle_sec=0.2, log_tail_sec=0.05, retry_base_sec=0.02,
+    retry_cap_sec=0.1, spool_retry_cap_sec=0.1, slow_retry_sec=0.1, poll_wait_sec=5.0,
+)  # fmt: skip
+
+
+UNREACHABLE = Unreachable("gone")

@@ -1,0 +1,465 @@
+"""The agent, whole, against a control in this process: real supervisors, real tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rae_node.local_socket import ask
+from rae_node.paths import Layout, socket_path
+from rae_protocol.errors import TABLE, RemoteError
+from tests.unit.node.fakes import UNREACHABLE, Rig, until
+
+MakeRig = Callable[..., Rig]
+SLEEP = {"command": "sleep", "args": ["600"]}
+
+
+def listing(folder: Path) -> list[str]:
+    """Names in a folder."""
+    return [entry.name for entry in folder.iterdir()]
+
+
+def remote(rc: str) -> RemoteError:
+    return RemoteError(rc, rc, TABLE[rc][0], {})
+
+
+def start(rig: Rig, **more: Any) -> Any:
+    task = rig.control.give(params=SLEEP, **more)
+    until(rig.running, "the task runs")
+    return task
+
+
+def test_it_registers_before_it_polls_and_says_what_it_is(make_rig: MakeRig) -> None:
+    rig = make_rig(max_concurrent_cpu=2)
+    until(lambda: rig.control.of("poll"), "a poll")
+    request = rig.control.of("register")[0]
+    assert (request.ack, request.slots, request.isolation) == (True, ["cpu0", "cpu1"], "process")
+    assert request.capabilities.runners == ["cli", "python"]
+    assert rig.control.of("poll") == [("cpu0", "cpu1")]
+
+
+def test_a_cli_task_is_acked_run_told_and_wiped(make_rig: MakeRig, layout: Layout) -> None:
+    rig = make_rig()
+    result, _ = rig.run(params={"command": "echo", "args": ["hello", "world"]})
+    assert result.status == "succeeded"
+    assert result.result == {
+        "exit_code": 0, "stdout": "hello world\n", "stderr": "", "truncated": False,
+    }  # fmt: skip
+    verbs = [verb for verb, _ in rig.control.calls if verb in {"ack", "log"}]
+    assert verbs == ["ack", "log"]
+    assert rig.control.of("log") == [(0, b"hello world\n")]
+    until(lambda: not listing(layout.workdir) and not listing(layout.spool), "all wiped")
+
+
+def test_inputs_are_copied_into_the_workspace_and_artifacts_come_back(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.control.blobs["sub/b.txt"] = b"from control"
+    result, files = rig.run(
+        params={"command": "sha256sum", "args": ["a.txt", "sub/b.txt"]},
+        inputs={"a.txt": {"inline": "aGk=", "encoding": "base64"}, "sub/b.txt": {}},
+        artifacts=[{"name": "sub/b.txt"}, {"name": "a.txt"}],
+    )
+    assert result.status == "succeeded" and "sub/b.txt" in result.result["stdout"]
+    assert files == {"a.txt": b"hi", "sub/b.txt": b"from control"}
+    assert [meta.size for meta in result.artifacts] == [12, 2]
+
+
+def test_c10_stdout_stands_in_for_a_missing_sole_text_artifact(make_rig: MakeRig) -> None:
+    result, files = make_rig().run(
+        params={"command": "echo", "args": ["hello", "world"]},
+        artifacts=[{"name": "output.txt", "type": "text/plain", "max_mb": 1}],
+    )
+    assert result.status == "succeeded" and files == {"output.txt": b"hello world\n"}
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        ({"params": {"command": "false"}}, "E_EXIT", "Exit code 1"),
+        ({"params": {"command": "rm", "args": ["x"]}}, "E_DENY", "allow-list"),
+        ({"params": {"command": "cat", "args": ["../x"]}}, "E_DENY", "leaves the workspace"),
+        ({"params": {"cmd": "x"}}, "E_INVALID", "params"),
+        ({"params": {"command": "cat", "args": ["nope"]}}, "E_EXIT", "No such file"),
+        ({"params": SLEEP, "timeout_s": 0.1}, "E_TIMEOUT", "timeout_s of the task"),
+        ({"artifacts": [{"name": "x.bin"}]}, "E_ARTIFACT", "neither in output/ nor in work/"),
+        ({"inputs": {"a": {"inline": "x", "sha256": "0" * 64}}}, "E_INPUT", "SHA-256"),
+        ({"inputs": {"a": {"url": "http://127.0.0.1:1/a"}}}, "E_DENY", "input_url_hosts"),
+        ({"kind": "unknown"}, "E_INVALID", "runs no tasks of kind"),
+    ],
+)
+def test_each_failure_has_its_code_and_a_sentence(
+    make_rig: MakeRig, more: dict[str, Any], code: str, words: str
+) -> None:
+    result, _ = make_rig().run(**more)
+    assert result.status == "failed" and result.error is not None
+    assert result.error.code == code and words in result.error.message
+
+
+def test_z_the_smallest_time_limit_wins_and_is_named(make_rig: MakeRig) -> None:
+    rig = make_rig(runtime={"execution": {"task_timeout_minutes": 0.002}})
+    result, _ = rig.run(params=SLEEP)
+    assert result.error is not None and "task_timeout_minutes" in result.error.message
+
+
+PYTHON = {
+    "value": ("def run(a, b=2): return {'sum': a + b}", {"a": 1}, None, {"sum": 3}),
+    "bind": ("def run(a): return a", {"z": 1}, "E_INVALID", "missing a required argument"),
+    "fail": ("def run(): raise ValueError('odd')", {}, "E_EXIT", "ValueError: odd"),
+    "oom": ("def run(): raise MemoryError", {}, "E_OOM", "memory"),
+    "exit": ("import os\ndef run(): os._exit(0)", {}, "E_EXIT", "without returning"),
+    "sysexit": ("def run(): raise SystemExit(0)", {}, "E_EXIT", "SystemExit"),
+    "nan": ("def run(): return float('nan')", {}, "E_EXIT", "not JSON compliant"),
+    "deep": ("def run():\n x=[]\n for _ in range(40): x=[x]\n return x", {}, "E_EXIT", "travel"),
+    "segv": ("import os\ndef run(): os.kill(os.getpid(), 11)", {}, "E_EXIT", "SIGSEGV"),
+    "big": ("def run(): return 'x' * (5 << 20)", {}, "E_ARTIFACT", "use an artifact"),
+    "flood": ("import os\ndef run():\n while 1: os.write(1, b'x'*65536)", {}, "E_ARTIFACT", "more"),
+    "file": ("def run():\n open('f','wb').truncate(2<<30)", {}, "E_EXIT", "File too large"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_python_tasks_return_or_say_what_went_wrong(
+    make_rig: MakeRig, tmp_path: Path, name: str
+) -> None:
+    source, params, code, wanted = PYTHON[name]
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(source)
+    result, _ = make_rig(tasks=[folder]).run("python", params={"task": name, "params": params})
+    if code is None:
+        assert (result.status, result.result) == ("succeeded", wanted)
+    else:
+        assert result.error is not None and result.error.code == code
+        assert wanted in result.error.message
+
+
+def test_shipped_python_tasks_work_and_tell_their_progress(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    result, files = rig.run(
+        "python",
+        params={"task": "tasks.example:run", "params": {"name": "RAE", "seconds": 0.4}},
+        artifacts=[{"name": "greeting.txt"}],
+    )
+    assert result.result == {"greeting": "Hello, RAE!"}
+    assert files == {"greeting.txt": b"Hello, RAE!\n"}
+    assert rig.control.of("progress")
+    result, files = rig.run(
+        "python",
+        params={"task": "text_stats", "params": {"top": 1}},
+        inputs={"a.txt": {"inline": "to be or not to be"}, "d/b.txt": {"inline": "be\n"}},
+        artifacts=[{"name": "report.json"}],
+    )
+    assert result.result["most_frequent"] == [["be", 3]]
+    assert json.loads(files["report.json"])["files"]["d/b.txt"]["lines"] == 1
+
+
+def test_a_task_file_that_others_can_write_is_untrusted(make_rig: MakeRig, tmp_path: Path) -> None:
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    (folder / "t.py").write_text("def run(): return 1")
+    (folder / "t.py").chmod(0o666)
+    result, _ = make_rig(tasks=[folder]).run("python", params={"task": "t"})
+    assert result.error is not None and result.error.code == "E_DENY"
+    assert "chmod go-w" in result.error.message
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import os\ndef run(ctx): os.symlink('/etc/passwd', ctx.output / 'a')", "link"),
+        ("import os\ndef run(ctx): os.symlink('/etc', ctx.output / 'd'); ", "link"),
+        ("import os\ndef run(ctx): os.mkfifo(ctx.output / 'a')", "plain file"),
+        ("import os\ndef run(ctx):\n (ctx.work/'x').write_text('x')\n"
+         " os.link(ctx.work/'x', ctx.output/'a')", "one name"),
+        ("def run(ctx): (ctx.output/'a').write_bytes(b'x' * 2000000)", "larger than its max_mb"),
+    ],
+)  # fmt: skip
+def test_artifacts_are_plain_files_of_the_workspace(
+    make_rig: MakeRig, tmp_path: Path, source: str, words: str
+) -> None:
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    (folder / "t.py").write_text(source)
+    name = "d/passwd" if "'/etc'" in source else "a"
+    result, _ = make_rig(tasks=[folder]).run(
+        "python", params={"task": "t"}, artifacts=[{"name": name, "max_mb": 1}]
+    )
+    assert result.error is not None and result.error.code == "E_ARTIFACT"
+    assert words in result.error.message
+
+
+def test_no_task_starts_whose_lease_is_over(make_rig: MakeRig, layout: Layout) -> None:
+    rig = make_rig()
+    rig.control.fail["ack"] = remote("stale_lease")
+    rig.control.give(params=SLEEP)
+    until(lambda: rig.control.of("ack"), "the ack")
+    until(lambda: not rig.agent.runs(), "the slot is free again")
+    assert not rig.control.of("yield") and not listing(layout.workdir)
+
+
+def test_an_unanswered_ack_is_handed_back_and_never_run(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.control.fail["ack"] = UNREACHABLE
+    task = rig.control.give(params=SLEEP)
+    found = until(lambda: rig.control.of("yield"), "the hand-back")
+    assert found[0][:2] == (task.task_id, "deadline")
+    assert not rig.running()
+
+
+def test_the_owners_return_stops_everything_at_once_and_hands_it_back(make_rig: MakeRig) -> None:
+    rig = make_rig(max_concurrent_cpu=2)
+    first = start(rig)
+    second = rig.control.give(params=SLEEP, slot="cpu1")
+    until(lambda: sum(run.alive() for run in rig.agent.runs()) == 2, "both run")
+    rig.owner.present = True
+    rig.agent.guard.wake()
+    until(lambda: len(rig.control.of("yield")) == 2, "both are handed back")
+    for task_id, reason, detail, ms in rig.control.of("yield"):
+        assert task_id in {first.task_id, second.task_id}
+        assert (reason, detail) == ("owner", "owner_active") and 0 <= ms < 1000
+    until(lambda: rig.control.of("heartbeat")[-1].availability.value == "owner", "control knows")
+    polls = len(rig.control.of("poll"))
+    rig.agent.poller.wake()
+    assert rig.control.of("poll")[polls:] in ([], [()])
+
+
+def test_pause_answers_when_nothing_lives_any_more(make_rig: MakeRig, layout: Layout) -> None:
+    rig = make_rig()
+    start(rig)
+    began = time.monotonic()
+    answer = ask(socket_path(layout.root), {"verb": "pause", "duration_s": 3600})
+    assert time.monotonic() - began < 1.0
+    assert answer["stopped"] == 1 and answer["stopped_ms"] < 1000 and not rig.running()
+    assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "paused"
+    shown = ask(socket_path(layout.root), {"verb": "status"})
+    assert (shown["availability"], shown["taking_work"]) == ("paused", False)
+    assert ask(socket_path(layout.root), {"verb": "resume"})["availability"] == "open"
+    assert rig.run()[0].status == "succeeded"
+
+
+def test_a_task_that_arrives_after_the_owner_is_handed_back_unacked(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    until(lambda: rig.control.of("poll"), "a poll")
+    task = rig.control.give(slot="cpu7")  # nobody polls for it: given by hand below
+    rig.owner.present = True
+    rig.agent.guard.look_now(0.0, 5)
+    rig.agent._take(task, rig.agent.slots.epoch)
+    found = until(lambda: rig.control.of("yield"), "the hand-back")
+    assert found[0][:2] == (task.task_id, "owner") and not rig.control.of("ack")
+
+
+def test_b1_the_cooldown_follows_a_guard_trip(make_rig: MakeRig) -> None:
+    rig = make_rig(runtime={"safety": {"cooldown_minutes": 60}})
+    start(rig)
+    rig.owner.present = True
+    rig.agent.guard.look_now(0.0, 5)
+    rig.owner.present = False
+    rig.agent.guard.look_now(0.0, 5)
+    decision = rig.agent.guard.decision
+    assert (decision.safe, decision.may_poll, decision.reasons) == (True, False, ("cooldown",))
+    assert rig.agent.guard.cooldown_left_s() > 3500
+
+
+def test_a_cancel_reaches_a_busy_node_through_its_open_poll(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    task = start(rig)
+    until(lambda: rig.control.of("poll")[-1] == (), "a poll for commands alone")
+    rig.control.order(command="cancel", task_id=task.task_id, lease_id=task.lease_id)
+    assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "cancelled"
+    assert rig.run()[0].status == "succeeded"
+
+
+def test_a_slot_that_becomes_free_is_asked_for_at_once(make_rig: MakeRig) -> None:
+    rig = make_rig(max_concurrent_cpu=2)
+    rig.control.give(params={"command": "sleep", "args": ["0.2"]})
+    rig.outcome()
+    until(lambda: rig.control.of("poll")[-1] == ("cpu0", "cpu1"), "a poll for both", 2.0)
+
+
+def test_drain_finishes_what_runs_and_takes_no_more(make_rig: MakeRig) -> None:
+    rig = make_rig(max_concurrent_cpu=2)
+    rig.control.give(params={"command": "sleep", "args": ["0.3"]})
+    until(rig.running, "the task runs")
+    rig.control.order(command="drain")
+    assert rig.outcome()[0].status == "succeeded"
+    until(lambda: rig.control.of("poll")[-1] == (), "no slot is offered")
+    rig.control.order(command="resume")
+    until(lambda: rig.control.of("poll")[-1] == ("cpu0", "cpu1"), "both are offered")
+
+
+def test_heartbeats_list_what_lives_and_move_the_deadline(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    task = start(rig, lease_ttl_s=2.0)
+    run = rig.agent.runs()[0]
+    first = run.deadline
+    until(lambda: run.deadline > first + 0.3, "a later deadline")
+    assert rig.control.of("heartbeat")[-1].leases == [run.lease]
+    assert run.deadline <= rig.agent.outfit.clock.boot() + task.lease_ttl_s - rig.control.margin_s
+
+
+def test_without_an_answered_heartbeat_the_task_dies_at_its_deadline(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    start(rig, lease_ttl_s=1.2)
+    rig.control.fail["heartbeat"] = UNREACHABLE
+    found = until(lambda: rig.control.of("yield"), "the hand-back")
+    assert found[0][1] == "deadline"
+
+
+def test_a_result_waits_in_the_spool_until_control_has_it(
+    make_rig: MakeRig, layout: Layout
+) -> None:
+    rig = make_rig()
+    task = rig.control.give(params={"command": "sleep", "args": ["0.1"]})
+    until(rig.running, "the task runs")
+    rig.control.fail["*"] = UNREACHABLE
+    until(lambda: rig.control.of("result"), "a try")
+    assert (layout.spool / task.lease_id / "record.json").exists()
+    rig.control.calls.clear()
+    rig.control.fail.clear()
+    assert rig.outcome()[0].status == "succeeded"
+    until(lambda: not listing(layout.spool), "the spool is empty")
+
+
+def test_undelivered_results_are_named_at_registration(
+    make_rig: MakeRig, layout: Layout, quiet_log: Any
+) -> None:
+    from rae_node.spool import Spool
+    from rae_protocol.models import LeaseRef
+
+    lease = LeaseRef(task_id="t", attempt=2, lease_id="lease-00000009")
+    body = {**lease.model_dump(), "status": "succeeded", "result": 1}
+    Spool(layout.spool, quiet_log).put("result", lease, body)
+    rig = make_rig()
+    until(lambda: rig.control.of("result"), "the delivery")
+    assert rig.control.of("register")[0].unfinished == [lease]
+
+
+def test_a_result_that_is_stale_is_dropped(make_rig: MakeRig, layout: Layout) -> None:
+    rig = make_rig()
+    rig.control.fail["result"] = remote("stale_lease")
+    rig.control.give()
+    until(lambda: rig.control.of("result"), "a try")
+    until(lambda: not listing(layout.spool), "the spool is empty")
+    assert len(rig.control.of("result")) == 1
+
+
+def test_a_refused_success_becomes_a_failure_that_says_so(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.control.fail["result"] = remote("body_too_large")
+    rig.control.give()
+    until(lambda: rig.control.of("result"), "a try")
+    until(lambda: len(rig.control.of("result")) == 2, "the replacement")
+    last = rig.control.of("result")[-1][0]
+    assert last.status == "failed" and "refused the result" in last.error.message
+
+
+@pytest.mark.parametrize("rc", ["register_again", "unauthorized", "unknown_node"])
+def test_a_session_that_is_over_is_begun_again_with_the_running_leases(
+    make_rig: MakeRig, rc: str
+) -> None:
+    rig = make_rig()
+    start(rig)
+    lease = rig.agent.runs()[0].lease
+    rig.control.fail["heartbeat"] = remote(rc)
+    until(lambda: len(rig.control.of("register")) >= 2, "another registration")
+    rig.control.fail.clear()
+    first, again = rig.control.of("register")[:2]
+    assert again.unfinished == [lease] and again.instance == first.instance
+    assert rig.running()
+
+
+def test_another_incarnation_of_control_ends_all_work_untold(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    start(rig)
+    rig.control.incarnation = "inc-2"
+    until(lambda: not rig.agent.runs(), "the work is dropped")
+    assert not rig.control.of("yield")
+    assert rig.run()[0].status == "succeeded"
+
+
+@pytest.mark.parametrize("rc", ["not_enrolled", "node_revoked"])
+def test_an_unwelcome_node_stops_its_work_and_asks_again_later(make_rig: MakeRig, rc: str) -> None:
+    rig = make_rig()
+    start(rig)
+    rig.control.fail.update(heartbeat=remote(rc), register=remote(rc))
+    until(lambda: not rig.agent.runs(), "the work is dropped")
+    assert not rig.agent.done.is_set()
+    rig.control.fail.clear()
+    assert rig.run()[0].status == "succeeded"
+
+
+def test_a_superseded_agent_kills_its_work_and_leaves(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    start(rig)
+    rig.control.fail["heartbeat"] = remote("superseded")
+    assert rig.agent.done.wait(5) and rig.agent.exit_code == 1
+    assert not rig.running()
+
+
+def test_a_stale_lease_ends_the_work_without_a_word(make_rig: MakeRig, tmp_path: Path) -> None:
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    (folder / "t.py").write_text(
+        "import time\ndef run():\n while 1: print('x', flush=True); time.sleep(.02)"
+    )
+    rig = make_rig(tasks=[folder])
+    rig.control.give("python", params={"task": "t"})
+    until(rig.running, "the task runs")
+    rig.control.fail["log"] = remote("stale_lease")
+    until(lambda: not rig.agent.runs(), "the work is dropped")
+    assert not rig.control.of("yield") and not rig.control.of("result")
+
+
+def test_too_weak_isolation_takes_no_task_and_says_so(make_rig: MakeRig, layout: Layout) -> None:
+    rig = make_rig(min_isolation="bubblewrap")
+    until(lambda: len(rig.control.of("heartbeat")) > 1, "heartbeats")
+    assert not rig.control.of("poll")
+    assert ask(socket_path(layout.root), {"verb": "status"})["reasons"] == ["isolation_too_weak"]
+
+
+def test_shutting_down_kills_hands_back_and_says_goodbye(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    start(rig)
+    rig.agent.shut_down()
+    assert not rig.running()
+    assert rig.control.of("yield")[0][1] == "shutdown"
+    assert [verb for verb, _ in rig.control.calls if verb in {"yield", "goodbye"}] == [
+        "yield",
+        "goodbye",
+    ]
+
+
+def test_shutting_down_is_quick_without_control(make_rig: MakeRig, layout: Layout) -> None:
+    rig = make_rig()
+    start(rig)
+    rig.control.fail["*"] = UNREACHABLE
+    began = time.monotonic()
+    rig.agent.shut_down()
+    assert time.monotonic() - began < 3 and not rig.running()
+    assert listing(layout.spool)
+
+
+def test_an_input_is_fetched_again_while_control_is_away(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.control.blobs["a"] = b"x"
+    rig.control.fail["fetch"] = UNREACHABLE
+    rig.control.give(params={"command": "cat", "args": ["a"]}, inputs={"a": {}})
+    until(lambda: len(rig.control.of("fetch")) > 1, "two tries")
+    rig.control.fail.clear()
+    assert rig.outcome()[0].result["stdout"] == "x"
+
+
+def test_a_lost_supervisor_is_the_nodes_fault_not_the_tasks(
+    make_rig: MakeRig, layout: Layout
+) -> None:
+    rig = make_rig()
+    start(rig)
+    os.kill(int(next((layout.run / "supervisors").iterdir()).name), 9)
+    assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "infrastructure"
+    until(lambda: not listing(layout.workdir), "the workspace is wiped")

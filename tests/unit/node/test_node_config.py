@@ -1,0 +1,184 @@
+"""config.yaml and runtime.yaml: the contract's files load, and mistakes are named (A10, B1)."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rae_node.config import (
+    check_file,
+    dev_runtime,
+    load_both,
+    load_node_config,
+    load_runtime,
+    refuse_public_http,
+)
+from rae_node.errors import ConfigError
+from rae_node.settings import Settings, apply_settings, parse_overrides
+
+KUBUS = """
+node_id: kubus-gpu-01
+trusted: true
+capabilities:
+  gpu: true
+  gpu_model: RTX_4080
+  vram_gb: 16
+  ram_gb: 64
+  llm:
+    - python-specialist
+    - code-refactor
+heartbeat_interval_sec: 30
+rae_endpoint: http://100.x.x.x:8080
+"""
+JULKA = (KUBUS.replace("kubus", "julka").replace("trusted: true", "trusted: false")).replace(
+    "    - code-refactor\n", ""
+)
+RUNTIME = """
+automation: {enabled: true, auto_start: true}
+safety: {detect_active_user: true, idle_required_minutes: 10, max_cpu_percent: 80,
+  max_gpu_percent: 90, max_vram_gb: 14, cooldown_minutes: 15}
+execution: {poll_interval_sec: 45, heartbeat_interval_sec: 30, task_timeout_minutes: 180,
+  retry_on_disconnect: true}
+"""
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    config, runtime = tmp_path / "config.yaml", tmp_path / "runtime.yaml"
+    config.write_text(KUBUS)
+    runtime.write_text(RUNTIME)
+    return config, runtime
+
+
+def test_a10_both_real_files_load_unchanged(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(KUBUS)
+    kubus = load_node_config(file)
+    assert (kubus.node_id, kubus.trusted, kubus.capabilities.vram_gb) == ("kubus-gpu-01", True, 16)
+    assert kubus.capabilities.llm == ["python-specialist", "code-refactor"]
+    assert kubus.min_isolation == "bubblewrap"
+    file.write_text(JULKA)
+    julka = load_node_config(file)
+    assert (julka.trusted, julka.capabilities.llm) == (False, ["python-specialist"])
+
+
+def test_b1_the_contracts_runtime_file_loads(pair: tuple[Path, Path]) -> None:
+    _, runtime = load_both(*pair)
+    assert (runtime.safety.cooldown_minutes, runtime.execution.poll_interval_sec) == (15, 45)
+
+
+def leaves(data: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(section, name) for section, values in data.items() for name in values]
+
+
+@pytest.mark.parametrize(("section", "name"), leaves(yaml.safe_load(RUNTIME)))
+def test_b1_each_missing_field_is_named(tmp_path: Path, section: str, name: str) -> None:
+    data = yaml.safe_load(RUNTIME)
+    del data[section][name]
+    file = tmp_path / "runtime.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match=rf"runtime\.yaml: {section}\.{name}: Field required"):
+        load_runtime(file)
+
+
+def test_b1_an_unknown_field_is_named_with_those_that_exist(tmp_path: Path) -> None:
+    data = copy.deepcopy(yaml.safe_load(RUNTIME))
+    data["safety"]["max_cpu"] = 5
+    file = tmp_path / "runtime.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match=r"safety\.max_cpu: .*known here are .*max_cpu_percent"):
+        load_runtime(file)
+
+
+def test_b1_different_heartbeats_name_both_files(pair: tuple[Path, Path]) -> None:
+    pair[0].write_text(KUBUS.replace("interval_sec: 30", "interval_sec: 15"))
+    with pytest.raises(ConfigError, match=r"is 15 in .*config\.yaml and 30 in .*runtime\.yaml"):
+        load_both(*pair)
+
+
+def test_an_override_reaches_both_files_and_takes_fractions(pair: tuple[Path, Path]) -> None:
+    given = parse_overrides(
+        ["heartbeat_interval_sec=0.5", "max_concurrent_cpu=3", "poll_wait_sec=2"]
+    )
+    settings, rest = apply_settings(given)
+    config, runtime = load_both(*pair, rest)
+    assert settings.poll_wait_sec == 2
+    assert config.heartbeat_interval_sec == runtime.execution.heartbeat_interval_sec == 0.5
+    assert config.max_concurrent_cpu == 3
+
+
+@pytest.mark.parametrize("pair_text", ["nonsense=1", "poll_wait_sec=many", "poll_wait_sec", "=1"])
+def test_a_wrong_override_is_refused(pair: tuple[Path, Path], pair_text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set "):
+        load_both(*pair, apply_settings(parse_overrides([pair_text]))[1])
+
+
+def test_every_period_of_the_contract_is_the_default() -> None:
+    defaults = Settings()
+    assert (defaults.poll_wait_sec, defaults.guard_busy_sec, defaults.kill_confirm_sec) == (
+        25,
+        1,
+        0.3,
+    )
+    assert defaults.heartbeat_jitter == 0.1
+    runtime = dev_runtime()
+    assert runtime["execution"]["heartbeat_interval_sec"] == 30
+    assert runtime["execution"]["task_timeout_minutes"] == 180
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://8.8.8.8:80",
+        "ftp://127.0.0.1",
+        "http://",
+        "http://u:p@127.0.0.1:1",
+        "http://10.0.0.1:1",
+    ],
+)
+def test_z_plain_http_to_the_world_is_refused(tmp_path: Path, endpoint: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(KUBUS.replace("http://100.x.x.x:8080", endpoint))
+    with pytest.raises(ConfigError, match="rae_endpoint"):
+        load_node_config(file)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://127.0.0.1:1", "http://100.64.0.1:8080", "http://[fd7a:115c:a1e0::1]:80",
+     "https://control.example:443", "http://[::1]:80", "http://control:8080"],
+)  # fmt: skip
+def test_loopback_tailscale_and_tls_are_fine(tmp_path: Path, endpoint: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(KUBUS.replace("http://100.x.x.x:8080", endpoint))
+    assert load_node_config(file).rae_endpoint == endpoint
+
+
+def test_a_name_is_judged_by_its_addresses() -> None:
+    refuse_public_http("http://control:8080", lambda _: ["100.100.1.2", "fd7a:115c:a1e0::5"])
+    with pytest.raises(ValueError, match=r"93\.184\.216\.34 is neither"):
+        refuse_public_http("http://control:8080", lambda _: ["100.100.1.2", "93.184.216.34"])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1:11435", "https://127.0.0.1:1", "http://127.0.0.1"]
+)
+def test_models_are_asked_on_this_machine_only(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(KUBUS + f"ollama_url: {url}\n")
+    with pytest.raises(ConfigError, match="ollama_url"):
+        load_node_config(file)
+
+
+def test_check_file_tells_the_two_apart(pair: tuple[Path, Path]) -> None:
+    assert [check_file(file) for file in pair] == ["config.yaml", "runtime.yaml"]
+
+
+def test_a_node_without_any_slot_is_refused(pair: tuple[Path, Path]) -> None:
+    pair[0].write_text(KUBUS + "max_concurrent_cpu: 0\nmax_concurrent_gpu: 0\n")
+    with pytest.raises(ConfigError, match="both 0"):
+        load_both(*pair)

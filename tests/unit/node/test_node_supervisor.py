@@ -1,0 +1,209 @@
+"""The supervisor ends its task, whatever the task, the agent or the clock do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from rae_node import procs, supervisor
+from rae_node.isolation import Handle, ProcessIsolation, Spec
+from rae_node.paths import Layout
+from tests.unit.node.fakes import until
+
+MakeSpec = Callable[..., Spec]
+
+
+class Box(ProcessIsolation):
+    """Remembers what it started, so that nothing outlives its test."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.handles: list[Handle] = []
+
+    def start(self, spec: Spec) -> Handle:
+        self.handles.append(super().start(spec))
+        return self.handles[-1]
+
+
+@pytest.fixture
+def box(layout: Layout) -> Iterator[Box]:
+    box = Box(layout.root)
+    yield box
+    for handle in box.handles:
+        if not handle.wipe(5):
+            handle.kill_hard()
+
+
+def finished(handle: Handle) -> Handle:
+    assert handle.finished.wait(15), "the task did not end"
+    assert handle.gone.wait(5)
+    return handle
+
+
+def test_a_task_that_ends_reports_code_duration_and_output(
+    box: ProcessIsolation, spec: MakeSpec
+) -> None:
+    given = spec(["/bin/sh", "-c", "echo out; echo err >&2; exit 3"])
+    handle = finished(box.start(given))
+    assert handle.outcome is not None
+    assert (handle.outcome.cause, handle.outcome.exit_code) == ("exit", 3)
+    assert (given.log_dir / "stdout").read_text() == "out\n"
+    assert (given.log_dir / "stderr").read_text() == "err\n"
+    assert sorted((given.log_dir / "exec.log").read_text().split()) == ["err", "out"]
+    assert handle.wipe(5) and not given.workspace.exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "deadline_s", "cause"),
+    [({"timeout_s": 0.2}, 30, "timeout"), ({}, 0.2, "deadline"), ({}, -1, "deadline")],
+)
+def test_time_limits_end_the_task_and_say_which_it_was(
+    box: ProcessIsolation, spec: MakeSpec, limits: dict[str, float], deadline_s: float, cause: str
+) -> None:
+    given = spec(["/bin/sh", "-c", "touch ran; sleep 60"], deadline_s=deadline_s, **limits)
+    handle = finished(box.start(given))
+    assert handle.outcome is not None and handle.outcome.cause == cause
+    assert (given.cwd / "ran").exists() == (deadline_s > 0)
+
+
+def test_an_extended_deadline_counts_and_a_shorter_one_does_not(
+    box: ProcessIsolation, spec: MakeSpec
+) -> None:
+    given = spec(["/bin/sleep", "0.6"], deadline_s=0.3)
+    handle = box.start(given)
+    handle.extend(given.deadline + 30)
+    handle.extend(given.deadline)
+    assert finished(handle).outcome is not None
+    assert handle.outcome is not None and handle.outcome.cause == "exit"
+
+
+def test_a_flood_of_output_ends_the_task(box: ProcessIsolation, spec: MakeSpec) -> None:
+    given = spec(["/usr/bin/yes"], max_output_bytes=100_000)
+    handle = finished(box.start(given))
+    assert handle.outcome is not None and handle.outcome.cause == "output"
+    assert (given.log_dir / "stdout").stat().st_size <= 100_000
+
+
+def test_too_much_memory_in_the_whole_tree_ends_the_task(
+    box: ProcessIsolation, spec: MakeSpec
+) -> None:
+    code = "import time; x = b'x' * (300 << 20); time.sleep(60)"
+    given = spec(["/bin/sh", "-c", f'{sys.executable} -c "{code}" & wait'], memory_mb=150)
+    handle = finished(box.start(given))
+    assert handle.outcome is not None and handle.outcome.cause == "memory"
+
+
+def test_daemons_that_the_task_leaves_behind_are_killed(
+    box: ProcessIsolation, spec: MakeSpec
+) -> None:
+    given = spec(
+        ["/bin/sh", "-c", "(setsid sleep 600 &); setsid sh -c 'sleep 600 & wait' & sleep 0.2"]
+    )
+    handle = finished(box.start(given))
+    assert handle.outcome is not None and handle.outcome.cause == "exit"
+    assert len(supervisor.descendants(os.getpid())) == 1  # the supervisor
+
+
+def test_500_processes_in_three_sessions_are_dead_within_a_second(
+    box: ProcessIsolation, spec: MakeSpec
+) -> None:
+    branch = "i=0; while [ $i -lt 165 ]; do sleep 600 & i=$((i+1)); done; wait"
+    given = spec(["/bin/sh", "-c", f"for s in 1 2 3; do setsid sh -c '{branch}' & done; wait"])
+    handle = box.start(given)
+    until(lambda: len(supervisor.descendants(os.getpid())) > 498, "500 processes", 30)
+    began = time.monotonic()
+    handle.kill()
+    assert handle.gone.wait(5)
+    assert time.monotonic() - began < 1.0
+    assert handle.outcome is not None and handle.outcome.cause == "killed"
+
+
+def test_a_stopped_supervisor_does_not_save_its_task(
+    box: ProcessIsolation, spec: MakeSpec, layout: Layout
+) -> None:
+    handle = box.start(spec(["/bin/sh", "-c", "setsid sleep 600 & sleep 600"]))
+    until(lambda: len(supervisor.descendants(os.getpid())) >= 3, "the task")
+    pid = int(next((layout.run / "supervisors").iterdir()).name)
+    os.kill(pid, signal.SIGSTOP)
+    handle.kill()
+    assert not handle.gone.wait(0.1)
+    handle.kill_hard()
+    assert handle.gone.is_set() and supervisor.descendants(os.getpid()) == []
+
+
+def test_a_killed_supervisor_leaves_no_orphan(
+    box: ProcessIsolation, spec: MakeSpec, layout: Layout
+) -> None:
+    handle = box.start(spec(["/bin/sh", "-c", "setsid env -i sleep 600 & sleep 600"]))
+    until(lambda: len(supervisor.descendants(os.getpid())) >= 3, "the task")
+    os.kill(int(next((layout.run / "supervisors").iterdir()).name), signal.SIGKILL)
+    assert handle.finished.wait(5) and handle.outcome is None
+    assert supervisor.descendants(os.getpid()) == []
+
+
+def launch(spec: Spec) -> subprocess.Popen[bytes]:
+    body = {**asdict(spec), "cwd": str(spec.cwd), "workspace": str(spec.workspace)}
+    process = subprocess.Popen(
+        [sys.executable, "-ISE", supervisor.__file__],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({**body, "log_dir": str(spec.log_dir)}).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def test_the_end_of_the_agent_ends_the_task_and_wipes_its_workspace(spec: MakeSpec) -> None:
+    given = spec(["/bin/sh", "-c", "echo $$ > pid; sleep 600"])
+    process = launch(given)
+    until(lambda: (given.cwd / "pid").exists() and (given.cwd / "pid").read_text(), "the task")
+    pid = int((given.cwd / "pid").read_text())
+    process.communicate(timeout=10)  # closes its stdin, as death does
+    assert not procs.is_alive(pid) and not given.workspace.exists()
+
+
+def test_an_agent_that_reads_nothing_does_not_block_the_deadline(spec: MakeSpec) -> None:
+    note = r"""
+import os
+while True:
+    os.write(int(os.environ["RAE_PROGRESS_FD"]), b'{"pct": 1, "note": "x"}\n')
+"""
+    given = spec([sys.executable, "-c", note], deadline_s=1.0)
+    object.__setattr__(given, "progress", True)
+    process = launch(given)
+    until(lambda: supervisor.descendants(process.pid), "the start")
+    until(lambda: not supervisor.descendants(process.pid), "the deadline")
+    output, _ = process.communicate(b'{"wipe": true}\n', timeout=10)
+    assert b'"cause": "deadline"' in output
+
+
+def test_wiping_follows_no_link_and_minds_neither_depth_nor_modes(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("keep")
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    (folder / "link").symlink_to(precious)
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    closed = folder / "closed"
+    closed.mkdir()
+    (closed / "file").write_text("x")
+    closed.chmod(0)
+    supervisor.wipe(str(folder))
+    assert not folder.exists() and (precious / "file").read_text() == "keep"
+    supervisor.wipe(str(folder))
