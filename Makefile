@@ -25,6 +25,8 @@ $(VENV)/.built: constraints.txt requirements-dev.txt $(wildcard services/*/pypro
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -r requirements-dev.txt
+	# The queue's tests run against the next RQ too, from a folder of its own.
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/rq3 rq==3.0.0
 	touch $@
 
 demo: venv  ## control, two nodes, real work, an owner who comes back, an agent that dies

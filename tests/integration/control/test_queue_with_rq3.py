@@ -1,4 +1,4 @@
-"""The adapter's tests once more, in a process of their own, with RQ 3 instead of the pinned RQ 2."""
+"""The adapter's tests once more, in a process of their own, with RQ 3 instead of RQ 2."""
 
 from __future__ import annotations
 

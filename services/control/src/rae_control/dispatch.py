@@ -209,14 +209,18 @@ class Dispatcher:
                 mesh.lanes.served(lane_id)
                 kind = slot_kind(lane.requirements, entry.facts)
                 slot = next(s for s in free if s.startswith(kind))
-                claimed = mesh.write(
-                    partial(
-                        _claim, task_id=task_id, lease_id=self._lease_id(),
-                        who=ledger_tasks.Who(entry.node_id, slot), acked=not entry.acks,
-                        vram_mb=lane.requirements.get("vram_gb", 0) * 1024,
-                        uuids=_gpu_uuid(entry, slot),
-                    )
-                )  # fmt: skip
+                mesh.keeper.in_flight.add(task_id)
+                try:
+                    claimed = mesh.write(
+                        partial(
+                            _claim, task_id=task_id, lease_id=self._lease_id(),
+                            who=ledger_tasks.Who(entry.node_id, slot), acked=not entry.acks,
+                            vram_mb=lane.requirements.get("vram_gb", 0) * 1024,
+                            uuids=_gpu_uuid(entry, slot),
+                        )
+                    )  # fmt: skip
+                finally:
+                    mesh.keeper.in_flight.discard(task_id)
                 if claimed is not None:
                     return self._leased(entry, claimed)
         return None

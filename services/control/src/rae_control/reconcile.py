@@ -51,6 +51,8 @@ class QueueKeeper:
         self.queue = queue
         self.available = True
         self.repairs = 0
+        # Taken from the queue by a claim that is not committed yet.
+        self.in_flight: set[str] = set()
         self._writer, self._lanes, self._leases = writer, lanes, leases
         self._slots, self._pushed = slots, pushed
         self._clock, self._interval = clock, interval_s
@@ -143,12 +145,14 @@ class QueueKeeper:
     def _repair_lane(self, lane_id: str) -> int:
         queued = self.queue.task_ids(lane_id)
         wanted = self._writer.read(lambda db: views.queued_ids(db, lane_id))
-        # A task on its way (popped, not yet committed) may be pushed again: the claim that finds
-        # it then fails in the ledger, which is harmless.
-        have, want = set(queued), set(wanted)
+        # What is on its way in either direction needs no repair. (One that slips through does no
+        # harm: the claim that finds it fails in the ledger.)
+        moving = {op.task_id for op in self._ops} | self.in_flight
+        have, want = set(queued) | moving, set(wanted)
         missing = [task_id for task_id in wanted if task_id not in have]
         leased = {lease.task_id for lease in self._leases}
-        ops = [Op("drop", task_id, lane_id) for task_id in have - want - leased]
+        extra = set(queued) - want - leased - moving
+        ops = [Op("drop", task_id, lane_id) for task_id in extra]
         if len(missing) == len(wanted) or len(missing) < 50:
             ops += [Op("push", task_id, lane_id) for task_id in missing]
         else:
