@@ -323,7 +323,9 @@ def test_registering_again_keeps_what_is_unfinished_and_closes_the_rest(api: Api
     api.join("n1")
     api.submit(ECHO, ECHO)
     kept, lost = api.take("n1"), api.take("n1")
-    assert api.register("n1", instance="i2", unfinished=[kept]).status_code == 200
+    over = {**lost, "lease_id": "0123456789abcdef"}
+    answer = api.register("n1", instance="i2", unfinished=[kept, over])
+    assert [c["lease_id"] for c in answer.json["commands"]] == [over["lease_id"]]
     assert api.task(lost["task_id"])["state"] == "queued"
     assert api.result("n1", kept).json["state"] == "succeeded"
 

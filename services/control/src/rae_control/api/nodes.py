@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -147,9 +147,11 @@ def _register(mesh: Mesh, entry: NodeEntry, request: models.RegisterRequest) -> 
         )
     )  # fmt: skip
     fresh = mesh.node_changed(row)
-    for lease in mesh.leases.of_node(entry.node_id):
-        # Listed as unfinished: open for one more ttl, so that the result can still come.
-        lease.renewed = max(lease.renewed, now)
+    # Listed as unfinished: open for one more ttl, so that the result can still come. What is over
+    # is named at once: the node counts new deadlines from this answer.
+    commands = _renew(mesh, fresh.node_id, request.unfinished, now)
+    if fresh.draining:
+        commands.append(models.Command(command="drain", reason=fresh.draining))
     return models.Registered(
         node_token=token,
         expires_in_s=mesh.config.node_token_ttl_s,
@@ -158,7 +160,7 @@ def _register(mesh: Mesh, entry: NodeEntry, request: models.RegisterRequest) -> 
         lease_margin_s=mesh.config.lease_margin_s,
         ack_timeout_s=mesh.config.ack_timeout_s,
         incarnation=mesh.ledger.incarnation,
-        commands=[models.Command(command="drain", reason=fresh.draining)] if fresh.draining else [],
+        commands=commands,
     )
 
 
@@ -207,20 +209,27 @@ def _heartbeat(
         ids = [lease.lease_id for lease in mesh.leases.of_node(entry.node_id)]
         mesh.leases.renew(ids, entry.node_id, now)
     else:
-        named = {ref.lease_id: ref for ref in beat.leases}
-        for lease_id in mesh.leases.renew(named, entry.node_id, now):
-            commands.setdefault(
-                lease_id,
-                models.Command(
-                    command="cancel", task_id=named[lease_id].task_id, lease_id=lease_id,
-                    reason="the lease is not open any more",
-                ),
-            )  # fmt: skip
+        for command in _renew(mesh, entry.node_id, beat.leases, now):
+            commands.setdefault(str(command.lease_id), command)
     if opened:
         mesh.dispatch.wake_node(entry.node_id)
     return models.HeartbeatAnswer(
         commands=list(commands.values()), incarnation=mesh.ledger.incarnation
     )
+
+
+def _renew(
+    mesh: Mesh, node_id: str, leases: Sequence[models.LeaseRef], now: float
+) -> list[models.Command]:
+    """Renew the listed leases; those that are not open come back as orders to stop."""
+    named = {ref.lease_id: ref for ref in leases}
+    return [
+        models.Command(
+            command="cancel", task_id=named[lease_id].task_id, lease_id=lease_id,
+            reason="the lease is not open any more",
+        )
+        for lease_id in mesh.leases.renew(named, node_id, now)
+    ]  # fmt: skip
 
 
 def _goodbye(tx: Tx, node_id: str, limits: Limits, seen: float) -> Row:
