@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rae_node import procs, supervisor
-from rae_node.isolation import Handle, ProcessIsolation, Spec
+from rae_node import procs, proctree
+from rae_node.isolation import PROGRAM, Handle, ProcessIsolation, Spec
 from rae_node.paths import Layout
 from tests.unit.node.fakes import until
 
@@ -110,7 +110,7 @@ def test_daemons_that_the_task_leaves_behind_are_killed(
     )
     handle = finished(box.start(given))
     assert handle.outcome is not None and handle.outcome.cause == "exit"
-    assert len(supervisor.descendants(os.getpid())) == 1  # the supervisor
+    assert len(proctree.descendants(os.getpid())) == 1  # the supervisor
 
 
 def test_500_processes_in_three_sessions_are_dead_within_a_second(
@@ -119,7 +119,7 @@ def test_500_processes_in_three_sessions_are_dead_within_a_second(
     branch = "i=0; while [ $i -lt 165 ]; do sleep 600 & i=$((i+1)); done; wait"
     given = spec(["/bin/sh", "-c", f"for s in 1 2 3; do setsid sh -c '{branch}' & done; wait"])
     handle = box.start(given)
-    until(lambda: len(supervisor.descendants(os.getpid())) > 498, "500 processes", 30)
+    until(lambda: len(proctree.descendants(os.getpid())) > 498, "500 processes", 30)
     began = time.monotonic()
     handle.kill()
     assert handle.gone.wait(5)
@@ -131,29 +131,29 @@ def test_a_stopped_supervisor_does_not_save_its_task(
     box: ProcessIsolation, spec: MakeSpec, layout: Layout
 ) -> None:
     handle = box.start(spec(["/bin/sh", "-c", "setsid sleep 600 & sleep 600"]))
-    until(lambda: len(supervisor.descendants(os.getpid())) >= 3, "the task")
+    until(lambda: len(proctree.descendants(os.getpid())) >= 3, "the task")
     pid = int(next((layout.run / "supervisors").iterdir()).name)
     os.kill(pid, signal.SIGSTOP)
     handle.kill()
     assert not handle.gone.wait(0.1)
     handle.kill_hard()
-    assert handle.gone.is_set() and supervisor.descendants(os.getpid()) == []
+    assert handle.gone.is_set() and proctree.descendants(os.getpid()) == []
 
 
 def test_a_killed_supervisor_leaves_no_orphan(
     box: ProcessIsolation, spec: MakeSpec, layout: Layout
 ) -> None:
     handle = box.start(spec(["/bin/sh", "-c", "setsid env -i sleep 600 & sleep 600"]))
-    until(lambda: len(supervisor.descendants(os.getpid())) >= 3, "the task")
+    until(lambda: len(proctree.descendants(os.getpid())) >= 3, "the task")
     os.kill(int(next((layout.run / "supervisors").iterdir()).name), signal.SIGKILL)
     assert handle.finished.wait(5) and handle.outcome is None
-    assert supervisor.descendants(os.getpid()) == []
+    assert proctree.descendants(os.getpid()) == []
 
 
 def launch(spec: Spec) -> subprocess.Popen[bytes]:
     body = {**asdict(spec), "cwd": str(spec.cwd), "workspace": str(spec.workspace)}
     process = subprocess.Popen(
-        [sys.executable, "-ISE", supervisor.__file__],
+        [sys.executable, "-ISE", str(PROGRAM)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert process.stdin is not None
@@ -180,9 +180,13 @@ while True:
     given = spec([sys.executable, "-c", note], deadline_s=1.0)
     object.__setattr__(given, "progress", True)
     process = launch(given)
-    until(lambda: supervisor.descendants(process.pid), "the start")
-    until(lambda: not supervisor.descendants(process.pid), "the deadline")
-    output, _ = process.communicate(b'{"wipe": true}\n', timeout=10)
+    until(lambda: proctree.descendants(process.pid), "the start")
+    until(lambda: not proctree.descendants(process.pid), "the deadline")
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b'{"wipe": true}\n')
+    process.stdin.flush()
+    output = process.stdout.read()
+    process.communicate(timeout=10)
     assert b'"cause": "deadline"' in output
 
 
@@ -204,6 +208,6 @@ def test_wiping_follows_no_link_and_minds_neither_depth_nor_modes(tmp_path: Path
     closed.mkdir()
     (closed / "file").write_text("x")
     closed.chmod(0)
-    supervisor.wipe(str(folder))
+    proctree.wipe(str(folder))
     assert not folder.exists() and (precious / "file").read_text() == "keep"
-    supervisor.wipe(str(folder))
+    proctree.wipe(str(folder))

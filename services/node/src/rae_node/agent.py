@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,9 +149,9 @@ class Agent:
             spool=self.spool,
             delivery=self.delivery,
             isolation=outfit.isolation,
-            runners=self._offered_runners,
+            runners=self._runners,
             devices=self._devices,
-            memory_mb=config.mem_soft_mb or _share(outfit.machine.memory_mb),
+            memory_mb=config.mem_soft_mb or (outfit.machine.memory_mb or 0) * MEMORY_SHARE or None,
             config=config,
             runtime=runtime,
             settings=settings,
@@ -304,7 +304,7 @@ class Agent:
 
     def _take(self, task: LeasedTask, epoch: int) -> None:
         run = TaskRun(task, self._bench)
-        target, problem, reason = run.run, None, "guard"
+        problem, reason = None, "guard"
         if task.incarnation != self.link.incarnation:
             problem = "epoch"
         elif not self.may_take():
@@ -329,7 +329,7 @@ class Agent:
         if not decision.safe:
             now = self.outfit.clock.boot()
             run.stop(Stop(yield_reason(decision), ", ".join(decision.reasons), now))
-        threading.Thread(target=target, name=f"task-{task.slot}", daemon=True).start()
+        threading.Thread(target=run.run, name=f"task-{task.slot}", daemon=True).start()
         self.guard.wake()
 
     def _ended(self, run: TaskRun) -> None:
@@ -339,9 +339,6 @@ class Agent:
     def runs(self) -> list[TaskRun]:
         """Every task that holds a slot."""
         return [item for item in self.slots.occupants() if isinstance(item, TaskRun)]
-
-    def _offered_runners(self) -> Mapping[str, Runner]:
-        return self._runners
 
     def _devices(self, slot: str) -> Sequence[str]:
         if not slot.startswith("gpu"):
@@ -399,7 +396,3 @@ class Agent:
             self.outfit.client.goodbye("shutdown")
         except Exception as error:  # leaving anyway; control finds out by itself
             self.outfit.log.info("goodbye_not_heard", error=str(error))
-
-
-def _share(memory_mb: float | None) -> float | None:
-    return None if memory_mb is None else memory_mb * MEMORY_SHARE

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     pause.add_argument(
         "duration", nargs="?", type=parse_duration, help="30m, 2h, 90s; without it until resume"
     )
+    pause.add_argument("--json", action="store_true", help="for programs")
     for name, text in (("resume", "end the pause"), ("status", "show what the agent does")):
         verb = verbs.add_parser(name, parents=[where], help=text, epilog=_EPILOG)
         if name == "status":
@@ -133,6 +134,9 @@ def _pause(options: argparse.Namespace) -> int:
     if options.duration is not None:
         request["duration_s"] = options.duration
     answer = ask(socket_of(_layout(options).root), request)
+    if options.json:
+        print(json.dumps(answer, indent=2))
+        return 0
     end = answer["until"]
     until = f"until {datetime.fromtimestamp(end):%H:%M:%S}" if end else "until `rae-node resume`"
     print(f"Paused {until}: {answer['stopped']} tasks stopped in {answer['stopped_ms']} ms.")

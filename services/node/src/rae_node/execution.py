@@ -42,7 +42,7 @@ class Bench:
     spool: Spool
     delivery: Delivery
     isolation: Isolation
-    runners: Callable[[], Mapping[str, Runner]]
+    runners: Mapping[str, Runner]
     devices: Callable[[str], Sequence[str]]
     memory_mb: float | None
     config: NodeConfig
@@ -145,7 +145,7 @@ class TaskRun:
         self._bench.log.info(
             "task_not_taken", task_id=self.task.task_id, reason=reason, detail=detail
         )
-        self._hand_back(reason, detail)
+        self._put("yield", {"reason": reason, "detail": detail[:500]})
 
     def _work(self) -> dict[str, Any]:
         bench, task = self._bench, self.task
@@ -153,7 +153,7 @@ class TaskRun:
         workspace = Workspace.create(bench.layout.workdir, task.task_id, task.attempt)
         try:
             try:
-                runner = bench.runners().get(task.kind)
+                runner = bench.runners.get(task.kind)
                 if runner is None:
                     raise TaskFailure("E_INVALID", f"This node runs no tasks of kind '{task.kind}'")
                 plan = runner.plan(task, workspace)

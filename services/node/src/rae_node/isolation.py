@@ -9,13 +9,15 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rae_node import procs, supervisor
+from rae_node import procs, supervision
 
 Level = Literal["unit", "bubblewrap", "process"]
+PROGRAM = Path(__file__).with_name("supervisor.py")
 STRENGTH: dict[Level, int] = {"process": 0, "bubblewrap": 1, "unit": 2}
 
 
@@ -106,14 +108,14 @@ class ProcessIsolation:
         self._pids: set[int] = set()
         self._lock = threading.Lock()
         # What a dead supervisor leaves comes to us instead of to init, where nobody would kill it.
-        ctypes.CDLL(None).prctl(supervisor.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(supervision.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def start(self, spec: Spec) -> Handle:
         """Start a supervisor and hand it the spec. Raises OSError."""
         mark = {procs.ROOT_MARK: str(self._root), "RAE_LEASE": spec.lease_id}
         with self._lock:  # or the search for orphans could meet it before it is known
             process = subprocess.Popen(
-                [sys.executable, "-ISE", supervisor.__file__],
+                [sys.executable, "-ISE", str(PROGRAM)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=mark,
@@ -155,7 +157,7 @@ def recorded_supervisors(root: Path) -> dict[int, int]:
 
 
 class _ProcessHandle:
-    def __init__(self, process: subprocess.Popen[bytes], ended: Any) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], ended: Callable[[], None]) -> None:
         self.finished = threading.Event()
         self.gone = threading.Event()
         self.outcome: Outcome | None = None

@@ -81,7 +81,7 @@ def status(agent: Agent) -> dict[str, Any]:
         "taking_work": agent.may_take(),
         "reasons": agent.reasons(),
         "cooldown_left_s": round(agent.guard.cooldown_left_s(), 1),
-        "paused_until": outfit.pause.until(),
+        "paused_until": outfit.pause.until() if outfit.pause.read().present else None,
         "draining": agent.draining,
         "isolation": outfit.isolation.level,
         "min_isolation": outfit.config.min_isolation,

@@ -87,7 +87,7 @@ def default_node_id(hostname: str | None = None) -> str:
 
 def dev_root(data: Path, node_id: str) -> Path:
     """Root folder of a dev node."""
-    return (data / "nodes" / node_id).absolute()
+    return (data / "nodes" / node_id).resolve()
 
 
 def only_dev_node(data: Path) -> str:

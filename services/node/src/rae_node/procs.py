@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rae_node.supervisor import children, descendants, send_kill
+from rae_node.proctree import children, descendants, send_kill
 
 ROOT_MARK = "RAE_NODE_ROOT"
 _TICK = os.sysconf("SC_CLK_TCK")

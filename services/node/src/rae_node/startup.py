@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from rae_node import procs, supervisor
+from rae_node import procs, proctree
 from rae_node.errors import ConfigError, NodeError
 from rae_node.isolation import recorded_supervisors
 from rae_node.log import EventLog
@@ -39,6 +39,7 @@ class AgentLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._file.close()
             raise NodeError(
                 "already_running",
                 f"Another agent serves {layout.root}; stop it first (rae-node status shows it)",
@@ -48,6 +49,7 @@ class AgentLock:
         try:
             self._socket.bind(f"\0rae-node/{os.getuid()}/{digest}")
         except OSError as error:
+            self.release()
             raise NodeError(
                 "already_running",
                 f"Another agent on this machine is node {node_id} at {endpoint}; stop it, or take "
@@ -77,7 +79,7 @@ def end_predecessors(layout: Layout, bound_s: float, log: EventLog) -> None:
     for folder in layout.workdir.iterdir():
         log.info("leftover_workspace_wiped", folder=folder.name)
         if folder.is_dir() and not folder.is_symlink():
-            supervisor.wipe(str(folder))
+            proctree.wipe(str(folder))
         else:
             folder.unlink()
 

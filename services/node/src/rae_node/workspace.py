@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from rae_node import supervisor
+from rae_node import proctree
 from rae_node.errors import HandBack, TaskFailure, listed
 from rae_protocol.models import LeasedInput
 from rae_protocol.node_client import save_stream
@@ -45,7 +45,7 @@ class Workspace:
     def create(cls, workdir: Path, task_id: str, attempt: int) -> Workspace:
         """Make it, empty, for its user alone. Raises OSError."""
         path = workdir / f"{task_id}.{attempt}"
-        supervisor.wipe(str(path))
+        proctree.wipe(str(path))
         path.mkdir(mode=0o700)
         for name in FOLDERS:
             (path / name).mkdir(mode=0o700)
@@ -135,7 +135,7 @@ class Workspace:
 
     def wipe(self) -> None:
         """Delete everything. Raises OSError."""
-        supervisor.wipe(str(self.path))
+        proctree.wipe(str(self.path))
 
 
 def inline_bytes(name: str, given: LeasedInput) -> bytes:

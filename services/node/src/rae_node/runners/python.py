@@ -19,6 +19,7 @@ from rae_node.runners.base import CALL_FILE, NOTE_FILE, Params, Plan, parse_para
 from rae_node.workspace import Workspace
 from rae_protocol.models import LeasedTask
 
+_PACKAGE = Path(python_child.__file__).resolve().parents[1]
 _NAME = re.compile(r"(?:tasks\.)?([A-Za-z_][A-Za-z0-9_]{0,63})(?::run)?")
 
 
@@ -87,6 +88,8 @@ def untrusted(file: Path, workdir: Path) -> str | None:
     real = file.resolve()
     if real.is_relative_to(workdir.resolve()):
         return f"{file} is inside the workspaces"
+    if real.is_relative_to(_PACKAGE):
+        return None  # whoever could write here could change the agent itself (umask 002 in a clone)
     for path in (real, real.parent):
         info = path.stat()
         if info.st_uid not in {0, os.getuid()}:

@@ -42,8 +42,10 @@ class Watched:
         if not self._answered.wait(0.0 if self._late else timeout_s):
             self._late = True
             return Reading(self.name, present=None)
-        self._late = False
         self._asked = False
+        if self._late:  # what it saw is of an unknown age: ask again before believing it
+            self._late = False
+            return Reading(self.name, present=None)
         return self._reading or Reading(self.name, present=None)
 
     def _run(self) -> None:

@@ -1,0 +1,379 @@
+"""Runs one task, and ends it: at its deadline, on request, or when the agent is gone.
+
+The program behind supervisor.py: standard library only, because it must start in milliseconds and
+go on while the agent is stopped or dead. One JSON object a line.
+
+In:  the spec (first line), then {"deadline": s} {"kill": reason} {"wipe": true}
+Out: {"started": pid} {"progress": {…}} {"exit": …, "signal": …, "cause": …} {"gone": true, "ms": …}
+     {"wiped": true}
+Times are seconds on CLOCK_BOOTTIME. Causes: exit timeout deadline killed output memory failed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import time
+from typing import Any
+
+from rae_node.proctree import descendants, oom_kills, resident_mb, send_kill, wipe
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+ROUND_S = 1.0  # after a suspend or a stop the clock is looked at again within this
+MEMORY_ROUND_S = 0.2
+MAX_LOG_BYTES = 10 * 1024 * 1024
+MAX_LINE = 16 * 1024 * 1024
+IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+IO_CLASSES = {"realtime": 1, "best-effort": 2, "idle": 3}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def boot() -> float:
+    """Seconds on CLOCK_BOOTTIME."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Outputs:
+    """The task's stdout and stderr: each in its file, both in exec.log, all of it counted."""
+
+    def __init__(self, folder: str, limit: int) -> None:
+        self.limit, self.total = limit, 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._both = os.open(f"{folder}/exec.log", flags, 0o600)
+        self._left = MAX_LOG_BYTES
+        self.files: dict[int, int] = {}
+        self.ends: dict[str, int] = {}
+        for name in ("stdout", "stderr"):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(read, False)
+            self.files[read] = os.open(f"{folder}/{name}", flags, 0o600)
+            self.ends[name] = write
+
+    def pump(self, source: int) -> bool:
+        """Move what is there; False when this end is closed."""
+        try:
+            data = os.read(source, 1 << 16)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        room = max(0, self.limit - self.total)
+        self.total += len(data)
+        self._write(self.files[source], data[:room])
+        self._write(self._both, data[: min(room, self._left)])
+        self._left = max(0, self._left - len(data))
+        return True
+
+    def drain(self) -> None:
+        """What the dead left in the pipes."""
+        for source in list(self.files):
+            while select.select([source], [], [], 0)[0] and self.pump(source):
+                pass
+
+    @staticmethod
+    def _write(target: int, data: bytes) -> None:
+        while data:
+            data = data[os.write(target, data) :]
+
+
+class Supervisor:
+    """One task from its start to the last trace of it."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.deadline = float(spec["deadline"])
+        self.limits: dict[str, Any] = spec["limits"]
+        self.main: int | None = None
+        self.status: int | None = None
+        self.cause: str | None = None
+        self.peak_mb = 0.0
+        self.pending = bytearray()
+        self.received = bytearray()
+        self.agent_there = True
+        self.wipe_wanted = False
+        self.note: int | None = None
+        self.notes = bytearray()
+        self.outputs = Outputs(spec["log_dir"], int(self.limits["max_output_bytes"]))
+        self.wake, self._wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        """Start, watch, end, report, wipe."""
+        signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self.end("killed"))
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(ignored, signal.SIG_IGN)
+        os.set_blocking(0, False)
+        os.set_blocking(1, False)
+        self.started = boot()
+        self.memory_due = self.started
+        self.ooms = oom_kills()
+        self.obey()
+        if self.started >= self.deadline:
+            self.end("deadline")
+        elif self.cause is None:
+            self.start()
+        while self.cause is None:
+            try:
+                self.round()
+            except OSError as error:  # a full disk, most likely
+                self.say({"problem": str(error)})
+                self.end("failed")
+        decided = boot()
+        self.kill_all()
+        self.report(decided)
+        while self.agent_there and not self.wipe_wanted:
+            self.wait(ROUND_S)
+        try:
+            wipe(self.spec["workspace"])
+            self.say({"wiped": True})
+        except OSError as error:
+            self.say({"wiped": False, "error": str(error)})
+        limit = boot() + ROUND_S
+        while self.pending and self.agent_there and boot() < limit:
+            self.wait(0.05)
+
+    def end(self, cause: str) -> None:
+        """The first cause counts."""
+        self.cause = self.cause or cause
+
+    def round(self) -> None:
+        """The clock first: whatever happened in a suspend, the deadline decides."""
+        now = boot()
+        due = self.started + float(self.limits["timeout_s"])
+        if now >= self.deadline:
+            return self.end("deadline")
+        if now >= due:
+            return self.end("timeout")
+        memory_mb = self.limits.get("memory_mb")
+        if memory_mb is not None and now >= self.memory_due:
+            self.memory_due = now + MEMORY_ROUND_S
+            used = resident_mb(descendants(os.getpid()))
+            self.peak_mb = max(self.peak_mb, used)
+            if used > memory_mb:
+                return self.end("memory")
+        self.reap()
+        if self.status is not None:
+            return self.end("deadline" if boot() >= self.deadline else "exit")
+        rest = min(ROUND_S, self.deadline - now, due - now)
+        self.wait(max(0.0, rest if memory_mb is None else min(rest, MEMORY_ROUND_S)))
+        if self.outputs.total > self.outputs.limit:
+            return self.end("output")
+        if not self.agent_there:
+            return self.end("killed")
+        return None
+
+    def start(self) -> None:
+        """Fork, restrict, exec. A task that cannot start ends with cause `failed`."""
+        note_read, note_write = os.pipe2(os.O_CLOEXEC)
+        error_read, error_write = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            self.become_task(note_write, error_write)
+        for end in (note_write, error_write, *self.outputs.ends.values()):
+            os.close(end)
+        problem = os.read(error_read, 4096)
+        os.close(error_read)
+        self.main = pid
+        if problem:
+            self.say({"problem": problem.decode(errors="replace")})
+            self.end("failed")
+            return
+        os.set_blocking(note_read, False)
+        self.note = note_read
+        self.say({"started": pid})
+
+    def become_task(self, note_write: int, error_write: int) -> None:
+        """The child's side; never returns."""
+        try:
+            parent = os.getppid()
+            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            if os.getppid() != parent:  # it died before the line above took hold
+                os._exit(1)
+            os.setsid()
+            for name, value in self.limits["rlimits"].items():
+                which = getattr(resource, name)
+                hard = resource.getrlimit(which)[1]
+                top = value if hard == resource.RLIM_INFINITY else min(value, hard)
+                resource.setrlimit(which, (top, top))
+            os.nice(int(self.limits["nice"]))
+            number = IOPRIO_SET.get(os.uname().machine)
+            if number is not None:
+                level = IO_CLASSES[self.limits["io_class"]] << 13 | int(self.limits["io_level"])
+                _libc.syscall(number, 1, 0, level)
+            signal.set_wakeup_fd(-1)
+            for restored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
+                signal.signal(restored, signal.SIG_DFL)
+            env: dict[str, str] = dict(self.spec["env"])
+            if self.spec.get("progress"):
+                os.set_inheritable(note_write, True)
+                env["RAE_PROGRESS_FD"] = str(note_write)
+            null = os.open("/dev/null", os.O_RDONLY)
+            os.dup2(null, 0)
+            os.dup2(self.outputs.ends["stdout"], 1)
+            os.dup2(self.outputs.ends["stderr"], 2)
+            os.umask(0o077)
+            os.chdir(self.spec["cwd"])
+            os.execve(self.spec["argv"][0], self.spec["argv"], env)  # noqa: S606 - never a shell
+        except BaseException as error:  # the only way to tell the parent
+            os.write(error_write, f"{type(error).__name__}: {error}".encode()[:4000])
+        os._exit(127)
+
+    def reap(self) -> bool:
+        """Collect the dead; False when no child is left at all."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            self.peak_mb = max(self.peak_mb, usage.ru_maxrss / 1024)
+            if pid == self.main:
+                self.status = status
+
+    def kill_all(self) -> None:
+        """Until nobody is left: orphans come to us, so no child means no descendant."""
+        pause = 0.0005
+        send_kill(descendants(os.getpid()))
+        while self.reap():
+            time.sleep(pause)
+            pause = min(pause * 2, 0.02)
+            send_kill(descendants(os.getpid()))
+        self.outputs.drain()
+        self.read_notes()
+
+    def report(self, decided: float) -> None:
+        """How it ended, and that nothing lives any more."""
+        status, code, number = self.status, None, None
+        if status is not None and os.WIFEXITED(status):
+            code = os.WEXITSTATUS(status)
+        elif status is not None:
+            number = os.WTERMSIG(status)
+        if self.cause == "exit" and number == signal.SIGKILL and oom_kills() > self.ooms:
+            self.cause = "memory"
+        if self.outputs.total > self.outputs.limit and self.cause == "exit":
+            self.cause = "output"
+        now = boot()
+        self.say(
+            {
+                "exit": code,
+                "signal": number,
+                "cause": self.cause,
+                "duration_s": round(now - self.started, 6),
+                "max_rss_mb": round(self.peak_mb, 1),
+            }
+        )
+        self.say({"gone": True, "ms": round((now - decided) * 1000, 3)})
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Queue a line; written when the agent reads, never waited for."""
+        self.pending += json.dumps(message).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """As much as the pipe takes now."""
+        try:
+            while self.pending:
+                del self.pending[: os.write(1, self.pending)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.pending.clear()
+
+    def wait(self, seconds: float) -> None:
+        """At most so long, for a word from the agent, output, progress, or a death."""
+        poller = select.poll()
+        for source in (0, self.wake, *self.outputs.files):
+            poller.register(source, select.POLLIN)
+        if self.note is not None:
+            poller.register(self.note, select.POLLIN)
+        if self.pending:
+            poller.register(1, select.POLLOUT)
+        for source, _ in poller.poll(seconds * 1000):
+            if source == 0:
+                self.listen()
+            elif source == 1:
+                self.flush()
+            elif source == self.wake:
+                os.read(self.wake, 4096)
+            elif source == self.note:
+                self.read_notes()
+            elif not self.outputs.pump(source):
+                os.close(self.outputs.files.pop(source))
+                os.close(source)
+
+    def listen(self) -> None:
+        """Orders of the agent; an end of file means that it is dead."""
+        try:
+            data = os.read(0, 1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.agent_there = False
+            return
+        self.received += data
+        self.obey()
+
+    def obey(self) -> None:
+        """Every whole line that came."""
+        while b"\n" in self.received:
+            line, _, rest = bytes(self.received).partition(b"\n")
+            self.received = bytearray(rest)
+            order = json.loads(line)
+            if "deadline" in order:
+                self.deadline = max(self.deadline, float(order["deadline"]))
+            if "kill" in order:
+                self.end("killed")
+            self.wipe_wanted = self.wipe_wanted or bool(order.get("wipe"))
+
+    def read_notes(self) -> None:
+        """Progress lines of the task; only the last is passed on, and none to a deaf agent."""
+        if self.note is None:
+            return
+        try:
+            data = os.read(self.note, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            os.close(self.note)
+            self.note = None
+        self.notes += data
+        lines = bytes(self.notes).split(b"\n")
+        self.notes = bytearray(lines[-1][:4096])
+        for line in reversed(lines[:-1]):
+            try:
+                note = json.loads(line[:4096])
+                message = {"progress": {"pct": float(note["pct"]), "note": str(note["note"])[:500]}}
+            except (ValueError, KeyError, TypeError):
+                continue
+            if not self.pending:
+                self.say(message)
+            return
+
+
+def main() -> int:
+    """Read the spec and see it through."""
+    line = bytearray()
+    while b"\n" not in line:
+        piece = os.read(0, 1 << 16)
+        if not piece or len(line) > MAX_LINE:
+            return errno.EPIPE
+        line += piece
+    first, _, rest = bytes(line).partition(b"\n")
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    supervisor = Supervisor(json.loads(first))
+    supervisor.received += rest
+    try:
+        supervisor.run()
+    finally:
+        supervisor.kill_all()
+    return 0
