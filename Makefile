@@ -33,7 +33,7 @@ demo: venv  ## control, two nodes, real work, an owner who comes back, an agent 
 	@$(BIN)/python -m tools.demo
 
 test: lint chaos-short  ## everything: lint, 20 rounds of chaos, unit and integration tests
-	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter
 	$(BIN)/ruff check .

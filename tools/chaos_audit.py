@@ -1,4 +1,4 @@
-"""The audit after chaos: the ledger against what was promised, and against the tasks' own stamps."""
+"""The audit after chaos: the ledger against what was promised, and against the tasks' stamps."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def audit(mesh: DevMesh, stamps: Path, record: Record) -> dict[str, int]:
         **{f"tasks {state}": number for state, number in sorted(states.items())},
         "attempts": sum(view.attempts for view in tasks.values()),
         "attempts that ran (stamps)": attempts,
+        "failures": sum(view.failures for view in tasks.values()),
         "interruptions": sum(view.interruptions for view in tasks.values()),
         "results that got 2xx": told + len(record.delivered),
         "late results that got 409": len(record.refused) + _dropped_by_agents(mesh),

@@ -8,7 +8,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from flask import Blueprint, Response, request
 from werkzeug.datastructures import FileStorage
@@ -30,6 +30,7 @@ from rae_protocol.tasks import BlobInput, TaskInput, TaskSpec
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
 
+R = TypeVar("R", bound=models.LeaseRef)
 PART = "artifacts/"
 
 
@@ -58,30 +59,11 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
 
     @bp.post("/tasks/ack")
     def ack() -> Response:
-        entry, body = http.node_call(mesh)
-        ref = http.parse_json(models.Ack, body)
-
-        def change(tx: Tx) -> Row | None:
-            task = _open(tx, "ack", entry, ref)
-            if task is not None:
-                ledger_tasks.ack(tx, task)
-            return task
-
-        return _state(ref, mesh.write(change))
+        return _on_lease(mesh, models.Ack, "ack", lambda tx, task, _: ledger_tasks.ack(tx, task))
 
     @bp.post("/tasks/progress")
     def progress() -> Response:
-        entry, body = http.node_call(mesh)
-        ref = http.parse_json(models.Progress, body)
-
-        def change(tx: Tx) -> Row | None:
-            task = _open(tx, "progress", entry, ref)
-            if task is not None:
-                sql = "UPDATE tasks SET progress = ?, note = ?, updated_at = ? WHERE seq = ?"
-                tx.run(sql, ref.pct, ref.note, tx.now, task["seq"])
-            return task
-
-        return _state(ref, mesh.write(change))
+        return _on_lease(mesh, models.Progress, "progress", ledger_tasks.progress)
 
     @bp.post("/tasks/log")
     def log() -> Response:
@@ -245,16 +227,26 @@ def _find_input(tx: Tx, task_id: str, name: str) -> Row:
     return found
 
 
-def _open(tx: Tx, call: str, entry: NodeEntry, ref: models.LeaseRef) -> Row | None:
-    return ledger_tasks.open_attempt(
-        tx, call, entry.node_id, ref.task_id, ref.attempt, ref.lease_id
-    )
+def _on_lease(
+    mesh: Mesh, model: type[R], call: str, change: Callable[[Tx, Row, R], None]
+) -> Response:
+    """A call that changes the task of an open lease."""
+    entry, body = http.node_call(mesh)
+    ref = http.parse_json(model, body)
 
+    def run(tx: Tx) -> str | None:
+        task = ledger_tasks.open_attempt(
+            tx, call, entry.node_id, ref.task_id, ref.attempt, ref.lease_id
+        )
+        if task is None:
+            return None
+        change(tx, task, ref)
+        return str(task["state"])
 
-def _state(ref: models.LeaseRef, task: Row | None) -> Response:
-    if task is None:
-        raise _stale(ref.task_id, ref.attempt, "call")
-    return http.answer(models.ResultAnswer(task_id=ref.task_id, state=task["state"]))
+    state = mesh.write(run)
+    if state is None:
+        raise _stale(ref.task_id, ref.attempt, call)
+    return http.answer(models.ResultAnswer(task_id=ref.task_id, state=state))
 
 
 def _stale(task_id: str, attempt: int | None, call: str) -> RaeError:

@@ -13,6 +13,7 @@ from rae_control.ledger.store import Moved, Row, Tx
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.names import TaskState as S
+from rae_protocol.nodes import Progress
 
 LIVE = ("leased", "running")
 
@@ -225,6 +226,12 @@ def ack(tx: Tx, task: Row) -> None:
     )  # fmt: skip
     who = Who(task["node_id"], task["slot"], task["attempts"])
     move(tx, task, S.RUNNING, "acked", who=who)
+
+
+def progress(tx: Tx, task: Row, report: Progress) -> None:
+    """How far the attempt is; not history."""
+    sql = "UPDATE tasks SET progress = ?, note = ?, updated_at = ? WHERE seq = ?"
+    tx.run(sql, report.pct, report.note, tx.now, task["seq"])
 
 
 def unack(tx: Tx, lease_id: str) -> None:
