@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gevent.event import Event
 
@@ -20,13 +20,13 @@ from rae_control.ledger import results
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.store import Row, Tx
 from rae_control.nodes import NodeEntry
+from rae_control.reconcile import QueueKeeper
+from rae_control.state import State
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.nodes import Command, LeasedInput, LeasedTask, PollAnswer, Reason
+from rae_protocol.signing import EnvelopeSigner
 from rae_protocol.tasks import BlobInput, InlineInput, TaskInput, TaskSpec, UrlInput
-
-if TYPE_CHECKING:
-    from rae_control.mesh import Mesh
 
 # A poll looks again by itself after this long: a lost wake-up costs seconds, not a task.
 RECHECK_S = 5.0
@@ -58,8 +58,8 @@ class Claimed:
 class Dispatcher:
     """Serves polls from the lanes."""
 
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
+    def __init__(self, state: State, keeper: QueueKeeper, signer: EnvelopeSigner) -> None:
+        self._state, self._keeper, self._signer = state, keeper, signer
         self._polls: dict[Poll, None] = {}
 
     @property
@@ -72,8 +72,8 @@ class Dispatcher:
         alive: Callable[[], bool],
     ) -> PollAnswer:  # fmt: skip
         """Answer with a task, with orders, or after `wait_s` with the reasons for nothing."""
-        mesh = self._mesh
-        end = mesh.clock.boot() + wait_s
+        state = self._state
+        end = state.clock.boot() + wait_s
         entry = self._entry(node_id)
         poll = Poll(node_id, entry.facts.slots if slots is None else slots, vram_free_mb)
         if entry.poll is not None:
@@ -95,7 +95,7 @@ class Dispatcher:
                     task = self._claim(entry, poll, alive)
                     if task is not None:
                         return PollAnswer(task=task)
-                left = end - mesh.clock.boot()
+                left = end - state.clock.boot()
                 if left <= 0:
                     return PollAnswer(reasons=[reason or self._why(entry, poll)])
                 poll.event.wait(min(left, RECHECK_S))
@@ -107,7 +107,7 @@ class Dispatcher:
 
     def wake_for(self, counts: dict[str, int]) -> None:
         """Tasks were pushed: wake as many fitting polls as there are tasks."""
-        lanes = self._mesh.lanes.lanes
+        lanes = self._state.lanes.lanes
         for lane_id, count in counts.items():
             lane, left = lanes.get(lane_id), count
             if lane is None:
@@ -117,7 +117,7 @@ class Dispatcher:
                     break
                 if poll.event.is_set() or not poll.slots:
                     continue
-                node = self._mesh.nodes.get(poll.node_id)
+                node = self._state.nodes.get(poll.node_id)
                 if node is None or node.state != "online":
                     continue
                 if self._serves(node, self.free_slots(node, poll.slots), poll.vram_free_mb, lane):
@@ -126,13 +126,13 @@ class Dispatcher:
 
     def wake_node(self, node_id: str) -> None:
         """Something about a node changed."""
-        node = self._mesh.nodes.get(node_id)
+        node = self._state.nodes.get(node_id)
         if node is not None and node.poll is not None:
             node.poll.wake()
 
     def tell_cancel(self, lease: Lease | None, reason: str) -> None:
         """Order a node to stop the work of a lease."""
-        node = self._mesh.nodes.get(lease.node_id) if lease else None
+        node = self._state.nodes.get(lease.node_id) if lease else None
         if lease is None or node is None:
             return
         node.order(
@@ -141,11 +141,11 @@ class Dispatcher:
 
     def free_slots(self, entry: NodeEntry, slots: Sequence[str]) -> list[str]:
         """The named slots without an open lease."""
-        busy = {lease.slot for lease in self._mesh.leases.of_node(entry.node_id)}
+        busy = {lease.slot for lease in self._state.leases.of_node(entry.node_id)}
         return [slot for slot in slots if slot in entry.facts.slots and slot not in busy]
 
     def _entry(self, node_id: str) -> NodeEntry:
-        entry = self._mesh.nodes.get(node_id)
+        entry = self._state.nodes.get(node_id)
         if entry is None:
             raise RaeError("register_again", f"node {node_id} is not known any more")
         return entry
@@ -160,12 +160,12 @@ class Dispatcher:
             return Reason(code="no_free_slot", message="The poll named no free slot: orders only.")
         if not self.free_slots(entry, poll.slots):
             return Reason(code="slot_busy", message="A lease is open for each of the named slots.")
-        if not self._mesh.keeper.available:
+        if not self._keeper.available:
             return Reason(code="queue_unavailable", message="The queue is away; polls go on.")
         return None
 
     def _why(self, entry: NodeEntry, poll: Poll) -> Reason:
-        lanes = {lane.lane_id: lane.requirements for lane in self._mesh.lanes.lanes.values()}
+        lanes = {lane.lane_id: lane.requirements for lane in self._state.lanes.lanes.values()}
         code, message = why_nothing(lanes, entry.facts, self.free_slots(entry, poll.slots))
         return Reason(code=code, message=message)
 
@@ -184,34 +184,34 @@ class Dispatcher:
     def _claim(
         self, entry: NodeEntry, poll: Poll, alive: Callable[[], bool]
     ) -> dict[str, Any] | None:
-        mesh = self._mesh
+        state = self._state
         with entry.claiming:
             free = self.free_slots(entry, poll.slots)
             # Asked again: somebody may have hung up while the lock was held.
             while free and not poll.replaced and alive():
                 lanes = [
                     lane
-                    for lane in mesh.lanes.lanes.values()
+                    for lane in state.lanes.lanes.values()
                     if self._serves(entry, free, poll.vram_free_mb, lane)
                 ]
-                order = [lane.lane_id for lane in mesh.lanes.in_order(lanes)]
+                order = [lane.lane_id for lane in state.lanes.in_order(lanes)]
                 try:
-                    found = mesh.keeper.queue.claim(order)
+                    found = self._keeper.queue.claim(order)
                 except QueueUnavailable as error:
-                    mesh.keeper.unavailable(error)
+                    self._keeper.unavailable(error)
                     return None
                 if found is None:
                     return None
                 lane_id, task_id = found
-                lane = mesh.lanes.lanes.get(lane_id)
+                lane = state.lanes.lanes.get(lane_id)
                 if lane is None:
                     continue
-                mesh.lanes.served(lane_id)
+                state.lanes.served(lane_id)
                 kind = slot_kind(lane.requirements, entry.facts)
                 slot = next(s for s in free if s.startswith(kind))
-                mesh.keeper.in_flight.add(task_id)
+                self._keeper.in_flight.add(task_id)
                 try:
-                    claimed = mesh.write(
+                    claimed = state.write(
                         partial(
                             _claim, task_id=task_id, lease_id=self._lease_id(),
                             who=ledger_tasks.Who(entry.node_id, slot), acked=not entry.acks,
@@ -220,17 +220,17 @@ class Dispatcher:
                         )
                     )  # fmt: skip
                 finally:
-                    mesh.keeper.in_flight.discard(task_id)
+                    self._keeper.in_flight.discard(task_id)
                 if claimed is not None:
                     return self._leased(entry, claimed)
         return None
 
     def _lease_id(self) -> str:
         # The incarnation is part of it: a lease from before a restore is never taken for a new one.
-        return f"{self._mesh.ledger.incarnation[:8]}-{secrets.token_hex(8)}"
+        return f"{self._state.ledger.incarnation[:8]}-{secrets.token_hex(8)}"
 
     def _leased(self, entry: NodeEntry, claimed: Claimed) -> dict[str, Any]:
-        mesh, task, now = self._mesh, claimed.task, self._mesh.clock.wall()
+        state, task, now = self._state, claimed.task, self._state.clock.wall()
         spec = TaskSpec.model_validate_json(task["spec"])
         leased = LeasedTask(
             task_id=task["task_id"],
@@ -245,12 +245,12 @@ class Dispatcher:
             lease_ttl_s=task["lease_ttl_s"],
             labels=spec.labels,
             node_id=entry.node_id,
-            incarnation=mesh.ledger.incarnation,
+            incarnation=state.ledger.incarnation,
             issued_at=now,
-            expires_at=now + mesh.config.envelope_ttl_s,
+            expires_at=now + state.config.envelope_ttl_s,
         )
         body = leased.model_dump(mode="json", exclude_none=True)
-        return mesh.auth.signer.seal(canonical(body)) if entry.kind == "hmac" else body
+        return self._signer.seal(canonical(body)) if entry.kind == "hmac" else body
 
 
 def _claim(
