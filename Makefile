@@ -47,8 +47,9 @@ unit: venv  ## unit tests
 integration: venv  ## tests with real Redis, gunicorn and agents
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
-chaos: venv  ## kill everything at random moments; ROUNDS=n SEED=n
+chaos: venv  ## kill everything at random moments, then 5 minutes without control; ROUNDS=n SEED=n
 	$(BIN)/python -m tools.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tools.outage
 
 chaos-short: venv
 	$(BIN)/python -m tools.chaos --rounds 20 $(if $(SEED),--seed $(SEED))

@@ -1,0 +1,88 @@
+"""The README's commands work as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tools.devmesh import Process, wait_until
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKE, SERVERS, CALLS = (
+    [line.partition("  #")[0].strip() for line in block.splitlines()]
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+)
+
+
+def command(line: str, data: Path) -> list[str]:
+    """A line of the README with this environment's programs and a folder of the test's own."""
+    words = shlex.split(line.replace(".venv/bin/", f"{BIN}/"))
+    return [str(data) if word == "data" else word for word in words]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    """Control and a node, started as the README says (on a free port)."""
+    folder = tmp_path / "data"
+    with ThreadPoolExecutor(1) as spawner:
+        parts = []
+        try:
+            for number, line in enumerate(SERVERS):
+                words = command(line, folder) + (["--port", "0"] if " serve " in line else [])
+                part = Process(line, words, tmp_path / f"{number}.log", spawner)
+                parts.append(part)
+                part.start()
+                if number == 0:
+                    wait_until(lambda: "listens" in parts[0].tail(), 30, "control listens")
+            yield folder
+        finally:
+            for part in reversed(parts):
+                part.stop()
+
+
+def call(line: str, data: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAE_")}
+    environment["RAE_CREDENTIALS"] = str(data / "credentials.json")
+    return subprocess.run(
+        command(line, data), cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_the_blocks_are_the_ones_that_these_tests_know() -> None:
+    assert MAKE == ["make", "make demo"]
+    assert [shlex.split(line)[0] for line in SERVERS] == [
+        ".venv/bin/rae-control",
+        ".venv/bin/rae-node",
+    ]
+    assert {shlex.split(line)[0] for line in CALLS} == {".venv/bin/raectl"}
+
+
+def test_a_mesh_of_ones_own_runs_the_readmes_task(data: Path) -> None:
+    wait_until(lambda: " online " in call(CALLS[0], data).stdout, 30, "the node is online")
+    for line in CALLS:
+        done = call(line, data)
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+        assert done.stdout
+
+
+def test_make_alone_prints_its_verbs() -> None:
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for verb in ("venv", "demo", "test", "chaos", "fmt", "lint", "clean"):
+        assert f"make {verb} " in done.stdout
+
+
+def test_the_pages_that_the_readme_names_exist() -> None:
+    pages = re.findall(r"\]\(([^)]+)\)", README)
+    assert pages
+    assert [page for page in pages if not (ROOT / page).exists()] == []

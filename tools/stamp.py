@@ -1,0 +1,30 @@
+"""A task for the nodes of chaos: writes down when it lives, outside its workspace.
+
+Each stamp is one line in one write, so that lines of two attempts never mix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+
+def run(stamps: str, seconds: float, fails: int = 0) -> dict[str, object]:
+    """Stamp start, life and end; the first `fails` attempts raise instead of ending well."""
+    task, attempt = os.environ["RAE_TASK_ID"], int(os.environ["RAE_ATTEMPT"])
+    file = os.open(stamps, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def stamp(what: str) -> float:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        line = {"at": now, "task": task, "attempt": attempt, "what": what}
+        os.write(file, (json.dumps(line) + "\n").encode())
+        return now
+
+    end = stamp("start") + seconds
+    while stamp("alive") < end:
+        time.sleep(0.02)
+    stamp("end")
+    if attempt <= fails:
+        raise RuntimeError(f"attempt {attempt} fails on purpose")
+    return {"attempt": attempt}
