@@ -69,7 +69,8 @@ def test_an_unknown_fact_meets_no_requirement() -> None:
     for name, value in (
         ("gpu", True), ("vram_mb", 1), ("ram_gb", 1), ("disk_gb", 1), ("cpu_threads", 1),
         ("os", "linux"), ("arch_in", ["x86_64"]), ("tags", ["t"]), ("models", ["m"]),
-        ("llm", ["r"]), ("trusted", True), ("min_versions", {"python": "3"}), ("ui_session", True), ("nodes", ["other"]),
+        ("llm", ["r"]), ("trusted", True), ("min_versions", {"python": "3"}),
+        ("ui_session", True), ("nodes", ["other"]),
     ):  # fmt: skip
         assert missing({name: value}, nothing), name
 
