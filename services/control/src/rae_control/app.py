@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
-from rae_control.api import admin, nodes, tasks, work
+from rae_control.api import admin, http, nodes, tasks, work
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 
@@ -34,6 +34,7 @@ def create_app(mesh: Mesh) -> Flask:
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
     app.after_request(_no_store)
+    app.teardown_request(http.close_streams)
     return app
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
-from flask import Response, request
+from flask import Response, g, request
 
 from rae_control.auth import Caller, Signed
 from rae_control.files import PIECE, in_thread
@@ -54,7 +54,7 @@ def read_body(limit: int) -> Body:
             left -= len(piece)
         raise RaeError("body_too_large", f"{length} bytes came, {limit} are allowed", limit=limit)
     digest = hashlib.sha256()
-    target = cast("IO[bytes]", tempfile.SpooledTemporaryFile(max_size=SPOOL_ABOVE))  # noqa: SIM115
+    target = spooled(to_close())
     left = length
     while left > 0:
         piece = stream.read(min(PIECE, left))
@@ -69,6 +69,25 @@ def read_body(limit: int) -> Body:
             target.write(piece)
     target.seek(0)
     return Body(target, length, digest.hexdigest())
+
+
+def to_close() -> list[IO[bytes]]:
+    """The streams that end with this request."""
+    streams: list[IO[bytes]] = g.setdefault("streams", [])
+    return streams
+
+
+def spooled(streams: list[IO[bytes]]) -> IO[bytes]:
+    """A new stream, in memory while small, that is closed with those others."""
+    stream = cast("IO[bytes]", tempfile.SpooledTemporaryFile(max_size=SPOOL_ABOVE))  # noqa: SIM115
+    streams.append(stream)
+    return stream
+
+
+def close_streams(_error: BaseException | None) -> None:
+    """Close what this request opened; Flask calls it at the request's end."""
+    for stream in g.pop("streams", ()):
+        stream.close()
 
 
 def signed(body: Body) -> Signed:

@@ -103,16 +103,13 @@ def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
         entry, body = http.node_call(mesh, MAX_RESULT_BYTES)
         parts: list[FileStorage] = []
         if request.mimetype == "multipart/form-data":
-            outcome, parts = in_thread(_parse_multipart, body, dict(request.mimetype_params))
+            boundary = request.mimetype_params.get("boundary", "")
+            outcome, parts = in_thread(_parse_multipart, body, boundary, http.to_close())
         elif body.size > MAX_JSON_BYTES:
             raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
         else:
             outcome = http.parse_json(models.Result, body)
-        try:
-            return http.answer(_deliver(mesh, entry, outcome, parts))
-        finally:
-            for part in parts:
-                part.close()
+        return http.answer(_deliver(mesh, entry, outcome, parts))
 
     @bp.post("/tasks/yield")
     def hand_back() -> Response:
@@ -182,14 +179,17 @@ def _deliver(
 
 
 def _parse_multipart(
-    body: http.Body, params: dict[str, str]
+    body: http.Body, boundary: str, streams: list[IO[bytes]]
 ) -> tuple[models.Result, list[FileStorage]]:
-    boundary = params.get("boundary", "").encode("ascii", "replace")
     if not boundary:
         raise RaeError("invalid_body", "the multipart body names no boundary")
-    parser = MultiPartParser(max_form_memory_size=MAX_JSON_BYTES, max_form_parts=300)
+    parser = MultiPartParser(
+        stream_factory=lambda *_, **__: http.spooled(streams),
+        max_form_memory_size=MAX_JSON_BYTES,
+        max_form_parts=300,
+    )
     try:
-        form, files = parser.parse(body.stream, boundary, body.size)
+        form, files = parser.parse(body.stream, boundary.encode("ascii", "replace"), body.size)
     except (ValueError, RequestEntityTooLarge) as error:
         raise RaeError("invalid_body", f"the multipart body cannot be read: {error}") from error
     metadata = form.getlist("metadata")
