@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from rae_node import proctree
+from rae_node.cli import main
 from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
 from rae_protocol.errors import TABLE, RemoteError
+from rae_protocol.models import Command
 from tests.unit.node.fakes import UNREACHABLE, Rig, until
 
 MakeRig = Callable[..., Rig]
@@ -460,6 +463,145 @@ def test_a_lost_supervisor_is_the_nodes_fault_not_the_tasks(
 ) -> None:
     rig = make_rig()
     start(rig)
-    os.kill(int(next((layout.run / "supervisors").iterdir()).name), 9)
+    os.kill(proctree.children(os.getpid())[0], 9)
     assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "infrastructure"
     until(lambda: not listing(layout.workdir), "the workspace is wiped")
+
+
+def test_what_cannot_be_told_of_the_progress_does_not_end_the_task(
+    make_rig: MakeRig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    (folder / "t.py").write_text(
+        "import time\ndef run(ctx): ctx.progress(1, '\\udcff'); time.sleep(0.3); return 1"
+    )
+    result, _ = make_rig(tasks=[folder]).run("python", params={"task": "t"})
+    assert (result.status, result.result) == ("succeeded", 1)
+
+
+def test_a_message_with_half_a_surrogate_pair_is_delivered(
+    make_rig: MakeRig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    (folder / "t.py").write_text("def run(): raise ValueError('\\udcff')")
+    result, _ = make_rig(tasks=[folder]).run("python", params={"task": "t"})
+    assert result.error is not None and "ValueError" in result.error.message
+
+
+def test_a_task_is_dead_before_it_is_handed_back_whatever_broke(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig()
+    alive_at_yield: list[bool] = []
+    tell = rig.control.yield_task
+    monkeypatch.setattr(
+        rig.control, "yield_task", lambda *a: (alive_at_yield.append(rig.running()), tell(*a))
+    )
+    start(rig)
+
+    def broken(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(rig.agent.runs()[0], "_send_log", broken)
+    assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "infrastructure"
+    assert alive_at_yield == [False] and not rig.running()
+
+
+def test_the_first_poll_follows_the_registration_at_once(make_rig: MakeRig) -> None:
+    rig = make_rig(runtime={"execution": {"poll_interval_sec": 60}})
+    until(lambda: rig.control.of("poll"), "a poll", 5)
+
+
+def test_a_task_that_arrives_while_the_agent_ends_is_not_run(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    task = rig.control.give(slot="cpu7").model_copy(update={"slot": "cpu0", "params": SLEEP})
+    until(lambda: rig.control.of("poll"), "a poll")
+    rig.agent.may_take = lambda: True  # type: ignore[method-assign] - the look before the end
+    rig.agent._stopping = True
+    rig.agent._take(task, rig.agent.slots.epoch)
+    assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "shutdown"
+    assert not rig.running()
+
+
+def test_a_lease_that_control_closed_at_a_registration_is_not_renewed(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    start(rig)
+    run = rig.agent.runs()[0]
+    rig.control.fail["heartbeat"] = remote("register_again")
+    register = rig.control.register
+    closed = Command(command="cancel", task_id=run.task.task_id, lease_id=run.lease.lease_id)
+    renewed: list[frozenset[str]] = []
+    rig.agent.renewed = lambda ids, _: renewed.append(ids)  # type: ignore[method-assign]
+    rig.control.register = lambda request: register(request).model_copy(  # type: ignore[method-assign]
+        update={"commands": [closed]}
+    )
+    until(lambda: not rig.agent.runs(), "the task is cancelled")
+    assert all(run.lease.lease_id not in ids for ids in renewed)
+
+
+def test_status_says_in_words_why_no_task_is_taken(
+    make_rig: MakeRig, layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig = make_rig(
+        min_isolation="unit",
+        runtime={"safety": {"cooldown_minutes": 60}},
+        control=None,
+    )
+    until(rig.agent.link.ready.is_set, "the registration")
+    rig.agent.guard.begin_cooldown()
+    rig.agent.guard.look_now(0.0, 5)
+    rig.control.fail["*"] = remote("not_enrolled")
+    until(lambda: not rig.agent.link.ready.is_set(), "the session's end")
+    rig.agent.draining = True
+    words = " / ".join(ask(socket_path(layout.root), {"verb": "status"})["no_task_because"])
+    for part in ("below min_isolation 'unit'", "cooldown", "operator drains", "not_enrolled"):
+        assert part in words
+    rig.agent.outfit.pause.set(None)
+    rig.agent.guard.look_now(0.0, 5)
+    shown = ask(socket_path(layout.root), {"verb": "status"})
+    assert "the owner paused this node" in shown["no_task_because"][0] and not shown["taking_work"]
+    assert main(["status", "--root", str(layout.root)]) == 0
+    assert "no task: the owner paused this node" in capsys.readouterr().out
+
+
+def test_status_answers_although_the_pause_file_is_broken(
+    make_rig: MakeRig, layout: Layout
+) -> None:
+    (layout.run / "pause.json").write_text("{")
+    make_rig()
+    shown = ask(socket_path(layout.root), {"verb": "status"})
+    assert (shown["availability"], shown["paused_until"]) == ("paused", 0)
+
+
+def test_a_full_disk_does_not_turn_a_refused_result_into_a_hand_back(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig()
+    rig.control.fail["result"] = remote("body_too_large")
+    put = rig.agent.spool.put
+
+    def full(kind: Any, lease: Any, body: Any) -> None:
+        if body.get("status") == "failed":
+            raise OSError(28, "No space left on device")
+        put(kind, lease, body)
+
+    monkeypatch.setattr(rig.agent.spool, "put", full)
+    rig.control.give()
+    until(lambda: rig.control.of("result"), "a try")
+    until(lambda: not rig.agent.runs(), "the end")
+    assert not rig.control.of("yield") and not rig.agent.spool.leases()
+
+
+def test_no_goodbye_is_said_while_something_may_live(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig()
+    until(rig.agent.link.ready.is_set, "the registration")
+    monkeypatch.setattr(rig.agent, "_alive", lambda: [object()])
+    monkeypatch.setattr(rig.agent, "_enforce_deadlines", lambda: 1.0)
+    rig.agent.guard._deadlines = lambda: 1.0
+    rig.agent.shut_down()
+    assert not rig.control.of("goodbye")
+    monkeypatch.undo()

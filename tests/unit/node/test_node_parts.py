@@ -1,4 +1,4 @@
-"""Slots, spool, verdicts, local socket, start-up, capabilities: the agent's parts one by one."""
+"""Slots, spool, verdicts, the owner's door, start-up, capabilities: the parts one by one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from typing import Any
 
 import pytest
 
-from rae_node import procs, startup
+from rae_node import startup
 from rae_node.capabilities import describe, gpu_slots, probe_machine
 from rae_node.cli import main, parse_duration
 from rae_node.config import NodeConfig, RuntimeConfig, dev_config, dev_runtime
-from rae_node.errors import ConfigError, NodeError
+from rae_node.errors import ConfigError, NodeError, Verdict, verdict
 from rae_node.gpu import Gpu
 from rae_node.local_socket import LocalSocket, ask, may_resume
 from rae_node.log import EventLog
 from rae_node.paths import Layout, default_node_id, only_dev_node, socket_path
 from rae_node.slots import Slots, slot_names
 from rae_node.spool import Spool
-from rae_node.verdicts import Verdict, verdict
 from rae_protocol.errors import TABLE, RemoteError
 from rae_protocol.models import LeaseRef
 from tests.unit.node.fakes import MACHINE, UNREACHABLE, Rig, until
@@ -44,7 +43,7 @@ def lease(number: int = 1) -> LeaseRef:
 
 
 def test_a_slot_holds_one_task() -> None:
-    slots = Slots(slot_names(1, 1))
+    slots: Slots[Holder] = Slots(slot_names(1, 1))
     assert slots.occupy(Holder(lease(1), "cpu0"), 0) is None
     assert slots.occupy(Holder(lease(2), "cpu0"), 0) == "slot"
     assert slots.occupy(Holder(lease(2), "cpu9"), 0) == "slot"
@@ -52,7 +51,7 @@ def test_a_slot_holds_one_task() -> None:
 
 
 def test_a_lease_is_either_told_at_registration_or_not_taken() -> None:
-    slots = Slots(("cpu0", "cpu1"))
+    slots: Slots[Holder] = Slots(("cpu0", "cpu1"))
     epoch = slots.epoch
     assert slots.occupy(Holder(lease(1), "cpu0"), epoch) is None
     assert slots.new_epoch() == [lease(1)]
@@ -178,9 +177,6 @@ def test_every_process_of_an_earlier_agent_is_found_killed_and_wiped_after(
     layout: Layout, quiet_log: EventLog, tmp_path: Path
 ) -> None:
     strays = [stray(layout, how) for how in ("mark", "cwd", "file")]
-    record = layout.run / "supervisors" / str(strays[0].pid)
-    record.parent.mkdir()
-    record.write_text(str(procs.start_time(strays[0].pid)))
     innocent = subprocess.Popen(
         ["/bin/sleep", "600"], env={"RAE_NODE_ROOT": f"{layout.root}-other"}, cwd=tmp_path
     )
@@ -192,14 +188,7 @@ def test_every_process_of_an_earlier_agent_is_found_killed_and_wiped_after(
     assert innocent.poll() is None
     innocent.kill()
     innocent.wait()
-    assert list(layout.workdir.iterdir()) == [] and list(record.parent.iterdir()) == []
-
-
-def test_a_recorded_pid_that_was_reused_is_spared(layout: Layout) -> None:
-    process = subprocess.Popen(["/bin/sleep", "600"], env={})
-    assert procs.predecessors(layout.root, {process.pid: 1}) == []
-    process.kill()
-    process.wait()
+    assert list(layout.workdir.iterdir()) == []
 
 
 def test_the_machine_has_one_name_that_tells_nothing(layout: Layout, tmp_path: Path) -> None:
@@ -387,3 +376,55 @@ def test_the_log_never_shows_a_secret(tmp_path: Path) -> None:
     line = json.loads((tmp_path / "log").read_text())
     assert line["attrs"] == {"node_token": "(hidden)", "other": 1}
     assert (line["event"], line["task_id"], line["node_id"]) == ("x", "t", "n1")
+
+
+def test_a_message_that_cannot_be_delivered_does_not_hold_up_the_others(
+    layout: Layout, quiet_log: EventLog
+) -> None:
+    spool = Spool(layout.spool, quiet_log)
+    for number in (1, 2):
+        spool.put("yield", lease(number), {"reason": "owner"})
+    first = spool.take()
+    assert first is not None and first.lease == lease(1)
+    spool.give_back(first)
+    second = spool.take()
+    assert second is not None and second.lease == lease(2)
+
+
+def test_a_message_that_does_not_fit_on_the_disk_leaves_nothing_half_written(
+    layout: Layout, quiet_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(layout.spool, quiet_log)
+    (spool.staging(lease()) / "0").write_bytes(b"artifact")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rae_node.spool.write_file", full)
+    with pytest.raises(OSError, match="No space"):
+        spool.put("result", lease(), {})
+    assert list(layout.spool.iterdir()) == [] and len(spool) == 0
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m rae_node probe | true"],
+        capture_output=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.stderr == b""
+
+
+def test_a_guard_that_breaks_stops_the_work_and_looks_again(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    guard = rig.agent.guard
+    deadlines = guard._deadlines
+
+    def broken() -> float:
+        raise RuntimeError
+
+    guard._deadlines = guard._stop_all = broken  # type: ignore[assignment]
+    guard.look_now(0.0, 5)
+    assert not guard.decision.safe
+    guard._deadlines = deadlines
+    guard.look_now(0.0, 5)
+    assert guard.decision.safe

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rae_node import procs, proctree
+from rae_node import proctree
 from rae_node.isolation import PROGRAM, Handle, ProcessIsolation, Spec
 from rae_node.paths import Layout
 from tests.unit.node.fakes import until
@@ -127,12 +127,10 @@ def test_500_processes_in_three_sessions_are_dead_within_a_second(
     assert handle.outcome is not None and handle.outcome.cause == "killed"
 
 
-def test_a_stopped_supervisor_does_not_save_its_task(
-    box: ProcessIsolation, spec: MakeSpec, layout: Layout
-) -> None:
+def test_a_stopped_supervisor_does_not_save_its_task(box: ProcessIsolation, spec: MakeSpec) -> None:
     handle = box.start(spec(["/bin/sh", "-c", "setsid sleep 600 & sleep 600"]))
     until(lambda: len(proctree.descendants(os.getpid())) >= 3, "the task")
-    pid = int(next((layout.run / "supervisors").iterdir()).name)
+    pid = proctree.children(os.getpid())[0]
     os.kill(pid, signal.SIGSTOP)
     handle.kill()
     assert not handle.gone.wait(0.1)
@@ -140,12 +138,10 @@ def test_a_stopped_supervisor_does_not_save_its_task(
     assert handle.gone.is_set() and proctree.descendants(os.getpid()) == []
 
 
-def test_a_killed_supervisor_leaves_no_orphan(
-    box: ProcessIsolation, spec: MakeSpec, layout: Layout
-) -> None:
+def test_a_killed_supervisor_leaves_no_orphan(box: ProcessIsolation, spec: MakeSpec) -> None:
     handle = box.start(spec(["/bin/sh", "-c", "setsid env -i sleep 600 & sleep 600"]))
     until(lambda: len(proctree.descendants(os.getpid())) >= 3, "the task")
-    os.kill(int(next((layout.run / "supervisors").iterdir()).name), signal.SIGKILL)
+    os.kill(proctree.children(os.getpid())[0], signal.SIGKILL)
     assert handle.finished.wait(5) and handle.outcome is None
     assert proctree.descendants(os.getpid()) == []
 
@@ -168,7 +164,7 @@ def test_the_end_of_the_agent_ends_the_task_and_wipes_its_workspace(spec: MakeSp
     until(lambda: (given.cwd / "pid").exists() and (given.cwd / "pid").read_text(), "the task")
     pid = int((given.cwd / "pid").read_text())
     process.communicate(timeout=10)  # closes its stdin, as death does
-    assert not procs.is_alive(pid) and not given.workspace.exists()
+    assert not proctree.is_alive(pid) and not given.workspace.exists()
 
 
 def test_an_agent_that_reads_nothing_does_not_block_the_deadline(spec: MakeSpec) -> None:

@@ -5,64 +5,25 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from rae_node import __version__, capabilities
-from rae_node.clock import Clock
-from rae_node.config import NodeConfig, RuntimeConfig
 from rae_node.delivery import Delivery
 from rae_node.errors import NodeError
 from rae_node.execution import Bench, Stop, TaskRun
 from rae_node.guard.loop import Guard, Stopped
-from rae_node.guard.policy import Decision, Rules, yield_reason
-from rae_node.guard.sources.base import Source
-from rae_node.guard.sources.pause import PauseSource
-from rae_node.isolation import Isolation, at_least
+from rae_node.guard.policy import Decision, in_words, yield_reason
+from rae_node.isolation import at_least
 from rae_node.link import Link
-from rae_node.log import DecisionLog, EventLog
-from rae_node.owner_door import open_door
-from rae_node.paths import Layout
+from rae_node.local_socket import open_door
+from rae_node.outfit import Outfit
 from rae_node.poller import Poller, Want
-from rae_node.runners.allowlist import AllowList
 from rae_node.runners.base import Runner
 from rae_node.runners.cli import CliRunner
-from rae_node.runners.llm import LlmRunner
+from rae_node.runners.llm import LlmRunner, present_models
 from rae_node.runners.python import PythonRunner
-from rae_node.settings import Settings
 from rae_node.slots import Slots, slot_names
 from rae_node.spool import Spool
-from rae_protocol.models import (
-    Command,
-    Heartbeat,
-    LeasedTask,
-    LeaseRef,
-    Registered,
-    RegisterRequest,
-)
-from rae_protocol.node_client import NodeClient
-
-MEMORY_SHARE = 0.75  # of the machine's memory, where the owner sets no mem_soft_mb
-
-
-@dataclass(frozen=True, slots=True)
-class Outfit:
-    """What an agent is made of."""
-
-    layout: Layout
-    config: NodeConfig
-    runtime: RuntimeConfig
-    settings: Settings
-    client: NodeClient
-    clock: Clock
-    isolation: Isolation
-    machine: capabilities.Machine
-    machine_id: str
-    allowed: AllowList
-    task_folders: Sequence[Path]
-    sources: Sequence[Source]
-    pause: PauseSource
-    log: EventLog
+from rae_protocol.models import Command, Heartbeat, LeasedTask, LeaseRef, RegisterRequest
 
 
 class Agent:
@@ -75,90 +36,45 @@ class Agent:
         self.draining = False
         self._stopping = False
         self._instance = uuid.uuid4().hex
+        self._clock, self._log = outfit.clock, outfit.log
         self.models: list[str] | None = None
-        config, runtime, settings = outfit.config, outfit.runtime, outfit.settings
+        config = outfit.config
         gpus = capabilities.gpu_slots(config, outfit.machine)
         names = slot_names(config.max_concurrent_cpu, gpus)
         if not names:
             raise NodeError("bad_config", "There is no slot: allow max_concurrent_cpu: 1")
-        self.slots = Slots(names)
+        self.slots: Slots[TaskRun] = Slots(names)
         self.spool = Spool(outfit.layout.spool, outfit.log)
         self.spool.load()
-        self.link = Link(
-            outfit.client,
-            self.slots,
-            self.spool,
-            self,
-            url=config.rae_endpoint,
-            introduce=self._introduction,
-            beat=self._beat,
-            interval_s=config.heartbeat_interval_sec,
-            keep_trying=runtime.execution.retry_on_disconnect,
-            clock=outfit.clock,
-            settings=settings,
-            log=outfit.log,
-        )
-        self.delivery = Delivery(
-            outfit.client,
-            self.spool,
-            settings,
-            outfit.log,
-            keep_trying=runtime.execution.retry_on_disconnect,
-            call=self.link.call,
-        )
+        self.link = Link(outfit, self.slots, self.spool, self)
+        self.delivery = Delivery(outfit, self.spool, self.link)
         self.poller = Poller(
-            outfit.client,
+            outfit,
             self.link,
             self.slots,
             want=self._want,
             on_task=self._take,
             on_commands=self.commanded,
-            interval_s=runtime.execution.poll_interval_sec,
-            clock=outfit.clock,
-            settings=settings,
-            log=outfit.log,
         )
         self.guard = Guard(
-            Rules(
-                runtime.automation.enabled,
-                runtime.safety.detect_active_user,
-                {"cpu_percent": runtime.safety.max_cpu_percent},
-            ),
-            outfit.sources,
-            runtime.safety.cooldown_minutes * 60,
-            clock=outfit.clock,
-            settings=settings,
-            log=outfit.log,
-            decisions=DecisionLog(outfit.layout.logs),
+            outfit,
             busy=lambda: len(self.slots) > 0,
             stop_all=self._stop_for_guard,
             deadlines=self._enforce_deadlines,
             changed=self._decision_changed,
         )
-        self._runners: dict[str, Runner] = {
-            runner.kind: runner
-            for runner in (
-                CliRunner(outfit.allowed),
-                PythonRunner(outfit.task_folders, outfit.layout.workdir),
-                LlmRunner(config.ollama_url, config.llm_models),
-            )
-        }
+        runners: tuple[Runner, ...] = (
+            CliRunner(outfit.allowed),
+            PythonRunner(outfit.task_folders, outfit.layout.workdir),
+            LlmRunner(config.ollama_url, config.llm_models),
+        )
         self._bench = Bench(
-            client=outfit.client,
-            link=self.link,
-            spool=self.spool,
-            delivery=self.delivery,
-            isolation=outfit.isolation,
-            runners=self._runners,
-            devices=self._devices,
-            memory_mb=config.mem_soft_mb or (outfit.machine.memory_mb or 0) * MEMORY_SHARE or None,
-            config=config,
-            runtime=runtime,
-            settings=settings,
-            layout=outfit.layout,
-            clock=outfit.clock,
-            log=outfit.log,
-            handed_back=lambda _: self.guard.begin_cooldown(),
+            outfit,
+            self.link,
+            self.spool,
+            self.delivery,
+            {runner.kind: runner for runner in runners},
+            cool=self.guard.begin_cooldown,
             ended=self._ended,
         )
         self._door = open_door(self)
@@ -175,26 +91,27 @@ class Agent:
     def shut_down(self) -> None:
         """Kill the work, hand it back, say goodbye; bounded, for the owner may be waiting."""
         self._stopping = True
-        settings, clock = self.outfit.settings, self.outfit.clock
-        limit = clock.boot() + settings.shutdown_sec
+        limit = self._clock.boot() + self.outfit.settings.shutdown_sec
         self.poller.stop()
-        self._stop_runs("shutdown", "the agent ends", clock.boot())
-        self.slots.wait_empty(settings.shutdown_sec)
+        self._stop_runs("shutdown", "the agent ends")
+        self.slots.wait_empty(self.outfit.settings.shutdown_sec)
         self.link.stop()
-        if self.link.ready.is_set() and self.exit_code == 0:
+        # A goodbye gives every lease to others: never while something of ours may live.
+        if self.link.ready.is_set() and self.exit_code == 0 and not self._alive():
             goodbye = threading.Thread(target=self._goodbye, daemon=True)
             goodbye.start()
-            goodbye.join(max(0.2, limit - clock.boot()))
+            goodbye.join(max(0.2, limit - self._clock.boot()))
         self.guard.stop()
         self.delivery.stop()
         self._door.close()
-        self.outfit.log.info("agent_stopped", exit_code=self.exit_code)
+        self._log.info("agent_stopped", exit_code=self.exit_code)
 
     # News from control (link.Ears)
 
-    def registered(self, answer: Registered) -> None:
+    def registered(self, commands: Sequence[Command]) -> None:
         """A session has begun: whether to drain comes with it, and the spool may go."""
-        self.draining = any(item.command == "drain" for item in answer.commands)
+        self.draining = any(item.command == "drain" for item in commands)
+        self.commanded(commands)
         self.delivery.wake()
         self.poller.wake()
 
@@ -208,68 +125,69 @@ class Agent:
 
     def commanded(self, commands: Sequence[Command]) -> None:
         """Cancel one lease; drain or resume the node."""
-        now = self.outfit.clock.boot()
         for command in commands:
-            if command.command == "cancel":
-                runs = [
-                    run
-                    for run in self.runs()
-                    if run.lease.lease_id == command.lease_id
-                    or (command.lease_id is None and run.task.task_id == command.task_id)
-                ]
-                if runs:
-                    detail = command.reason or "cancelled"
-                    threading.Thread(
-                        target=self._stop_runs, args=("cancelled", detail, now, runs), daemon=True
-                    ).start()
-            else:
+            if command.command != "cancel":
                 self.draining = command.command == "drain"
-                self.outfit.log.info("ordered", order=command.command, reason=command.reason)
+                self._log.info("ordered", order=command.command, reason=command.reason)
+                continue
+            lease_id, task_id = command.lease_id, command.task_id
+            runs = [
+                run
+                for run in self.runs()
+                if run.lease.lease_id == lease_id
+                or (lease_id is None and run.task.task_id == task_id)
+            ]
+            if runs:
+                stop = ("cancelled", command.reason or "cancelled", self._clock.boot(), runs)
+                threading.Thread(target=self._stop_runs, args=stop, daemon=True).start()
         if commands:
             self.poller.wake()
 
     def disowned(self, why: str) -> None:
         """No lease counts any more."""
-        self.outfit.log.warning("all_work_dropped", why=why)
-        self._stop_runs("stale", why, self.outfit.clock.boot())
+        self._log.warning("all_work_dropped", why=why)
+        self._stop_runs("stale", why)
 
     def leave(self, why: str) -> None:
         """End with exit code 1, after everything is dead."""
         if self.done.is_set():
             return
-        self.outfit.log.error("agent_leaves", why=why)
+        self._log.error("agent_leaves", why=why)
+        self._stopping = True
         self.exit_code = 1
-        self._stop_runs("stale", why, self.outfit.clock.boot())
+        self._stop_runs("stale", why)
         self.done.set()
 
     # The guard
 
     def _stop_for_guard(self, decision: Decision, decided_at: float) -> Stopped:
-        if not len(self.slots):
-            return Stopped()
         return self._stop_runs(yield_reason(decision), ", ".join(decision.reasons), decided_at)
 
     def _stop_runs(
-        self, reason: str, detail: str, decided_at: float, runs: list[TaskRun] | None = None
+        self,
+        reason: str,
+        detail: str,
+        decided_at: float | None = None,
+        runs: list[TaskRun] | None = None,
     ) -> Stopped:
         """End work and come back when nothing of it lives."""
+        began = self._clock.boot() if decided_at is None else decided_at
         every = self.runs() if runs is None else runs
-        count = sum([run.stop(Stop(reason, detail, decided_at)) for run in every])
-        limit = decided_at + self.outfit.settings.kill_confirm_sec
-        alive = [run for run in every if run.phase != "delivering" or run.alive()]
-        for run in alive:
-            if not run.wait_quiet(limit - self.outfit.clock.boot()):
+        if not every:
+            return Stopped()
+        count = sum([run.stop(Stop(reason, detail, began)) for run in every])
+        limit = began + self.outfit.settings.kill_confirm_sec
+        for run in every:
+            if not run.wait_quiet(limit - self._clock.boot()):
                 run.kill_hard()
-        return Stopped(count, (self.outfit.clock.boot() - decided_at) * 1000)
+        return Stopped(count, (self._clock.boot() - began) * 1000)
 
     def _enforce_deadlines(self) -> float:
         """The supervisors keep the deadlines; here too, should one of them be stopped."""
-        now = self.outfit.clock.boot()
+        now = self._clock.boot()
         grace = self.outfit.settings.kill_confirm_sec
         rests = [self.outfit.settings.guard_idle_sec]
-        for run in self.runs():
-            if not run.alive():
-                continue
+        for run in self._alive():
             rest = run.deadline + grace - now
             if rest <= 0:
                 self._stop_runs("deadline", "no heartbeat was answered in time", now, [run])
@@ -304,33 +222,34 @@ class Agent:
 
     def _take(self, task: LeasedTask, epoch: int) -> None:
         run = TaskRun(task, self._bench)
-        problem, reason = None, "guard"
-        if task.incarnation != self.link.incarnation:
-            problem = "epoch"
-        elif not self.may_take():
-            reason = "drain" if self.draining else yield_reason(self.guard.decision)
-            reason = "shutdown" if self._stopping else reason
-            problem = "the node does not take work now"
-        else:
-            problem = self.slots.occupy(run, epoch)
+        problem: str | None = "epoch"
+        if task.incarnation == self.link.incarnation:
+            problem = self.slots.occupy(run, epoch) if self.may_take() else "unwilling"
         if problem == "epoch":
-            self.outfit.log.warning(
-                "lease_dropped", task_id=task.task_id, why="of an earlier session"
-            )
-            return
-        if problem is not None:
-            detail = f"slot {task.slot} is not free" if problem == "slot" else problem
-            threading.Thread(
-                target=run.hand_back_unstarted, args=(reason, detail), daemon=True
-            ).start()
-            return
-        # The guard may have changed its mind between the look and the occupation.
-        decision = self.guard.decision
-        if not decision.safe:
-            now = self.outfit.clock.boot()
-            run.stop(Stop(yield_reason(decision), ", ".join(decision.reasons), now))
-        threading.Thread(target=run.run, name=f"task-{task.slot}", daemon=True).start()
-        self.guard.wake()
+            told = "of an earlier session"
+            self._log.warning("lease_dropped", task_id=task.task_id, why=told)
+        elif problem is not None:
+            why = "guard", f"slot {task.slot} is not free"
+            if problem == "unwilling":
+                why = self._refusal(), "the node does not take work now"
+            threading.Thread(target=run.hand_back_unstarted, args=why, daemon=True).start()
+        else:
+            # The node may have changed its mind between the look and the occupation.
+            if self._stopping or not self.guard.decision.safe:
+                detail = ", ".join(self.guard.decision.reasons) or "the agent ends"
+                run.stop(Stop(self._refusal(), detail, self._clock.boot()))
+            try:
+                threading.Thread(target=run.run, name=f"task-{task.slot}", daemon=True).start()
+            except RuntimeError:  # no more threads: without one nothing would free the slot
+                self.slots.release(run)
+                raise
+            self.guard.wake()
+
+    def _refusal(self) -> str:
+        """The word a task is handed back with that is not wanted now."""
+        if self._stopping:
+            return "shutdown"
+        return "drain" if self.draining else yield_reason(self.guard.decision)
 
     def _ended(self, run: TaskRun) -> None:
         self.slots.release(run)
@@ -338,22 +257,17 @@ class Agent:
 
     def runs(self) -> list[TaskRun]:
         """Every task that holds a slot."""
-        return [item for item in self.slots.occupants() if isinstance(item, TaskRun)]
+        return self.slots.occupants()
 
-    def _devices(self, slot: str) -> Sequence[str]:
-        if not slot.startswith("gpu"):
-            return ()
-        number = int(slot[3:])
-        gpus = self.outfit.machine.gpus or ()
-        index = number % len(gpus) if gpus else number
-        uuid_ = gpus[index].uuid if gpus else None
-        return (uuid_ or str(index),)
+    def _alive(self) -> list[TaskRun]:
+        return [run for run in self.runs() if run.alive()]
 
     # What is told
 
-    def _introduction(self, unfinished: list[LeaseRef]) -> RegisterRequest:
+    def introduce(self, unfinished: list[LeaseRef]) -> RegisterRequest:
+        """The registration."""
         outfit = self.outfit
-        self.models = capabilities.ask_ollama(outfit.config, 2.0)
+        self.models = present_models(outfit.config.ollama_url, 2.0)
         return RegisterRequest(
             node_id=outfit.config.node_id,
             capabilities=capabilities.describe(
@@ -374,7 +288,8 @@ class Agent:
             unfinished=unfinished,
         )
 
-    def _beat(self, leases: list[LeaseRef]) -> Heartbeat:
+    def beat(self, leases: list[LeaseRef]) -> Heartbeat:
+        """A heartbeat."""
         return Heartbeat(
             node_id=self.outfit.config.node_id,
             leases=leases,
@@ -386,13 +301,26 @@ class Agent:
 
     def reasons(self) -> list[str]:
         """Why the node does not work now, as codes."""
-        reasons = list(self.guard.decision.reasons)
-        if not self.strong_enough():
-            reasons.append("isolation_too_weak")
-        return reasons[:32]
+        weak = [] if self.strong_enough() else ["isolation_too_weak"]
+        return [*self.guard.decision.reasons, *weak][:32]
+
+    def obstacles(self) -> list[str]:
+        """Why no task is taken now, in words; nothing when one may come."""
+        outfit = self.outfit
+        level, minimum = outfit.isolation.level, outfit.config.min_isolation
+        url, why = outfit.config.rae_endpoint, self.link.problem
+        found = {
+            f"not registered with {url}: {why}": not self.link.ready.is_set(),
+            f"isolation is '{level}', below min_isolation '{minimum}'": not self.strong_enough(),
+            "an operator drains this node; `raectl nodes resume` ends that": self.draining,
+            "the agent ends": self._stopping,
+            "every slot is taken": not self.slots.free(),
+        }
+        words = [in_words(code) for code in self.guard.decision.reasons]
+        return [*words, *(text for text, holds in found.items() if holds)]
 
     def _goodbye(self) -> None:
         try:
             self.outfit.client.goodbye("shutdown")
         except Exception as error:  # leaving anyway; control finds out by itself
-            self.outfit.log.info("goodbye_not_heard", error=str(error))
+            self._log.info("goodbye_not_heard", error=str(error))

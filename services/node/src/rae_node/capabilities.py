@@ -16,9 +16,10 @@ from rae_node.config import NodeConfig, RuntimeConfig
 from rae_node.gpu import Gpu
 from rae_node.gpu import probe as probe_gpu
 from rae_node.runners.base import PATH
-from rae_node.runners.llm import has_model, present_models
+from rae_node.runners.llm import has_model
 from rae_protocol.models import Capabilities, CpuInfo, CudaInfo, GpuInfo
 
+MEMORY_SHARE = 0.75  # of the machine's memory, where the owner sets no mem_soft_mb
 RESOLVE = Path("/opt/resolve/bin/resolve")
 _FFMPEG = re.compile(r"ffmpeg version ([0-9][0-9.]*)")
 
@@ -43,8 +44,8 @@ def probe_machine(timeout_s: float) -> Machine:
     return Machine(
         cores=os.cpu_count() or 1,
         arch=platform.machine(),
-        cpu_model=_line_value(Path("/proc/cpuinfo"), "model name"),
-        memory_mb=_memory_mb(),
+        cpu_model=_cpu_model(),
+        memory_mb=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1048576,
         distribution=_distribution(),
         python_version=platform.python_version(),
         ffmpeg_version=_ffmpeg_version(timeout_s),
@@ -61,6 +62,22 @@ def gpu_slots(config: NodeConfig, machine: Machine) -> int:
     return 1 if config.max_concurrent_gpu is None else config.max_concurrent_gpu
 
 
+def slot_devices(machine: Machine, slot: str) -> tuple[str, ...]:
+    """The GPUs of a slot, by UUID where it is known, else by number."""
+    if not slot.startswith("gpu"):
+        return ()
+    number, gpus = int(slot[3:]), machine.gpus or ()
+    if not gpus:
+        return (str(number),)
+    index = number % len(gpus)
+    return (gpus[index].uuid or str(index),)
+
+
+def memory_limit_mb(config: NodeConfig, machine: Machine) -> float | None:
+    """What a task may use: the owner's mem_soft_mb, else a share of what is there."""
+    return config.mem_soft_mb or (machine.memory_mb or 0) * MEMORY_SHARE or None
+
+
 def describe(
     config: NodeConfig,
     runtime: RuntimeConfig,
@@ -72,26 +89,23 @@ def describe(
     """The registration payload. What the owner declares wins, but never above what is measured."""
     declared = config.capabilities
     gpus = () if declared.gpu is False else machine.gpus
-    cap_mb = runtime.safety.max_vram_gb * 1024
-    measured_vram = max((gpu.vram_mb for gpu in gpus or () if gpu.vram_mb), default=None)
-    vram = _smallest(
-        declared.vram_gb if gpus is None or gpus else None,
-        None if measured_vram is None else measured_vram / 1024,
-        runtime.safety.max_vram_gb if gpus or (gpus is None and declared.vram_gb) else None,
-    )
-    ram = _smallest(
-        declared.ram_gb, None if machine.memory_mb is None else round(machine.memory_mb / 1024, 2)
-    )
+    max_gb = runtime.safety.max_vram_gb
     shown = [
         GpuInfo(
             name=gpu.name,
-            vram_mb=None if gpu.vram_mb is None else round(min(gpu.vram_mb, cap_mb)),
+            vram_mb=None if gpu.vram_mb is None else round(min(gpu.vram_mb, max_gb * 1024)),
             uuid=gpu.uuid,
             cuda=CudaInfo(version=gpu.cuda, driver=gpu.driver),
         )
         for gpu in gpus or ()
     ]
     has_gpu: bool | list[GpuInfo] | None = shown or (declared.gpu if gpus is None else [])
+    measured_mb = max((gpu.vram_mb for gpu in gpus or () if gpu.vram_mb), default=None)
+    measured_gb = None if measured_mb is None else measured_mb / 1024
+    cap_gb = max_gb if shown or declared.vram_gb else None
+    vram = _smallest(declared.vram_gb, measured_gb, cap_gb) if has_gpu else None
+    memory = machine.memory_mb
+    ram = _smallest(declared.ram_gb, None if memory is None else round(memory / 1024, 2))
     name = shown[0].name if shown else None
     tags = ["cpu", *([machine.distribution] if machine.distribution else [])]
     tags += ["cuda"] if shown else []
@@ -100,9 +114,9 @@ def describe(
         version=__version__,
         gpu=has_gpu,
         gpu_model=(declared.gpu_model or name) if has_gpu else None,
-        vram_gb=vram if has_gpu else None,
+        vram_gb=vram,
         ram_gb=ram,
-        memory_mb=None if machine.memory_mb is None else round(machine.memory_mb),
+        memory_mb=None if memory is None else round(memory),
         disk_free_mb=disk_free_mb(disk),
         cpu=CpuInfo(cores=machine.cores, arch=machine.arch, model=machine.cpu_model),
         cpu_threads=machine.cores,
@@ -116,11 +130,6 @@ def describe(
         runners=["cli", "python", *(["llm"] if models is not None else [])],
         tags=list(dict.fromkeys([*tags, *config.tags])),
     )
-
-
-def ask_ollama(config: NodeConfig, timeout_s: float) -> list[str] | None:
-    """Models of the local Ollama; None when none answers, and then the node offers no `llm`."""
-    return present_models(config.ollama_url, timeout_s)
 
 
 def offered_roles(config: NodeConfig, models: list[str]) -> list[str]:
@@ -142,21 +151,13 @@ def _smallest(*values: float | None) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _memory_mb() -> float | None:
-    text = _line_value(Path("/proc/meminfo"), "MemTotal")
-    return None if text is None else int(text.split()[0]) / 1024
-
-
-def _line_value(file: Path, name: str) -> str | None:
+def _cpu_model() -> str | None:
     try:
-        with file.open(encoding="utf-8", errors="replace") as handle:
-            for line in handle:
-                key, _, value = line.partition(":")
-                if key.strip() == name:
-                    return value.strip()[:200]
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        pass
-    return None
+        return None
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1][:200] if found else None
 
 
 def _distribution() -> str | None:

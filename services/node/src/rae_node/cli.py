@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -16,16 +18,22 @@ from typing import Any
 from rae_node import __version__
 from rae_node.errors import ConfigError, NodeError
 from rae_node.local_socket import ask
-from rae_node.log import EventLog
-from rae_node.paths import PRODUCTION_ROOT, Layout, default_node_id, dev_root, only_dev_node
-from rae_node.paths import socket_path as socket_of
+from rae_node.paths import (
+    PRODUCTION_ROOT,
+    Layout,
+    default_node_id,
+    dev_root,
+    only_dev_node,
+    socket_path,
+)
 
+_Verb = Callable[[argparse.Namespace], int]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _EPILOG = "exit codes: 0 done; 1 refused or failed, the sentence on stderr says why; 2 wrong usage"
 
 
 def parse_duration(text: str) -> float:
-    """`90s`, `30m`, `2h`, `1d`; a bare number is seconds. Raises ValueError."""
+    """`90s`, `30m`, `2h`, `1d`; a bare number is seconds. Raises ArgumentTypeError."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text.strip())
     if match is None or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no duration; write 90s, 30m or 2h")
@@ -39,42 +47,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rae-node {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     where = argparse.ArgumentParser(add_help=False)
-    where.add_argument(
-        "--data", type=Path, default=_env_path("RAE_DATA"), help="folder of a dev mesh ($RAE_DATA)"
-    )
-    where.add_argument(
-        "--node-id", default=os.environ.get("RAE_NODE_ID"), help="which node ($RAE_NODE_ID)"
-    )
-    where.add_argument(
-        "--root", type=Path, default=PRODUCTION_ROOT, help="folder of an installed node"
-    )
-    run = verbs.add_parser("run", parents=[where], help="run the agent", epilog=_EPILOG)
+    data, node_id = os.environ.get("RAE_DATA") or None, os.environ.get("RAE_NODE_ID")
+    where.add_argument("--data", type=Path, default=data, help="folder of a dev mesh ($RAE_DATA)")
+    where.add_argument("--node-id", default=node_id, help="which node ($RAE_NODE_ID)")
+    installed = "folder of an installed node"
+    where.add_argument("--root", type=Path, default=PRODUCTION_ROOT, help=installed)
+
+    def verb(name: str, text: str, run: _Verb, located: bool = True) -> argparse.ArgumentParser:
+        parents = [where] if located else []
+        found = verbs.add_parser(name, parents=parents, help=text, epilog=_EPILOG)
+        found.set_defaults(run=run)
+        return found
+
+    run = verb("run", "run the agent", _run)
     run.add_argument("--dev", action="store_true", help="join a dev control through its --data")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="override any period or limit",
-    )
-    pause = verbs.add_parser(
-        "pause", parents=[where], help="stop all work now and take none", epilog=_EPILOG
-    )
-    pause.add_argument(
-        "duration", nargs="?", type=parse_duration, help="30m, 2h, 90s; without it until resume"
-    )
-    pause.add_argument("--json", action="store_true", help="for programs")
-    for name, text in (("resume", "end the pause"), ("status", "show what the agent does")):
-        verb = verbs.add_parser(name, parents=[where], help=text, epilog=_EPILOG)
-        if name == "status":
-            verb.add_argument("--json", action="store_true", help="for programs")
-    verbs.add_parser(
-        "probe", parents=[where], help="print what this machine can do, as JSON", epilog=_EPILOG
-    )
-    check = verbs.add_parser(
-        "check-config", help="check a config.yaml or runtime.yaml", epilog=_EPILOG
-    )
+    sets = run.add_argument("--set", action="append", default=[], dest="overrides")
+    sets.metavar, sets.help = "NAME=VALUE", "override any period or limit"
+    pause = verb("pause", "stop all work now and take none", _pause)
+    until = "30m, 2h, 90s; without it until resume"
+    pause.add_argument("duration", nargs="?", type=parse_duration, help=until)
+    verb("resume", "end the pause", _resume)
+    status = verb("status", "show what the agent does, and why it takes no task", _status)
+    for talks in (pause, status):
+        talks.add_argument("--json", action="store_true", help="for programs")
+    verb("probe", "print what this machine can do, as JSON", _probe)
+    check = verb("check-config", "check a config.yaml or runtime.yaml", _check_config, False)
     check.add_argument("file", type=Path)
     return parser
 
@@ -83,13 +80,15 @@ def main(argv: list[str] | None = None) -> int:
     """The program. Returns its exit code."""
     options = _parser().parse_args(argv)
     try:
-        return int(_VERBS[options.verb](options))
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
     except NodeError as error:
         print(f"rae-node: {error.message}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read has seen enough; Python must not flush again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"rae-node: {error}; check the folder and its owner", file=sys.stderr)
-    except BrokenPipeError:
-        return 1
     return 1
 
 
@@ -98,42 +97,42 @@ def _run(options: argparse.Namespace) -> int:
     from rae_node.settings import parse_overrides  # noqa: PLC0415
 
     overrides = parse_overrides(options.overrides)
+    layout = Layout(options.root.absolute())
     if options.dev:
         if options.data is None:
             raise ConfigError("--dev needs the control's folder: --data DIR (or $RAE_DATA)")
         node_id = options.node_id or default_node_id()
         layout = Layout(dev_root(options.data, node_id))
         assemble.prepare_dev(options.data, node_id, layout)
-    else:
-        layout = Layout(options.root.absolute())
-    loaded = assemble.load(layout, overrides)
-    log = EventLog(loaded.config.node_id)
-    agent, lock = assemble.build_agent(loaded, log)
+    agent, lock = assemble.build_agent(layout, overrides)
 
     def stop(_: int, __: FrameType | None) -> None:
-        agent.done.set()
+        # Not from here: the main thread may hold the event's lock while it waits.
+        threading.Thread(target=agent.done.set, daemon=True).start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     agent.start()
-    log.info("agent_started", pid=os.getpid(), root=str(layout.root))
-    agent.done.wait()
+    agent.outfit.log.info("agent_started", pid=os.getpid(), root=str(layout.root))
+    # The kernel may hand a signal to any thread (one that forks, say), and Python acts on it only
+    # when this one runs again: without the time limit a SIGTERM could be lost.
+    while not agent.done.wait(1.0):
+        pass
     agent.shut_down()
     lock.release()
     return agent.exit_code
 
 
-def _layout(options: argparse.Namespace) -> Layout:
-    if options.data is None:
-        return Layout(options.root.absolute())
-    return Layout(dev_root(options.data, options.node_id or only_dev_node(options.data)))
+def _ask(options: argparse.Namespace, **request: Any) -> dict[str, Any]:
+    """Ask the agent of the node that the options mean."""
+    root = options.root.absolute()
+    if options.data is not None:
+        root = dev_root(options.data, options.node_id or only_dev_node(options.data))
+    return ask(socket_path(root), request)
 
 
 def _pause(options: argparse.Namespace) -> int:
-    request = {"verb": "pause"}
-    if options.duration is not None:
-        request["duration_s"] = options.duration
-    answer = ask(socket_of(_layout(options).root), request)
+    answer = _ask(options, verb="pause", duration_s=options.duration)
     if options.json:
         print(json.dumps(answer, indent=2))
         return 0
@@ -144,7 +143,7 @@ def _pause(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    answer = ask(socket_of(_layout(options).root), {"verb": "resume"})
+    answer = _ask(options, verb="resume")
     reasons = ", ".join(answer["reasons"])
     why = f" ({reasons}, {answer['cooldown_left_s']} s of cooldown left)" if reasons else ""
     print(f"Resumed: {answer['availability']}{why}.")
@@ -152,11 +151,13 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    answer = ask(socket_of(_layout(options).root), {"verb": "status"})
+    answer = _ask(options, verb="status")
     if options.json:
         print(json.dumps(answer, indent=2))
         return 0
     slots: dict[str, Any] = answer.pop("slots")
+    for sentence in answer.pop("no_task_because") or ["ready for tasks"]:
+        print(f"no task: {sentence}" if not answer["taking_work"] else sentence)
     for name, value in answer.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         print(f"{name.replace('_', ' '):24} {'-' if shown in (None, '') else shown}")
@@ -182,18 +183,3 @@ def _check_config(options: argparse.Namespace) -> int:
     kind = check_file(options.file)
     print(f"{options.file}: a valid {kind}")
     return 0
-
-
-def _env_path(name: str) -> Path | None:
-    value = os.environ.get(name)
-    return Path(value) if value else None
-
-
-_VERBS = {
-    "run": _run,
-    "pause": _pause,
-    "resume": _resume,
-    "status": _status,
-    "probe": _probe,
-    "check-config": _check_config,
-}

@@ -12,15 +12,12 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from rae_node.errors import ConfigError, listed
+from rae_node.errors import ConfigError, first_problem, listed
 from rae_node.settings import known_settings
 from rae_protocol.names import NodeId, Word
 
 PLACEHOLDER = "100.x.x.x"
-DEFAULT_MODELS = {
-    "python-specialist": "deepseek-coder:33b",
-    "code-refactor": "deepseek-coder:6.7b",
-}
+DEFAULT_MODELS = {"python-specialist": "deepseek-coder:33b", "code-refactor": "deepseek-coder:6.7b"}
 _TAILSCALE = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
 
 Minutes = Annotated[float, Field(ge=0, le=60 * 24 * 30)]
@@ -124,7 +121,23 @@ class NodeConfig(_Section):
         return value.rstrip("/")
 
 
+_DEV_CONFIG = """
+{trusted: true, capabilities: {}, heartbeat_interval_sec: 30, min_isolation: process}
+"""
+_DEV_RUNTIME = """
+automation: {enabled: true, auto_start: true}
+safety: {detect_active_user: true, idle_required_minutes: 10, max_cpu_percent: 100,
+  max_gpu_percent: 90, max_vram_gb: 14, cooldown_minutes: 0.05}
+execution: {poll_interval_sec: 1, heartbeat_interval_sec: 30, task_timeout_minutes: 180,
+  retry_on_disconnect: true}
+"""
+
 C = TypeVar("C", bound=_Section)
+_SECTIONS: dict[str, type[_Section]] = {
+    "automation": Automation,
+    "safety": Safety,
+    "execution": Execution,
+}
 
 
 def resolve(host: str) -> list[str]:
@@ -158,20 +171,15 @@ def refuse_public_http(url: str, look_up: Callable[[str], list[str]] = resolve) 
 def load_runtime(file: Path, overrides: Mapping[str, object] | None = None) -> RuntimeConfig:
     """Read `runtime.yaml`, with `--set` values put over it. Raises ConfigError."""
     data = _read(file)
-    for name, value in (overrides or {}).items():
-        for section, model in _SECTIONS.items():
-            if name in model.model_fields and isinstance(data.get(section), dict):
-                data[section][name] = value
+    for section, model in _SECTIONS.items():
+        if isinstance(data.get(section), dict):
+            data[section] |= _of(model, overrides)
     return _validate(RuntimeConfig, data, file)
 
 
 def load_node_config(file: Path, overrides: Mapping[str, object] | None = None) -> NodeConfig:
     """Read `config.yaml`, with `--set` values put over it. Raises ConfigError."""
-    data = _read(file)
-    for name, value in (overrides or {}).items():
-        if name in NodeConfig.model_fields:
-            data[name] = value
-    return _validate(NodeConfig, data, file)
+    return _validate(NodeConfig, _read(file) | _of(NodeConfig, overrides), file)
 
 
 def load_both(
@@ -214,49 +222,31 @@ def check_file(file: Path) -> str:
 
 def dev_config(node_id: str, url: str) -> dict[str, Any]:
     """What a dev node's config.yaml says."""
-    return {
-        "node_id": node_id,
-        "trusted": True,
-        "capabilities": {},
-        "heartbeat_interval_sec": 30,
-        "rae_endpoint": url,
-        "min_isolation": "process",
-    }
+    data: dict[str, Any] = yaml.safe_load(_DEV_CONFIG)
+    return {"node_id": node_id, **data, "rae_endpoint": url}
 
 
 def dev_runtime() -> dict[str, Any]:
     """The contract's values, but for a machine that control itself keeps busy."""
-    return {
-        "automation": {"enabled": True, "auto_start": True},
-        "safety": {
-            "detect_active_user": True,
-            "idle_required_minutes": 10,
-            "max_cpu_percent": 100,
-            "max_gpu_percent": 90,
-            "max_vram_gb": 14,
-            "cooldown_minutes": 0.05,
-        },
-        "execution": {
-            "poll_interval_sec": 1,
-            "heartbeat_interval_sec": 30,
-            "task_timeout_minutes": 180,
-            "retry_on_disconnect": True,
-        },
-    }
+    data: dict[str, Any] = yaml.safe_load(_DEV_RUNTIME)
+    return data
 
 
-_SECTIONS: dict[str, type[_Section]] = {
-    "automation": Automation,
-    "safety": Safety,
-    "execution": Execution,
-}
+def _of(model: type[_Section], overrides: Mapping[str, object] | None) -> dict[str, object]:
+    """The overrides that a model knows."""
+    return {name: value for name, value in (overrides or {}).items() if name in model.model_fields}
+
+
+def read_yaml(file: Path) -> Any:
+    """What is in a file. Raises ConfigError."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
+    data = read_yaml(file)
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds `name: value` lines; this one does not")
     return data
@@ -266,17 +256,12 @@ def _validate(model: type[C], data: dict[str, Any], file: Path) -> C:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = [str(part) for part in first["loc"]]
-        field = ".".join(where) or "the file"
-        hint = ""
+        first, hint = error.errors(include_url=False)[0], ""
         if first["type"] == "extra_forbidden":
-            owner: type[BaseModel] = model
-            for part in where[:-1]:
-                inner = owner.model_fields[part].annotation if part in owner.model_fields else None
-                owner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else owner
+            inner: dict[str, type[_Section]] = {**_SECTIONS, "capabilities": Declared}
+            owner = inner.get(str(first["loc"][0]), model)
             hint = f"; known here are {listed(owner.model_fields, limit=99)}"
-        raise ConfigError(f"{file}: {field}: {first['msg']}{hint}") from error
+        raise ConfigError(f"{file}: {first_problem(error, 'the file')}{hint}") from error
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

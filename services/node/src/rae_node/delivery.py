@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable
 
-from rae_node.log import EventLog
-from rae_node.settings import Settings
+from rae_node.clock import Pauses
+from rae_node.errors import Verdict, verdict
+from rae_node.link import Link
+from rae_node.outfit import Outfit
 from rae_node.spool import Entry, Spool
-from rae_node.verdicts import Verdict, verdict
-from rae_protocol.errors import RaeError, RemoteError, Unreachable
-from rae_protocol.node_client import NodeClient
-from rae_protocol.transport import Backoff
+from rae_protocol.errors import RaeError, Unreachable
 
 
 class Delivery:
-    """Delivers until control answers. `call` makes a call of the session (Link.call)."""
+    """Delivers until control answers."""
 
-    def __init__(
-        self,
-        client: NodeClient,
-        spool: Spool,
-        settings: Settings,
-        log: EventLog,
-        *,
-        keep_trying: bool,
-        call: Callable[[Callable[[], None]], None],
-    ) -> None:
-        self._client, self._spool, self._log = client, spool, log
-        self._keep_trying, self._call = keep_trying, call
-        self._backoff = Backoff(base_s=settings.retry_base_sec, cap_s=settings.spool_retry_cap_sec)
-        self._rng = random.Random()  # noqa: S311 - jitter, not a secret
+    def __init__(self, outfit: Outfit, spool: Spool, link: Link) -> None:
+        self._client, self._log, self._spool, self._link = outfit.client, outfit.log, spool, link
+        self._keep_trying = outfit.runtime.execution.retry_on_disconnect
+        self._pauses = Pauses(outfit.settings.retry_base_sec, outfit.settings.spool_retry_cap_sec)
         self._wake = threading.Event()
         self._stopping = False
 
@@ -48,38 +35,36 @@ class Delivery:
         """Control is back: try now."""
         self._wake.set()
 
-    def deliver(self, lease_id: str) -> bool:
-        """One try for this lease now; whether it is done with. What is not is retried later."""
+    def deliver(self, lease_id: str) -> None:
+        """One try for this lease now; what is not done with then is retried later."""
         entry = self._spool.take(lease_id)
-        done = entry is None or self._try(entry)
-        if not done:
+        if entry is not None and not self._try(entry):
             self._wake.set()
-        return done
 
     def _run(self) -> None:
-        failures = 0
         while not self._stopping:
             self._wake.clear()
             entry = self._spool.take()
             if entry is None:
                 self._wake.wait()
             elif self._try(entry):
-                failures = 0
+                self._pauses.failures = 0
             else:
-                self._wake.wait(self._backoff.delay(failures, self._rng) + 0.05)
-                failures += 1
+                self._wake.wait(self._pauses.next())
 
     def _try(self, entry: Entry) -> bool:
+        """Whether the entry is done with."""
+        task_id = entry.lease.task_id
         try:
-            self._call(lambda: self._send(entry))
+            self._link.call(lambda: self._send(entry))
         except RaeError as error:
             return self._settle(entry, error)
         except Exception as error:  # the loop's one catch; the next try comes after a pause
-            self._log.error("delivery_failed", task_id=entry.lease.task_id, error=repr(error))
+            self._log.error("delivery_failed", task_id=task_id, error=repr(error))
             self._spool.give_back(entry)
             return False
         self._spool.remove(entry)
-        self._log.info(f"{entry.kind}_delivered", task_id=entry.lease.task_id)
+        self._log.info(f"{entry.kind}_delivered", task_id=task_id)
         return True
 
     def _send(self, entry: Entry) -> None:
@@ -92,42 +77,28 @@ class Delivery:
             )
 
     def _settle(self, entry: Entry, error: RaeError) -> bool:
-        found = verdict(error)
-        task_id = entry.lease.task_id
-        if found is Verdict.STALE or (found is Verdict.REFUSED and error.status == 404):
-            self._log.warning(f"{entry.kind}_dropped", task_id=task_id, rc=error.rc)
-            self._spool.remove(entry)
-            return True
-        if found is Verdict.REFUSED:
-            self._log.error(
-                f"{entry.kind}_refused", task_id=task_id, rc=error.rc, error=error.message
-            )
-            self._spool.remove(entry)
-            if entry.kind == "result" and entry.body["status"] == "succeeded":
-                self._replace(entry, error)
-                return False
-            return True
-        if isinstance(error, Unreachable) and not self._keep_trying:
-            self._log.warning(
-                f"{entry.kind}_dropped", task_id=task_id, rc="retry_on_disconnect is false"
-            )
-            self._spool.remove(entry)
-            return True
-        if isinstance(error, RemoteError):
-            self._log.info("delivery_postponed", task_id=task_id, rc=error.rc)
-        self._spool.give_back(entry)
-        return False
-
-    def _replace(self, entry: Entry, error: RaeError) -> None:
-        """A result that control will never take: say so, or the task would wait for its lease."""
-        body = {
-            "task_id": entry.lease.task_id,
-            "attempt": entry.lease.attempt,
-            "lease_id": entry.lease.lease_id,
-            "status": "failed",
-            "error": {
-                "code": "E_ARTIFACT",
-                "message": f"Control refused the result: {error.message}"[:1000],
-            },
-        }
-        self._spool.put("result", entry.lease, body)
+        found, attrs = verdict(error), {"task_id": entry.lease.task_id, "rc": error.rc}
+        refused = found is Verdict.REFUSED and error.status != 404
+        gives_up = isinstance(error, Unreachable) and not self._keep_trying
+        if refused:
+            self._log.error(f"{entry.kind}_refused", error=error.message, **attrs)
+        elif found in {Verdict.STALE, Verdict.REFUSED} or gives_up:
+            why = "retry_on_disconnect is false" if gives_up else error.message
+            self._log.warning(f"{entry.kind}_dropped", why=why, **attrs)
+        else:
+            if not isinstance(error, Unreachable):
+                self._log.info("delivery_postponed", **attrs)
+            self._spool.give_back(entry)
+            return False
+        self._spool.remove(entry)
+        if refused and entry.kind == "result" and entry.body["status"] == "succeeded":
+            # Control will never take it: say so, or the task would wait for its lease.
+            text = f"Control refused the result: {error.message}"[:1000]
+            failed = {"status": "failed", "error": {"code": "E_ARTIFACT", "message": text}}
+            try:
+                self._spool.put("result", entry.lease, {**entry.lease.model_dump(), **failed})
+            except OSError as problem:  # not told, the lease runs out at control
+                self._log.error("spool_not_written", problem=str(problem), **attrs)
+                return True
+            return False
+        return True

@@ -1,8 +1,13 @@
-"""Errors of the node: a stable `rc` and one sentence with the way out."""
+"""Errors of the node, and what an answer of control means for it. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
+
+from pydantic import ValidationError
+
+from rae_protocol.errors import RaeError, Unreachable
 
 
 class NodeError(Exception):
@@ -36,8 +41,46 @@ class Dropped(NodeError):
         super().__init__("dropped", message)
 
 
+class Verdict(Enum):
+    """What to do about a failed call."""
+
+    RETRY = "control is away or busy"
+    REGISTER = "the session is over"
+    SUPERSEDED = "another agent took over"
+    UNWELCOME = "the node is not enrolled"
+    STALE = "the lease is over"
+    REFUSED = "never repeat this"
+
+
+_SESSION_OVER = frozenset(
+    {"register_again", "unauthorized", "bad_signature", "replayed_nonce", "unknown_node"}
+)
+
+
+def verdict(error: RaeError) -> Verdict:
+    """What an answer of control means."""
+    if isinstance(error, Unreachable) or error.status >= 500 or error.status == 429:
+        return Verdict.RETRY
+    if error.rc in _SESSION_OVER:
+        return Verdict.REGISTER
+    if error.rc == "superseded":
+        return Verdict.SUPERSEDED
+    if error.rc in {"not_enrolled", "node_revoked"}:
+        return Verdict.UNWELCOME
+    if error.status == 409:
+        return Verdict.STALE
+    # Clocks (skew, retry_signed) and what is left of 401 get better by themselves.
+    return Verdict.RETRY if error.status == 401 else Verdict.REFUSED
+
+
 def listed(names: Iterable[str], limit: int = 20) -> str:
     """Names as they stand in a sentence: sorted, the first few, `none` for nothing."""
     known = sorted(names)
     more = f" and {len(known) - limit} more" if len(known) > limit else ""
     return (", ".join(known[:limit]) + more) or "none"
+
+
+def first_problem(error: ValidationError, whole: str) -> str:
+    """`field: what is wrong` of the first mistake; `whole` names what has no field."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"

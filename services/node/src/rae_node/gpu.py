@@ -39,10 +39,6 @@ def probe(timeout_s: float) -> tuple[Gpu, ...] | None:
         return None
 
 
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
 def _ask() -> list[Gpu] | None:
     import pynvml  # noqa: PLC0415 - only in the child, and absent where there is no GPU
 
@@ -51,18 +47,16 @@ def _ask() -> list[Gpu] | None:
     except pynvml.NVMLError:
         return None
     try:
-        driver = _optional(pynvml, lambda: _text(pynvml.nvmlSystemGetDriverVersion()))
-        number = _optional(pynvml, lambda: int(pynvml.nvmlSystemGetCudaDriverVersion_v2()))
+        driver = _optional(pynvml, pynvml.nvmlSystemGetDriverVersion)
+        number = _optional(pynvml, pynvml.nvmlSystemGetCudaDriverVersion_v2)
         cuda = None if number is None else f"{number // 1000}.{number % 1000 // 10}"
         found = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            total = _optional(
-                pynvml, lambda h=handle: float(pynvml.nvmlDeviceGetMemoryInfo(h).total)
-            )
-            uuid = _optional(pynvml, lambda h=handle: _text(pynvml.nvmlDeviceGetUUID(h)))
-            name = _optional(pynvml, lambda h=handle: _text(pynvml.nvmlDeviceGetName(h)))
-            vram = None if total is None else total / MIB
+            memory = _optional(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle)
+            uuid = _optional(pynvml, pynvml.nvmlDeviceGetUUID, handle)
+            name = _optional(pynvml, pynvml.nvmlDeviceGetName, handle)
+            vram = None if memory is None else memory.total / MIB
             found.append(Gpu(name or "unknown", vram, uuid, driver, cuda))
         return found
     except pynvml.NVMLError:
@@ -71,11 +65,13 @@ def _ask() -> list[Gpu] | None:
         pynvml.nvmlShutdown()
 
 
-def _optional(pynvml: Any, ask: Any) -> Any:
+def _optional(pynvml: Any, ask: Any, *args: Any) -> Any:
+    """What NVML answers, None where it does not know."""
     try:
-        return ask()
+        value = ask(*args)
     except pynvml.NVMLError:
         return None
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def main() -> int:

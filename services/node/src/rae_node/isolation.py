@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -61,107 +62,19 @@ class Outcome:
     problem: str | None = None
 
 
-class Handle(Protocol):
-    """One started task. `finished`: the outcome is known, or lost; `gone`: nothing of it lives."""
+class Handle:
+    """One started task, seen through its supervisor.
 
-    finished: threading.Event
-    gone: threading.Event
-    outcome: Outcome | None
-    progress: tuple[float, str] | None
+    `finished`: the outcome is known, or lost; `gone`: nothing of it lives.
+    """
 
-    def extend(self, deadline: float) -> None:
-        """Move the deadline (CLOCK_BOOTTIME), only ever later."""
-        ...
-
-    def kill(self) -> None:
-        """Ask for the end of everything; returns at once, `gone` tells."""
-        ...
-
-    def kill_hard(self) -> None:
-        """Kill everything from here, whatever the supervisor does; sets `gone`."""
-        ...
-
-    def wipe(self, timeout_s: float) -> bool:
-        """Have the workspace deleted and the supervisor end; whether it confirmed in time."""
-        ...
-
-
-class Isolation(Protocol):
-    """Starts tasks at one level of isolation."""
-
-    level: Level
-
-    def start(self, spec: Spec) -> Handle:
-        """Start a supervisor with this task. Raises OSError."""
-        ...
-
-
-class ProcessIsolation:
-    """The supervisor as the agent's child, the task with rlimits: for development."""
-
-    level: Level = "process"
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._run = root / "run" / "supervisors"
-        self._run.mkdir(parents=True, exist_ok=True)
-        self._pids: set[int] = set()
-        self._lock = threading.Lock()
-        # What a dead supervisor leaves comes to us instead of to init, where nobody would kill it.
-        ctypes.CDLL(None).prctl(supervision.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-    def start(self, spec: Spec) -> Handle:
-        """Start a supervisor and hand it the spec. Raises OSError."""
-        mark = {procs.ROOT_MARK: str(self._root), "RAE_LEASE": spec.lease_id}
-        with self._lock:  # or the search for orphans could meet it before it is known
-            process = subprocess.Popen(
-                [sys.executable, "-ISE", str(PROGRAM)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=mark,
-                start_new_session=True,
-                cwd="/",
-            )
-            self._pids.add(process.pid)
-        record = self._run / str(process.pid)
-        record.write_text(str(procs.start_time(process.pid)), encoding="ascii")
-        handle = _ProcessHandle(process, lambda: self._forget(process.pid))
-        handle.send(
-            {
-                "argv": spec.argv,
-                "env": {**spec.env, **mark},
-                "cwd": str(spec.cwd),
-                "workspace": str(spec.workspace),
-                "log_dir": str(spec.log_dir),
-                "deadline": spec.deadline,
-                "progress": spec.progress,
-                "limits": {name: getattr(spec.limits, name) for name in Limits.__slots__},
-            }
-        )
-        return handle
-
-    def _forget(self, pid: int) -> None:
-        with self._lock:
-            self._pids.discard(pid)
-            procs.reap_orphans(self._pids)
-        (self._run / str(pid)).unlink(missing_ok=True)
-
-
-def recorded_supervisors(root: Path) -> dict[int, int]:
-    """Supervisors that an earlier agent started: pid → start time."""
-    found = {}
-    for record in (root / "run" / "supervisors").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            found[int(record.name)] = int(record.read_text(encoding="ascii"))
-    return found
-
-
-class _ProcessHandle:
-    def __init__(self, process: subprocess.Popen[bytes], ended: Callable[[], None]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], ended: Callable[[int], None]) -> None:
         self.finished = threading.Event()
         self.gone = threading.Event()
         self.outcome: Outcome | None = None
         self.progress: tuple[float, str] | None = None
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both are pipes
+        self._stdin, self._stdout = process.stdin, process.stdout
         self._process, self._ended = process, ended
         self._wiped = threading.Event()
         self._exited = threading.Event()
@@ -171,41 +84,43 @@ class _ProcessHandle:
 
     def send(self, order: dict[str, Any]) -> None:
         """A line to the supervisor; one that is gone needs no orders."""
-        line = json.dumps(order).encode() + b"\n"
-        assert self._process.stdin is not None  # noqa: S101 - opened as a pipe
+        line = json.dumps(order, default=str).encode() + b"\n"  # paths are text there
         with self._lock, contextlib.suppress(OSError, ValueError):
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
+            self._stdin.write(line)
+            self._stdin.flush()
 
     def extend(self, deadline: float) -> None:
+        """Move the deadline (CLOCK_BOOTTIME), only ever later."""
         self.send({"deadline": deadline})
 
     def kill(self) -> None:
+        """Ask for the end of everything; returns at once, `gone` tells."""
         self.send({"kill": "agent"})
 
     def kill_hard(self) -> None:
+        """Kill everything from here, whatever the supervisor does; `gone` tells."""
         procs.kill_below(self._process.pid)
         self._exited.wait(5.0)
 
     def wipe(self, timeout_s: float) -> bool:
+        """Have the workspace deleted and the supervisor end; whether it confirmed in time."""
         self.send({"wipe": True})
         self._exited.wait(timeout_s)
         return self._wiped.is_set()
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None  # noqa: S101 - opened as a pipe
-        for line in self._process.stdout:
+        for line in self._stdout:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 self._take(json.loads(line))
         self._process.wait()
-        self._ended()
+        self._ended(self._process.pid)
         self.gone.set()
         self.finished.set()
         self._exited.set()
-        for end in (self._process.stdin, self._process.stdout):
-            if end is not None:
-                with contextlib.suppress(OSError):
-                    end.close()
+        with contextlib.suppress(OSError):
+            self._stdout.close()
+        with self._lock, contextlib.suppress(OSError):
+            self._stdin.close()
 
     def _take(self, message: dict[str, Any]) -> None:
         if "progress" in message:
@@ -227,6 +142,60 @@ class _ProcessHandle:
             self.finished.set()
         elif message.get("wiped"):
             self._wiped.set()
+
+
+class Isolation(Protocol):
+    """Starts tasks at one level of isolation."""
+
+    level: Level
+
+    def start(self, spec: Spec) -> Handle:
+        """Start a supervisor with this task. Raises OSError."""
+        ...
+
+
+class ProcessIsolation:
+    """The supervisor as the agent's child, the task with rlimits: for development."""
+
+    level: Level = "process"
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._pids: set[int] = set()
+        self._lock = threading.Lock()
+        # What a dead supervisor leaves comes to us instead of to init, where nobody would kill it.
+        ctypes.CDLL(None).prctl(supervision.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def start(self, spec: Spec) -> Handle:
+        """Start a supervisor and hand it the spec. Raises OSError."""
+        mark = {procs.ROOT_MARK: str(self._root), "RAE_LEASE": spec.lease_id}
+        with self._lock:  # or the search for orphans could meet it before it is known
+            process = subprocess.Popen(
+                [sys.executable, "-ISE", str(PROGRAM)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=mark,
+                start_new_session=True,
+                cwd="/",
+            )
+            self._pids.add(process.pid)
+        handle = Handle(process, self._forget)
+        handle.send({**asdict(spec), "env": {**spec.env, **mark}})
+        return handle
+
+    def _forget(self, pid: int) -> None:
+        """A supervisor is gone; comes back when nothing that it left lives."""
+        with self._lock:
+            self._pids.discard(pid)
+        pause = 0.001
+        while True:
+            with self._lock:
+                strays = procs.orphans(self._pids)
+            if not strays:
+                return
+            procs.reap(strays)
+            time.sleep(pause)
+            pause = min(pause * 2, 0.1)
 
 
 def at_least(level: Level, minimum: Level) -> bool:

@@ -5,28 +5,40 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from rae_node.clock import Clock
+from rae_node.clock import Pauses
 from rae_node.config import refuse_public_http
-from rae_node.log import EventLog
-from rae_node.settings import Settings
+from rae_node.errors import Verdict, verdict
+from rae_node.outfit import Outfit
 from rae_node.slots import Slots
 from rae_node.spool import Spool
-from rae_node.verdicts import Verdict, verdict
 from rae_protocol.errors import RaeError, Unreachable
-from rae_protocol.models import Command, Heartbeat, LeaseRef, Registered, RegisterRequest
-from rae_protocol.node_client import NodeClient
-from rae_protocol.transport import Backoff
+from rae_protocol.models import (
+    Command,
+    Heartbeat,
+    HeartbeatAnswer,
+    LeaseRef,
+    Registered,
+    RegisterRequest,
+)
 
 T = TypeVar("T")
 
 
 class Ears(Protocol):
-    """What the agent does about news from control."""
+    """What the agent tells control, and what it does about control's news."""
 
-    def registered(self, answer: Registered) -> None:
-        """A session has begun."""
+    def introduce(self, unfinished: list[LeaseRef]) -> RegisterRequest:
+        """What the node is, with the leases that it still holds."""
+        ...
+
+    def beat(self, leases: list[LeaseRef]) -> Heartbeat:
+        """How the node is."""
+        ...
+
+    def registered(self, commands: Sequence[Command]) -> None:
+        """A session has begun, with these orders."""
         ...
 
     def renewed(self, lease_ids: frozenset[str], sent_at: float) -> None:
@@ -49,34 +61,16 @@ class Ears(Protocol):
 class Link:
     """Keeps the node registered and heard. Control being away never stops it."""
 
-    def __init__(
-        self,
-        client: NodeClient,
-        slots: Slots,
-        spool: Spool,
-        ears: Ears,
-        *,
-        url: str,
-        introduce: Callable[[list[LeaseRef]], RegisterRequest],
-        beat: Callable[[list[LeaseRef]], Heartbeat],
-        interval_s: float,
-        keep_trying: bool,
-        clock: Clock,
-        settings: Settings,
-        log: EventLog,
-    ) -> None:
+    def __init__(self, outfit: Outfit, slots: Slots[Any], spool: Spool, ears: Ears) -> None:
         self.ready = threading.Event()
         self.lease_margin_s = 0.0
         self.incarnation: str | None = None
         self.last_answer: float | None = None
-        self.state = "connecting"
-        self._client, self._slots, self._spool, self._ears = client, slots, spool, ears
-        self._url, self._introduce, self._beat = url, introduce, beat
-        self._own_interval = self._interval = interval_s
-        self._keep_trying = keep_trying
-        self._clock, self._settings, self._log = clock, settings, log
-        self._rng = random.Random()  # noqa: S311 - jitter, not a secret
-        self._backoff = Backoff(base_s=settings.retry_base_sec, cap_s=settings.retry_cap_sec)
+        self.state, self.problem = "connecting", "control has not answered yet"
+        self._outfit, self._slots, self._spool, self._ears = outfit, slots, spool, ears
+        self._client, self._clock, self._log = outfit.client, outfit.clock, outfit.log
+        self._interval = outfit.config.heartbeat_interval_sec
+        self._pauses = Pauses(outfit.settings.retry_base_sec, outfit.settings.retry_cap_sec)
         self._wake = threading.Event()
         self._stopping = False
 
@@ -109,18 +103,17 @@ class Link:
 
     def _heed(self, error: RaeError) -> None:
         found = verdict(error)
-        if found is Verdict.SUPERSEDED:
-            self._ears.leave("another agent with this node_id took over")
-        elif found in {Verdict.REGISTER, Verdict.UNWELCOME} and self.ready.is_set():
+        if found in {Verdict.REGISTER, Verdict.UNWELCOME} and self.ready.is_set():
             self._log.info("session_over", rc=error.rc)
             self.ready.clear()
-            self.state = error.rc
-            if found is Verdict.UNWELCOME:
-                self._ears.disowned(error.rc)
+            self.state, self.problem = error.rc, error.message
             self._wake.set()
+        if found is Verdict.SUPERSEDED:
+            self._ears.leave("another agent with this node_id took over")
+        elif found is Verdict.UNWELCOME:
+            self._ears.disowned(error.rc)
 
     def _run(self) -> None:
-        failures = 0
         while not self._stopping:
             self._wake.clear()
             try:
@@ -128,42 +121,37 @@ class Link:
                     self._heartbeat()
                 else:
                     self._register()
-                failures = 0
+                self._pauses.failures = 0
                 pause = self._jittered(self._interval)
             except RaeError as error:
-                pause = self._trouble(error, failures)
-                failures += 1
+                pause = self._trouble(error)
             except Exception as error:  # the loop's one catch
                 self._log.error("heartbeat_failed", error=repr(error))
-                pause = self._backoff.delay(failures, self._rng) + self._backoff.base_s
-                failures += 1
+                self.problem = str(error)
+                pause = self._pauses.next()
             self._wake.wait(pause)
 
     def _register(self) -> None:
-        refuse_public_http(self._url)
+        refuse_public_http(self._outfit.config.rae_endpoint)
         sent = self._clock.boot()
         leases = self._known(self._slots.new_epoch())
-        answer = self._client.register(self._introduce(leases))
-        self._interval = min(self._own_interval, answer.heartbeat_interval_sec)
-        if self._interval != self._own_interval:
+        answer = self.call(lambda: self._client.register(self._ears.introduce(leases)))
+        own = self._outfit.config.heartbeat_interval_sec
+        self._interval = min(own, answer.heartbeat_interval_sec)
+        if self._interval != own:
             self._log.info("heartbeat_interval_from_control", seconds=self._interval)
         self.lease_margin_s = answer.lease_margin_s
-        self._answered(answer.incarnation)
-        self._ears.registered(answer)
-        self._ears.renewed(frozenset(lease.lease_id for lease in leases), sent)
-        self.state = "registered"
-        self.ready.set()
+        self._heard(answer, leases, sent)
+        self.state, self.problem = "registered", ""
+        self.ready.set()  # before the agent hears of it: it wakes those who wait for this
         self._log.info("registered", unfinished=len(leases), incarnation=answer.incarnation)
-        self._ears.commanded(answer.commands)
+        self._ears.registered(answer.commands)
 
     def _heartbeat(self) -> None:
         leases = self._known([occupant.lease for occupant in self._slots.occupants()])
         sent = self._clock.boot()
-        answer = self.call(lambda: self._client.heartbeat(self._beat(leases)))
-        self._answered(answer.incarnation)
-        cancelled = {item.lease_id for item in answer.commands if item.command == "cancel"}
-        alive = frozenset(lease.lease_id for lease in leases) - cancelled
-        self._ears.renewed(frozenset(item for item in alive if item is not None), sent)
+        answer = self.call(lambda: self._client.heartbeat(self._ears.beat(leases)))
+        self._heard(answer, leases, sent)
         self._ears.commanded(answer.commands)
 
     def _known(self, running: list[LeaseRef]) -> list[LeaseRef]:
@@ -171,34 +159,32 @@ class Link:
         every = {lease.lease_id: lease for lease in (*running, *self._spool.leases())}
         return list(every.values())[:1000]
 
-    def _answered(self, incarnation: str) -> None:
+    def _heard(
+        self, answer: Registered | HeartbeatAnswer, told: list[LeaseRef], sent: float
+    ) -> None:
+        """An answer renews what it was told of, but for the leases that it cancels."""
         self.last_answer = self._clock.boot()
-        if self.incarnation not in {None, incarnation}:
-            self._log.warning("control_has_another_past", incarnation=incarnation)
+        if self.incarnation not in {None, answer.incarnation}:
+            self._log.warning("control_has_another_past", incarnation=answer.incarnation)
             self._ears.disowned("control was restored from a backup")
-        self.incarnation = incarnation
+        self.incarnation = answer.incarnation
+        over = {item.lease_id for item in answer.commands if item.command == "cancel"}
+        self._ears.renewed(frozenset(lease.lease_id for lease in told) - over, sent)
 
-    def _trouble(self, error: RaeError, failures: int) -> float:
-        found = verdict(error)
-        self._log.warning(
-            "control_unreachable" if isinstance(error, Unreachable) else "control_refused",
-            rc=error.rc,
-            error=error.message,
-        )
-        if isinstance(error, Unreachable) and not self._keep_trying:
+    def _trouble(self, error: RaeError) -> float:
+        away = isinstance(error, Unreachable)
+        event = "control_unreachable" if away else "control_refused"
+        self._log.warning(event, rc=error.rc, error=error.message)
+        if away and not self._outfit.runtime.execution.retry_on_disconnect:
             self._ears.leave("control does not answer and retry_on_disconnect is false")
         if self.ready.is_set():
-            return min(self._backoff.delay(failures, self._rng) + 0.05, self._interval)
-        self.state = error.rc
-        if found is Verdict.SUPERSEDED:
-            self._ears.leave("another agent with this node_id took over")
-        if found is Verdict.UNWELCOME:
-            self._ears.disowned(error.rc)
-        if found is Verdict.RETRY or error.rc == "register_again":
-            return self._backoff.delay(failures, self._rng) + 0.05
+            return min(self._pauses.next(), self._interval)
+        self.state, self.problem = error.rc, error.message
+        if verdict(error) is Verdict.RETRY or error.rc == "register_again":
+            return self._pauses.next()
         # Somebody must act (enrol, stop the other machine): asking more often helps nobody.
-        return self._jittered(self._settings.slow_retry_sec)
+        return self._jittered(self._outfit.settings.slow_retry_sec)
 
     def _jittered(self, seconds: float) -> float:
-        share = self._settings.heartbeat_jitter
-        return seconds * self._rng.uniform(1 - share, 1 + share)
+        share = self._outfit.settings.heartbeat_jitter
+        return seconds * random.uniform(1 - share, 1 + share)  # noqa: S311 - jitter, not a secret

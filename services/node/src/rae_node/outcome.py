@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,45 +18,62 @@ from rae_protocol.names import MAX_RESULT_BYTES
 
 MIB = 1024 * 1024
 SHOWN_BYTES = 64 * 1024
-_MULTIPART_ROOM = 9 * MIB  # the JSON part and what stands between the parts
+_MAX_TOTAL = MAX_RESULT_BYTES - 9 * MIB  # less the JSON part and what stands between the parts
 
 
 def time_limit(task: LeasedTask, runtime: RuntimeConfig, plan: Plan) -> tuple[float, str]:
     """The smallest of the time limits, in seconds, and its name."""
-    limits = [
-        (task.timeout_s, "timeout_s of the task"),
-        (
-            runtime.execution.task_timeout_minutes * 60,
-            "task_timeout_minutes of the node's runtime.yaml",
-        ),
-    ]
+    owners = runtime.execution.task_timeout_minutes * 60
+    limits = [(task.timeout_s, "timeout_s of the task")]
+    limits.append((owners, "task_timeout_minutes of the node's runtime.yaml"))
     if plan.max_runtime_s is not None:
         limits.append((plan.max_runtime_s, plan.max_runtime_name))
     return min(limits)
 
 
-def failure_of(
-    outcome: Outcome, plan: Plan, workspace: Workspace, limit_s: float, limit_name: str
-) -> TaskFailure | None:
-    """Why the attempt failed, None when it did not.
+def conclude(
+    outcome: Outcome, plan: Plan, workspace: Workspace, limit: tuple[float, str]
+) -> tuple[Any, TaskFailure | None]:
+    """The result's value, and why the attempt failed (None when it did not).
 
-    Raises HandBack when a runner's child says that the node, not the task, is the trouble.
+    Raises TaskFailure for a value that cannot travel, HandBack when a runner's child says that the
+    node, not the task, is the trouble.
     """
+    note = _note(workspace) if plan.result == "note" else None
+    failure = _failure(outcome, plan, workspace, limit, note)
+    if plan.result == "note":
+        value = (note or {}).get("value")
+        try:
+            check_value(value, depth=24)
+        except RaeError as error:
+            text = f"The returned value cannot travel: {error.cause}"
+            raise TaskFailure("E_EXIT", text) from error
+        return value, failure
+    stdout, more_out = workspace.head("stdout", SHOWN_BYTES)
+    stderr, more_err = workspace.head("stderr", SHOWN_BYTES)
+    value = {"exit_code": outcome.exit_code, "stdout": stdout, "stderr": stderr}
+    return {**value, "truncated": more_out or more_err}, failure
+
+
+def _failure(
+    outcome: Outcome,
+    plan: Plan,
+    workspace: Workspace,
+    limit: tuple[float, str],
+    note: dict[str, Any] | None,
+) -> TaskFailure | None:
     if outcome.cause == "timeout":
-        return TaskFailure(
-            "E_TIMEOUT", f"Stopped after {limit_s:g} s: {limit_name} is the smallest limit"
-        )
+        text = f"Stopped after {limit[0]:g} s: {limit[1]} is the smallest limit"
+        return TaskFailure("E_TIMEOUT", text)
     if outcome.cause == "memory":
         return TaskFailure("E_OOM", f"Killed for memory at {outcome.max_rss_mb:.0f} MiB")
     if outcome.cause == "output" or outcome.signal == signal.SIGXFSZ:
         return TaskFailure("E_ARTIFACT", "Killed because it wrote more than it may")
-    note = _note(plan, workspace)
-    if note is not None:
-        found = note_failure(note)
-        if found is not None and found[0] == "HANDBACK":
-            raise HandBack("infrastructure", found[1])
-        if found is not None:
-            return TaskFailure(*found)
+    found = note_failure(note or {})
+    if found is not None and found[0] == "HANDBACK":
+        raise HandBack("infrastructure", found[1])
+    if found is not None:
+        return TaskFailure(*found)
     last = workspace.tail(2000)
     ending = f"; its last output:\n{last}" if last else " without any output"
     if outcome.signal is not None:
@@ -67,27 +83,6 @@ def failure_of(
     if plan.result == "note" and note is None:
         return TaskFailure("E_EXIT", f"The task ended without returning{ending}")
     return None
-
-
-def value_of(outcome: Outcome, plan: Plan, workspace: Workspace) -> Any:
-    """The result's value. Raises TaskFailure for one that cannot travel."""
-    if plan.result == "note":
-        value = (_note(plan, workspace) or {}).get("value")
-        try:
-            check_value(value, depth=24)
-        except RaeError as error:
-            raise TaskFailure(
-                "E_EXIT", f"The returned value cannot travel: {error.cause}"
-            ) from error
-        return value
-    stdout, more_out = workspace.head("stdout", SHOWN_BYTES)
-    stderr, more_err = workspace.head("stderr", SHOWN_BYTES)
-    return {
-        "exit_code": outcome.exit_code,
-        "stdout": stdout,
-        "stderr": stderr,
-        "truncated": more_out or more_err,
-    }
 
 
 def artifacts_of(task: LeasedTask, workspace: Workspace, staging: Path) -> list[dict[str, Any]]:
@@ -101,20 +96,14 @@ def artifacts_of(task: LeasedTask, workspace: Workspace, staging: Path) -> list[
         target, limit = staging / str(number), int(spec.max_mb * MIB)
         found = workspace.collect(spec.name, target, limit)
         if found is None and len(task.artifacts) == 1 and spec.type.startswith("text/plain"):
-            instead = workspace.output / f".stdout-{number}"
-            shutil.copyfile(workspace.logs / "stdout", instead)
-            found = workspace.collect(instead.name, target, limit)
+            found = workspace.copy_out(workspace.logs, "stdout", target, limit)
         if found is None:
             raise TaskFailure("E_ARTIFACT", f"'{spec.name}' is neither in output/ nor in work/")
-        total += found.size
-        if total > MAX_RESULT_BYTES - _MULTIPART_ROOM:
-            raise TaskFailure(
-                "E_ARTIFACT",
-                f"The artifacts have more than {(MAX_RESULT_BYTES - _MULTIPART_ROOM) // MIB} MiB",
-            )
-        described.append(
-            {"name": spec.name, "sha256": found.sha256, "size": found.size, "type": spec.type}
-        )
+        size, sha256 = found
+        total += size
+        if total > _MAX_TOTAL:
+            raise TaskFailure("E_ARTIFACT", f"The artifacts have more than {_MAX_TOTAL // MIB} MiB")
+        described.append({"name": spec.name, "sha256": sha256, "size": size, "type": spec.type})
     return described
 
 
@@ -126,14 +115,9 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _note(plan: Plan, workspace: Workspace) -> dict[str, Any] | None:
-    if plan.result != "note":
-        return None
-    data = workspace.read_note(NOTE_FILE, MAX_RETURN_BYTES)
-    if data is None:
-        return None
+def _note(workspace: Workspace) -> dict[str, Any] | None:
     try:
-        note = json.loads(data)
+        note = json.loads(workspace.read_note(NOTE_FILE, MAX_RETURN_BYTES) or b"null")
     except ValueError:
         return None
     return note if isinstance(note, dict) else None

@@ -27,6 +27,16 @@ class Layout:
         return self.root / "agent"
 
     @property
+    def config_file(self) -> Path:
+        """What the node is."""
+        return self.agent / "config.yaml"
+
+    @property
+    def runtime_file(self) -> Path:
+        """When it may work."""
+        return self.agent / "runtime.yaml"
+
+    @property
     def workdir(self) -> Path:
         """One workspace per attempt."""
         return self.root / "workdir"
@@ -76,6 +86,28 @@ def socket_path(root: Path) -> Path:
                 raise NodeError("bad_folder", f"{path.parent} is not ours alone; remove it")
             return path
     raise NodeError("bad_folder", f"{root} is too long for a socket; use a shorter --data")
+
+
+def write_file(file: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file as a whole, on disk before this returns. Raises OSError."""
+    partial = file.with_name(f"{file.name}.part")
+    partial.unlink(missing_ok=True)
+    opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(opened, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(opened)
+    partial.replace(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the folder's entries on disk. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def default_node_id(hostname: str | None = None) -> str:

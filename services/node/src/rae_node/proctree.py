@@ -1,4 +1,4 @@
-"""Process trees and folders, with the standard library alone: shared by agent and supervisor."""
+"""Processes and folders, with the standard library alone: shared by agent and supervisor."""
 
 from __future__ import annotations
 
@@ -9,33 +9,50 @@ import resource
 import signal
 import time
 
+TICK = os.sysconf("SC_CLK_TCK")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def read_proc(path: str) -> bytes:
+    """A file below /proc; empty when it is gone or not ours to read."""
+    try:
+        with open(f"/proc/{path}", "rb") as handle:
+            return handle.read()
+    except OSError:
+        return b""
+
+
+def all_pids() -> list[int]:
+    """Every process of the machine."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def stat_of(pid: int) -> list[bytes]:
+    """Fields of /proc/PID/stat from the state on (field 3 of proc(5) is index 0); [] when gone."""
+    return read_proc(f"{pid}/stat").rpartition(b")")[2].split()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    return stat_of(pid)[:1] not in ([], [b"Z"], [b"X"])
+
+
+def parent_of(pid: int) -> int:
+    """The parent's pid; 0 when there is none."""
+    fields = stat_of(pid)
+    return int(fields[1]) if fields else 0
+
 
 def children(pid: int) -> list[int]:
     """Direct children of a process, those of each of its threads; [] when it is gone."""
-    found: list[int] = []
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # no CONFIG_PROC_CHILDREN
+        return [one for one in all_pids() if parent_of(one) == pid]
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as handle:
-                found += [int(child) for child in handle.read().split()]
+        threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
-        if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
-            return _children_by_stat(pid)
-    return found
-
-
-def _children_by_stat(pid: int) -> list[int]:
-    """For kernels without CONFIG_PROC_CHILDREN."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as handle:
-                    parent = int(handle.read().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue
-            if parent == pid:
-                found.append(int(name))
-    return found
+        return []
+    lines = (read_proc(f"{pid}/task/{thread}/children") for thread in threads)
+    return [int(child) for line in lines for child in line.split()]
 
 
 def descendants(pid: int) -> list[int]:
@@ -57,6 +74,18 @@ def send_kill(pids: list[int]) -> None:
             continue
 
 
+def oom_kills() -> int:
+    """How often the kernel killed for memory since boot; 0 where it does not say."""
+    words = read_proc("vmstat").split()
+    return int(words[words.index(b"oom_kill") + 1]) if b"oom_kill" in words else 0
+
+
+def resident_mb(pids: list[int]) -> float:
+    """Resident memory of processes together, in MiB."""
+    pages = [read_proc(f"{pid}/statm").split()[1:2] for pid in pids]
+    return sum(int(size) for found in pages for size in found) * resource.getpagesize() / 1048576
+
+
 def wipe(folder: str) -> None:
     """Delete a folder with everything in it, however deep and whatever its modes.
 
@@ -65,29 +94,20 @@ def wipe(folder: str) -> None:
     """
     try:
         os.chmod(folder, 0o700)
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        top = os.open(folder, _FOLDER)
     except FileNotFoundError:
         return
     number = time.time_ns()
     try:
         while names := os.listdir(top):
             for name in names:
-                try:
-                    os.unlink(name, dir_fd=top)
-                    continue
-                except IsADirectoryError:
-                    pass
-                except FileNotFoundError:
+                if _unlinked(name, top):
                     continue
                 os.chmod(name, 0o700, dir_fd=top)
-                inner = os.open(
-                    name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
-                )
+                inner = os.open(name, _FOLDER, dir_fd=top)
                 try:
                     for child in os.listdir(inner):
-                        try:
-                            os.unlink(child, dir_fd=inner)
-                        except IsADirectoryError:
+                        if not _unlinked(child, inner):
                             number += 1
                             os.chmod(child, 0o700, dir_fd=inner)
                             os.rename(child, f".wipe{number}", src_dir_fd=inner, dst_dir_fd=top)
@@ -99,25 +119,12 @@ def wipe(folder: str) -> None:
     os.rmdir(folder)
 
 
-def oom_kills() -> int:
-    """How often the kernel killed for memory since boot; 0 where it does not say."""
+def _unlinked(name: str, folder: int) -> bool:
+    """Whether the name is gone now; a folder stays."""
     try:
-        with open("/proc/vmstat", "rb") as handle:
-            for line in handle:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1])
-    except OSError:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        return False
+    except FileNotFoundError:
         pass
-    return 0
-
-
-def resident_mb(pids: list[int]) -> float:
-    """Resident memory of processes together, in MiB."""
-    pages = 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as handle:
-                pages += int(handle.read().split()[1])
-        except (OSError, IndexError):
-            continue
-    return pages * resource.getpagesize() / 1048576
+    return True

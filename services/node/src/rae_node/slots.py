@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from rae_protocol.models import LeaseRef
 
@@ -21,7 +21,10 @@ def slot_names(cpu: int, gpu: int) -> tuple[str, ...]:
     return (*(f"cpu{n}" for n in range(cpu)), *(f"gpu{n}" for n in range(gpu)))
 
 
-class Slots:
+H = TypeVar("H", bound=Occupant)
+
+
+class Slots(Generic[H]):
     """Occupants by lease. Thread-safe.
 
     An *epoch* is the life of one registration. The leases told at a registration and the epoch's
@@ -33,7 +36,7 @@ class Slots:
         self.names = tuple(names)
         self.epoch = 0
         self._lock = threading.Condition()
-        self._by_lease: dict[str, Occupant] = {}
+        self._by_lease: dict[str, H] = {}
 
     def new_epoch(self) -> list[LeaseRef]:
         """Begin a registration: the leases to tell."""
@@ -41,7 +44,7 @@ class Slots:
             self.epoch += 1
             return [occupant.lease for occupant in self._by_lease.values()]
 
-    def occupy(self, occupant: Occupant, epoch: int) -> str | None:
+    def occupy(self, occupant: H, epoch: int) -> str | None:
         """Take the slot; None when that went well, else why not (`epoch`, `slot`)."""
         with self._lock:
             if epoch != self.epoch:
@@ -51,7 +54,7 @@ class Slots:
             self._by_lease[occupant.lease.lease_id] = occupant
             return None
 
-    def release(self, occupant: Occupant) -> None:
+    def release(self, occupant: H) -> None:
         """The slot is free again."""
         with self._lock:
             self._by_lease.pop(occupant.lease.lease_id, None)
@@ -63,7 +66,7 @@ class Slots:
             busy = self._busy()
             return tuple(name for name in self.names if name not in busy)
 
-    def occupants(self) -> list[Occupant]:
+    def occupants(self) -> list[H]:
         """Everything that runs."""
         with self._lock:
             return list(self._by_lease.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Sequence
@@ -11,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rae_node.errors import listed
 from rae_node.log import EventLog
+from rae_node.paths import sync_folder, write_file
 from rae_protocol.models import LeaseRef, Result
 
 RECORD = "record.json"
@@ -25,7 +26,7 @@ class Entry:
     kind: Literal["result", "yield"]
     lease: LeaseRef
     body: dict[str, Any]
-    folder: Path | None = None
+    folder: Path
 
     def result(self) -> Result:
         """The result. Raises pydantic's ValidationError."""
@@ -33,8 +34,6 @@ class Entry:
 
     def artifacts(self) -> list[tuple[str, Path]]:
         """(name, file) of the artifacts."""
-        if self.folder is None:
-            return []
         names = [item["name"] for item in self.body.get("artifacts", [])]
         return [(name, self.folder / str(number)) for number, name in enumerate(names)]
 
@@ -59,6 +58,8 @@ class Spool:
                 entry = Entry(data["kind"], lease, data["body"], path)
                 if entry.kind == "result":
                     entry.result()
+                if missing := [name for name, file in entry.artifacts() if not file.exists()]:
+                    raise ValueError(f"artifacts are missing: {listed(missing)}")
                 self._entries[lease.lease_id] = entry
             except (OSError, ValueError, KeyError, TypeError) as error:
                 self._log.warning("spool_entry_unreadable", entry=path.name, error=str(error))
@@ -71,26 +72,25 @@ class Spool:
         path.mkdir(mode=0o700)
         return path
 
-    def put(self, kind: Literal["result", "yield"], lease: LeaseRef, body: dict[str, Any]) -> Entry:
+    def put(self, kind: Literal["result", "yield"], lease: LeaseRef, body: dict[str, Any]) -> None:
         """Keep a message, on disk before this returns; replaces one of the same lease.
 
         Raises OSError.
         """
         part, final = self._folder / f"{lease.lease_id}{_PART}", self._folder / lease.lease_id
-        part.mkdir(mode=0o700, exist_ok=True)
-        with (part / RECORD).open("w", encoding="utf-8") as handle:
-            json.dump({"kind": kind, "lease": lease.model_dump(), "body": body}, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        _sync(part)
-        with self._lock:
-            if final.exists():
-                shutil.rmtree(final)
-            part.rename(final)
-            _sync(self._folder)
-            entry = Entry(kind, lease, body, final)
-            self._entries[lease.lease_id] = entry
-        return entry
+        record = {"kind": kind, "lease": lease.model_dump(), "body": body}
+        try:
+            part.mkdir(mode=0o700, exist_ok=True)
+            write_file(part / RECORD, json.dumps(record))
+            with self._lock:
+                if final.exists():
+                    shutil.rmtree(final)
+                part.rename(final)
+                sync_folder(self._folder)
+                self._entries[lease.lease_id] = Entry(kind, lease, body, final)
+        except OSError:  # most likely the disk is full: leave nothing half-written on it
+            self.discard_staging(lease)
+            raise
 
     def discard_staging(self, lease: LeaseRef) -> None:
         """Forget artifacts that will not be sent."""
@@ -106,9 +106,12 @@ class Spool:
         return None
 
     def give_back(self, entry: Entry) -> None:
-        """It could not be delivered now."""
+        """It could not be delivered now: the others come first."""
         with self._lock:
-            self._taken.discard(entry.lease.lease_id)
+            key = entry.lease.lease_id
+            if self._entries.get(key) is entry:
+                self._entries[key] = self._entries.pop(key)
+            self._taken.discard(key)
 
     def remove(self, entry: Entry) -> None:
         """Control has it, or must not have it."""
@@ -116,8 +119,7 @@ class Spool:
             current = self._entries.get(entry.lease.lease_id)
             if current is entry:
                 del self._entries[entry.lease.lease_id]
-                if entry.folder is not None:
-                    shutil.rmtree(entry.folder, ignore_errors=True)
+                shutil.rmtree(entry.folder, ignore_errors=True)
             self._taken.discard(entry.lease.lease_id)
 
     def leases(self) -> Sequence[LeaseRef]:
@@ -127,11 +129,3 @@ class Spool:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

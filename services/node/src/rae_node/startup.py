@@ -8,26 +8,15 @@ import json
 import os
 import socket
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from rae_node import procs, proctree
 from rae_node.errors import ConfigError, NodeError
-from rae_node.isolation import recorded_supervisors
 from rae_node.log import EventLog
-from rae_node.paths import Layout
+from rae_node.paths import Layout, write_file
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
-
-
-@dataclass(frozen=True, slots=True)
-class Enrolment:
-    """What an operator gave this node: its secret and control's public keys."""
-
-    secret: str
-    kind: str
-    public_keys: tuple[str, ...]
 
 
 class AgentLock:
@@ -35,7 +24,7 @@ class AgentLock:
 
     def __init__(self, layout: Layout, node_id: str, endpoint: str) -> None:
         """Take both locks. Raises NodeError `already_running`."""
-        self._file: TextIO = (layout.run / "lock").open("a")
+        self._file = (layout.run / "lock").open("a")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -67,15 +56,12 @@ def end_predecessors(layout: Layout, bound_s: float, log: EventLog) -> None:
 
     Raises NodeError when something does not die: two attempts of a task must never live at once.
     """
-    recorded = recorded_supervisors(layout.root)
     try:
-        killed = procs.kill_until_none(lambda: procs.predecessors(layout.root, recorded), bound_s)
+        killed = procs.kill_predecessors(layout.root, bound_s)
     except TimeoutError as error:
         raise NodeError("predecessor_alive", f"Of an earlier agent, {error}; end them") from error
     if killed:
         log.warning("predecessors_killed", count=killed)
-    for record in (layout.run / "supervisors").glob("*"):
-        record.unlink(missing_ok=True)
     for folder in layout.workdir.iterdir():
         log.info("leftover_workspace_wiped", folder=folder.name)
         if folder.is_dir() and not folder.is_symlink():
@@ -98,20 +84,20 @@ def machine_id(layout: Layout, source: Path = Path("/etc/machine-id")) -> str:
     return hashlib.sha256(f"rae-node\n{text}".encode()).hexdigest()[:32]
 
 
-def read_enrolment(file: Path) -> Enrolment:
-    """The node's own enrolment. Raises ConfigError."""
+def read_enrolment(file: Path) -> dict[str, Any]:
+    """The node's secret, its kind and control's keys for NodeClient. Raises ConfigError."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        keys = tuple(str(key) for key in data.get("control_public_keys", []))
-        found = Enrolment(str(data["enrolment_secret"]), str(data.get("kind", "hmac")), keys)
+        secret, kind = str(data["enrolment_secret"]), str(data.get("kind", "hmac"))
+        keys = [str(key) for key in data.get("control_public_keys", [])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{file} is no enrolment ({type(error).__name__}); enrol this node with "
             "`raectl nodes enrol` and put the answer there"
         ) from error
-    if found.kind == "hmac" and not found.public_keys:
+    if kind == "hmac" and not keys:
         raise ConfigError(f"{file}: control_public_keys is missing; tasks could not be checked")
-    return found
+    return {"secret": secret, "kind": kind, "public_keys": keys}
 
 
 def read_credentials(data: Path) -> dict[str, object]:
@@ -136,27 +122,13 @@ def enrol_dev(credentials: dict[str, object], node_id: str, file: Path) -> None:
     nodes = credentials.get("nodes")
     known = nodes.get(node_id) if isinstance(nodes, dict) else None
     if isinstance(known, dict):
-        answer = {
-            "enrolment_secret": known["enrolment_secret"],
-            "kind": known.get("kind", "hmac"),
-            "control_public_keys": [credentials["control_public_key"]],
-        }
+        answer = {**known, "control_public_keys": [credentials["control_public_key"]]}
     else:
         try:
             client = RaeClient(str(credentials["url"]), str(credentials.get("admin_token")))
-            enrolled = client.enrol(node_id, trusted=True)
+            answer = client.enrol(node_id, trusted=True).model_dump()
         except RaeError as error:
             if file.exists():  # from an earlier start; control may come later
                 return
             raise NodeError("not_enrolled", f"{node_id} cannot be enrolled: {error}") from error
-        answer = {
-            "enrolment_secret": enrolled.enrolment_secret,
-            "kind": enrolled.kind,
-            "control_public_keys": enrolled.control_public_keys,
-        }
-    partial = file.with_suffix(".part")
-    partial.unlink(missing_ok=True)
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(answer, stream)
-    partial.replace(file)
+    write_file(file, json.dumps(answer))

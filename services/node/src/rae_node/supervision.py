@@ -70,10 +70,13 @@ class Outputs:
         return True
 
     def drain(self) -> None:
-        """What the dead left in the pipes."""
-        for source in list(self.files):
-            while select.select([source], [], [], 0)[0] and self.pump(source):
-                pass
+        """What the dead left in the pipes, as far as the disk takes it."""
+        for source in self.files:
+            try:
+                while select.select([source], [], [], 0)[0] and self.pump(source):
+                    pass
+            except OSError:
+                return
 
     @staticmethod
     def _write(target: int, data: bytes) -> None:
@@ -150,7 +153,7 @@ class Supervisor:
             return self.end("deadline")
         if now >= due:
             return self.end("timeout")
-        memory_mb = self.limits.get("memory_mb")
+        memory_mb = self.limits["memory_mb"]
         if memory_mb is not None and now >= self.memory_due:
             self.memory_due = now + MEMORY_ROUND_S
             used = resident_mb(descendants(os.getpid()))
@@ -251,25 +254,19 @@ class Supervisor:
 
     def report(self, decided: float) -> None:
         """How it ended, and that nothing lives any more."""
-        status, code, number = self.status, None, None
-        if status is not None and os.WIFEXITED(status):
-            code = os.WEXITSTATUS(status)
-        elif status is not None:
-            number = os.WTERMSIG(status)
+        ended = None if self.status is None else os.waitstatus_to_exitcode(self.status)
+        code = ended if ended is not None and ended >= 0 else None
+        number = -ended if ended is not None and ended < 0 else None
         if self.cause == "exit" and number == signal.SIGKILL and oom_kills() > self.ooms:
             self.cause = "memory"
         if self.outputs.total > self.outputs.limit and self.cause == "exit":
             self.cause = "output"
         now = boot()
-        self.say(
-            {
-                "exit": code,
-                "signal": number,
-                "cause": self.cause,
-                "duration_s": round(now - self.started, 6),
-                "max_rss_mb": round(self.peak_mb, 1),
-            }
-        )
+        usage = {
+            "duration_s": round(now - self.started, 6),
+            "max_rss_mb": round(self.peak_mb, 1),
+        }
+        self.say({"exit": code, "signal": number, "cause": self.cause, **usage})
         self.say({"gone": True, "ms": round((now - decided) * 1000, 3)})
 
     def say(self, message: dict[str, Any]) -> None:
@@ -290,10 +287,9 @@ class Supervisor:
     def wait(self, seconds: float) -> None:
         """At most so long, for a word from the agent, output, progress, or a death."""
         poller = select.poll()
-        for source in (0, self.wake, *self.outputs.files):
+        notes = [] if self.note is None else [self.note]
+        for source in (0, self.wake, *notes, *self.outputs.files):
             poller.register(source, select.POLLIN)
-        if self.note is not None:
-            poller.register(self.note, select.POLLIN)
         if self.pending:
             poller.register(1, select.POLLOUT)
         for source, _ in poller.poll(seconds * 1000):
@@ -317,9 +313,7 @@ class Supervisor:
             return
         except OSError:
             data = b""
-        if not data:
-            self.agent_there = False
-            return
+        self.agent_there = bool(data)
         self.received += data
         self.obey()
 

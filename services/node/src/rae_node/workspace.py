@@ -28,14 +28,6 @@ FOLDERS = ("input", "work", "output", "logs")
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
-    """An artifact as it was copied out of the workspace."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class Workspace:
     """`workdir/<task_id>.<attempt>/{input,work,output,logs}`."""
 
@@ -90,17 +82,32 @@ class Workspace:
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
 
-    def collect(self, name: str, target: Path, max_bytes: int) -> Collected | None:
-        """Copy an artifact out of output/ or work/; None when neither has it.
+    def collect(self, name: str, target: Path, max_bytes: int) -> tuple[int, str] | None:
+        """Copy an artifact out of output/ or work/: (size, SHA-256); None when neither has it.
 
         Raises TaskFailure E_ARTIFACT for links, special files and too large ones; OSError.
         """
-        for folder in (self.output, self.work):
-            found = _open_inside(folder, name)
-            if found is not None:
-                with os.fdopen(found, "rb") as handle:
-                    return _copy_out(handle, name, target, max_bytes)
-        return None
+        found = self.copy_out(self.output, name, target, max_bytes)
+        return found or self.copy_out(self.work, name, target, max_bytes)
+
+    @staticmethod
+    def copy_out(folder: Path, name: str, target: Path, max_bytes: int) -> tuple[int, str] | None:
+        """As `collect`, out of one folder."""
+        source = _open_inside(folder, name)
+        if source is None:
+            return None
+        with source, target.open("xb") as out:
+            digest, size = hashlib.sha256(), 0
+            while piece := source.read(_PIECE):
+                size += len(piece)
+                if size > max_bytes:
+                    limit = f"{max_bytes / 2**20:g} MiB"
+                    raise TaskFailure("E_ARTIFACT", f"'{name}' is larger than its max_mb, {limit}")
+                digest.update(piece)
+                out.write(piece)
+            out.flush()
+            os.fsync(out.fileno())
+        return size, digest.hexdigest()
 
     def tail(self, max_bytes: int) -> str:
         """The last output of the program, as text."""
@@ -122,10 +129,10 @@ class Workspace:
 
         Raises TaskFailure E_ARTIFACT when it is too large or no plain file.
         """
-        found = _open_inside(self.logs, name)
-        if found is None:
+        handle = _open_inside(self.logs, name)
+        if handle is None:
             return None
-        with os.fdopen(found, "rb") as handle:
+        with handle:
             data = handle.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise TaskFailure(
@@ -166,13 +173,13 @@ def fetch_url(
     try:
         with requests.Session() as session:
             session.trust_env = False
-            with session.get(
+            response = session.get(
                 url, timeout=(5.0, timeout_s), stream=True, allow_redirects=False
-            ) as response:
+            )
+            with response:
                 if response.status_code != requests.codes.ok:
-                    raise TaskFailure(
-                        "E_INPUT", f"Input '{name}': {host} answered HTTP {response.status_code}"
-                    )
+                    status = response.status_code
+                    raise TaskFailure("E_INPUT", f"Input '{name}': {host} answered HTTP {status}")
                 save_stream(response, target, max_bytes)
     except (requests.RequestException, ValueError) as error:
         raise TaskFailure("E_INPUT", f"Input '{name}' from {host}: {error}") from error
@@ -180,7 +187,7 @@ def fetch_url(
         raise HandBack("infrastructure", f"Input '{name}' cannot be stored: {error}") from error
 
 
-def _open_inside(folder: Path, name: str) -> int | None:
+def _open_inside(folder: Path, name: str) -> BinaryIO | None:
     """Open a plain file below a folder, following no link on the way; None when it is not there."""
     parts = name.split("/")
     opened = [os.open(folder, _FOLDER)]
@@ -201,23 +208,7 @@ def _open_inside(folder: Path, name: str) -> int | None:
     if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
         os.close(file)
         raise TaskFailure("E_ARTIFACT", f"'{name}' is not a plain file with one name")
-    return file
-
-
-def _copy_out(source: BinaryIO, name: str, target: Path, max_bytes: int) -> Collected:
-    digest, size = hashlib.sha256(), 0
-    with target.open("xb") as out:
-        while piece := source.read(_PIECE):
-            size += len(piece)
-            if size > max_bytes:
-                raise TaskFailure(
-                    "E_ARTIFACT", f"'{name}' is larger than its max_mb, {max_bytes / 2**20:g} MiB"
-                )
-            digest.update(piece)
-            out.write(piece)
-        out.flush()
-        os.fsync(out.fileno())
-    return Collected(size, digest.hexdigest())
+    return os.fdopen(file, "rb")
 
 
 def _hash(path: Path) -> str:

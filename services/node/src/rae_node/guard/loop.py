@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rae_node.clock import Clock
 from rae_node.guard.policy import UNSEEN, Decision, Reading, Rules, decide
-from rae_node.guard.sources.base import Source, Watched
-from rae_node.log import DecisionLog, EventLog
-from rae_node.settings import Settings
+from rae_node.guard.sources.base import Watched
+from rae_node.log import DecisionLog
+from rae_node.outfit import Outfit
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +30,8 @@ class Guard:
 
     def __init__(
         self,
-        rules: Rules,
-        sources: Sequence[Source],
-        cooldown_s: float,
+        outfit: Outfit,
         *,
-        clock: Clock,
-        settings: Settings,
-        log: EventLog,
-        decisions: DecisionLog,
         busy: Callable[[], bool],
         stop_all: Callable[[Decision, float], Stopped],
         deadlines: Callable[[], float],
@@ -46,16 +39,20 @@ class Guard:
     ) -> None:
         self.decision = UNSEEN
         self.ready = threading.Event()
-        self._rules, self._cooldown_s = rules, cooldown_s
-        self._sources = [Watched(source) for source in sources]
-        self._clock, self._settings, self._log, self._decisions = clock, settings, log, decisions
+        safety = outfit.runtime.safety
+        limits = {"cpu_percent": safety.max_cpu_percent}
+        self._rules = Rules(outfit.runtime.automation.enabled, safety.detect_active_user, limits)
+        self._cooldown_s = safety.cooldown_minutes * 60
+        self._sources = [Watched(source) for source in outfit.sources]
+        self._clock, self._settings, self._log = outfit.clock, outfit.settings, outfit.log
+        self._decisions = DecisionLog(outfit.layout.logs)
         self._busy, self._stop_all = busy, stop_all
         self._deadlines, self._changed = deadlines, changed
         self._cooldown_until = 0.0
         self._wake = threading.Event()
         self._rounds = threading.Condition()
         self._asked = self._done = 0
-        self._trip: tuple[float, Stopped] | None = None
+        self._trip: tuple[float, Stopped] = (0.0, Stopped())
         self._stopping = False
 
     def start(self) -> None:
@@ -82,9 +79,7 @@ class Guard:
             self._wake.set()
             if not self._rounds.wait_for(lambda: self._done >= wanted, timeout_s):
                 raise TimeoutError("the guard did not finish a round in time")
-            if self._trip is None or self._trip[0] < since:
-                return Stopped()
-            return self._trip[1]
+            return self._trip[1] if self._trip[0] >= since else Stopped()
 
     def begin_cooldown(self) -> None:
         """A task was yielded: wait before asking for more."""
@@ -96,55 +91,55 @@ class Guard:
         return max(0.0, self._cooldown_until - self._clock.boot())
 
     def _run(self) -> None:
+        settings = self._settings
         while not self._stopping:
-            # Deadlines first: after a suspend or a stop nothing else matters.
-            rest = self._due()
+            tick = settings.guard_busy_sec if self._busy() else settings.guard_idle_sec
             with self._rounds:
                 serving = self._asked
-            self._round()
+            try:
+                # Deadlines first: after a suspend or a stop nothing else matters.
+                tick = min(tick, self._deadlines())
+                self._round()
+            except Exception as error:  # the loop's one catch: unknown means present
+                self._log.error("guard_round_failed", error=repr(error))
+                self._fail_safe()
             with self._rounds:
                 self._done = serving
                 self._rounds.notify_all()
-            settings = self._settings
-            tick = settings.guard_busy_sec if self._busy() else settings.guard_idle_sec
             left = self.cooldown_left_s()
-            pause = min(tick, rest, left + 0.001 if left else tick)
-            self._wake.wait(max(pause, 0.001))
+            self._wake.wait(max(0.001, min(tick, left + 0.001 if left else tick)))
             self._wake.clear()
 
-    def _due(self) -> float:
+    def _fail_safe(self) -> None:
+        """A guard that cannot look stops everything, and lives on to try again."""
+        self.decision = UNSEEN
         try:
-            return self._deadlines()
-        except Exception as error:  # the loop's one catch: a guard that dies guards nothing
-            self._log.error("guard_deadlines_failed", error=repr(error))
-            return self._settings.guard_busy_sec
+            self._stop(UNSEEN, self._clock.boot())
+        except Exception as error:  # the supervisors still hold their deadlines
+            self._log.error("guard_could_not_stop", error=repr(error))
 
     def _round(self) -> None:
-        try:
-            readings = self._look()
-            before = self.decision
-            decision = decide(self._rules, readings, self.cooldown_left_s())
-            decided_at = self._clock.boot()
-            if before.safe and not decision.safe:
-                self._cooldown_until = decided_at + self._cooldown_s
-            self.decision = decision
-            if decision != before:
-                self._changed()  # first, so that no work arrives for what is being stopped
-            report = Stopped() if decision.safe else self._stop_all(decision, decided_at)
-            if report.count:
-                self._trip = (decided_at, report)
-            if decision != before:
-                self._tell(decision, readings, report)
-            self.ready.set()
-        except Exception as error:  # the loop's one catch: unknown means present
-            self._log.error("guard_round_failed", error=repr(error))
-            self.decision = UNSEEN
-            self._stop_all(UNSEEN, self._clock.boot())
-
-    def _look(self) -> list[Reading]:
         for source in self._sources:
             source.ask()
-        return [source.reading(self._settings.source_timeout_sec) for source in self._sources]
+        readings = [source.reading(self._settings.source_timeout_sec) for source in self._sources]
+        before = self.decision
+        decision = decide(self._rules, readings, self.cooldown_left_s())
+        decided_at = self._clock.boot()
+        if before.safe and not decision.safe:
+            self._cooldown_until = decided_at + self._cooldown_s
+        self.decision = decision
+        if decision != before:
+            self._changed()  # first, so that no work arrives for what is being stopped
+        report = Stopped() if decision.safe else self._stop(decision, decided_at)
+        if decision != before:
+            self._tell(decision, readings, report)
+        self.ready.set()
+
+    def _stop(self, decision: Decision, decided_at: float) -> Stopped:
+        report = self._stop_all(decision, decided_at)
+        if report.count:
+            self._trip = (decided_at, report)
+        return report
 
     def _tell(self, decision: Decision, readings: Sequence[Reading], report: Stopped) -> None:
         entry: dict[str, Any] = {

@@ -82,3 +82,21 @@ def yield_reason(decision: Decision) -> str:
     if decision.availability in {Availability.PAUSED, Availability.OWNER}:
         return str(decision.availability.value)
     return "guard"
+
+
+_WORDS = {
+    "starting": "the guard has not looked yet",
+    "automation_disabled": "automation.enabled is false in runtime.yaml",
+    "user_protection_inactive": "safety.detect_active_user is false in runtime.yaml",
+    "paused": "the owner paused this node; `rae-node resume` ends that",
+    "cooldown": "the cooldown after the last interruption is not over",
+}
+
+
+def in_words(code: str) -> str:
+    """A reason as a person reads it."""
+    if code.startswith("blind_"):
+        return f"the guard cannot see {code[6:]}, and unknown means in use"
+    if code.endswith("_high"):
+        return f"{code[:-5]} is above its limit in runtime.yaml"
+    return _WORDS.get(code, code.replace("_", " "))

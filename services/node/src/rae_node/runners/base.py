@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rae_node.errors import TaskFailure
+from rae_node.errors import TaskFailure, first_problem
 from rae_node.workspace import Workspace
 from rae_protocol.models import LeasedTask
 
@@ -48,6 +50,14 @@ class Runner(Protocol):
         ...
 
 
+def child_plan(program: str, call: dict[str, Any], workspace: Workspace) -> Plan:
+    """Python itself, running one of our programs with a call; it leaves a note. Raises OSError."""
+    file = workspace.logs / CALL_FILE
+    text = json.dumps({**call, "note": str(workspace.logs / NOTE_FILE)})
+    file.write_text(text, encoding="utf-8")
+    return Plan((sys.executable, "-I", "-B", program, str(file)), "note")
+
+
 P = TypeVar("P", bound=Params)
 
 
@@ -56,9 +66,8 @@ def parse_params(model: type[P], task: LeasedTask) -> P:
     try:
         return model.model_validate(task.params)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "params"
-        raise TaskFailure("E_INVALID", f"{task.kind}: params: {field}: {first['msg']}") from error
+        problem = first_problem(error, "params")
+        raise TaskFailure("E_INVALID", f"{task.kind}: params: {problem}") from error
 
 
 def environment(task: LeasedTask, workspace: Workspace, devices: Sequence[str]) -> dict[str, str]:
@@ -81,4 +90,5 @@ def note_failure(note: dict[str, Any]) -> tuple[str, str] | None:
         return None
     code, message = str(error.get("code", "")), str(error.get("message", ""))
     known = code in {"E_INVALID", "E_EXIT", "E_OOM", "E_ARTIFACT", "HANDBACK"}
-    return (code if known else "E_EXIT"), message[:3500]
+    # Half a surrogate pair would make a message that nobody could ever send.
+    return (code if known else "E_EXIT"), message[:3500].encode(errors="replace").decode()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -12,7 +10,7 @@ from pydantic import Field
 
 from rae_node.errors import TaskFailure, listed
 from rae_node.runners import llm_child
-from rae_node.runners.base import CALL_FILE, NOTE_FILE, Params, Plan, parse_params
+from rae_node.runners.base import Params, Plan, child_plan, parse_params
 from rae_node.workspace import Workspace
 from rae_protocol.models import LeasedTask
 
@@ -56,10 +54,7 @@ class LlmRunner:
         body = {"model": model, "prompt": params.prompt, "options": options, "stream": True}
         if params.system is not None:
             body["system"] = params.system
-        call = {"url": self._url, "body": body, "note": str(workspace.logs / NOTE_FILE)}
-        (workspace.logs / CALL_FILE).write_text(json.dumps(call), encoding="utf-8")
-        argv = (sys.executable, "-I", "-B", llm_child.__file__, str(workspace.logs / CALL_FILE))
-        return Plan(argv, "note")
+        return child_plan(llm_child.__file__, {"url": self._url, "body": body}, workspace)
 
 
 def present_models(url: str, timeout_s: float) -> list[str] | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from pydantic import Field
 
 from rae_node.errors import TaskFailure, listed
 from rae_node.runners import python_child
-from rae_node.runners.base import CALL_FILE, NOTE_FILE, Params, Plan, parse_params
+from rae_node.runners.base import Params, Plan, child_plan, parse_params
 from rae_node.workspace import Workspace
 from rae_protocol.models import LeasedTask
 
@@ -66,11 +64,8 @@ class PythonRunner:
             "input": str(workspace.input),
             "output": str(workspace.output),
             "work": str(workspace.work),
-            "note": str(workspace.logs / NOTE_FILE),
         }
-        (workspace.logs / CALL_FILE).write_text(json.dumps(call), encoding="utf-8")
-        argv = (sys.executable, "-I", "-B", python_child.__file__, str(workspace.logs / CALL_FILE))
-        return Plan(argv, "note")
+        return child_plan(python_child.__file__, call, workspace)
 
     def _find(self, name: str) -> Path | None:
         for folder in self._folders:

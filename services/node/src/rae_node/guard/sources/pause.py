@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from rae_node.clock import Clock
 from rae_node.guard.policy import Reading
+from rae_node.paths import write_file
 from rae_protocol.models import Availability
 
 
@@ -20,28 +20,24 @@ class PauseSource:
         self._file, self._clock = file, clock
 
     def read(self) -> Reading:
-        """Whether the pause still holds. Raises OSError, ValueError: then nobody can tell."""
+        """Whether the pause still holds."""
         until = self.until()
         held = until is not None and (until == 0 or self._clock.wall() < until)
         return Reading(self.name, held, "paused", Availability.PAUSED)
 
     def until(self) -> float | None:
-        """None: not paused; 0: until resume; else unix seconds. Raises OSError, ValueError."""
+        """None: not paused; 0: until resume, as is a file that nobody can read; or unix seconds."""
         try:
-            text = self._file.read_text(encoding="ascii")
+            return float(json.loads(self._file.read_text(encoding="ascii"))["until"] or 0)
         except FileNotFoundError:
             return None
-        return float(json.loads(text)["until"] or 0)
+        except (OSError, ValueError, LookupError, TypeError):
+            return 0.0
 
     def set(self, duration_s: float | None) -> float | None:
         """Pause for so many seconds, None for until resume. Returns the end. Raises OSError."""
         until = None if duration_s is None else self._clock.wall() + duration_s
-        partial = self._file.with_suffix(".part")
-        with partial.open("w", encoding="ascii") as handle:
-            json.dump({"until": until}, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(self._file)
+        write_file(self._file, json.dumps({"until": until}))
         return until
 
     def clear(self) -> None:

@@ -1,0 +1,39 @@
+"""What an agent is made of: shared by all its parts, made once, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rae_node.capabilities import Machine
+from rae_node.clock import Clock
+from rae_node.config import NodeConfig, RuntimeConfig
+from rae_node.guard.sources.base import Source
+from rae_node.guard.sources.pause import PauseSource
+from rae_node.isolation import Isolation
+from rae_node.log import EventLog
+from rae_node.paths import Layout
+from rae_node.runners.cli import AllowList
+from rae_node.settings import Settings
+from rae_protocol.node_client import NodeClient
+
+
+@dataclass(frozen=True, slots=True)
+class Outfit:
+    """The owner's files, the machine, and the tools that reach beyond the process."""
+
+    layout: Layout
+    config: NodeConfig
+    runtime: RuntimeConfig
+    settings: Settings
+    client: NodeClient
+    clock: Clock
+    isolation: Isolation
+    machine: Machine
+    machine_id: str
+    allowed: AllowList
+    task_folders: Sequence[Path]
+    sources: Sequence[Source]
+    pause: PauseSource
+    log: EventLog
