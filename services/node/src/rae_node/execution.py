@@ -170,7 +170,8 @@ class TaskRun:
             elif given.url is not None:
                 limit = given.size or int(self._settings.input_max_mb * MIB)
                 hosts = self._outfit.config.input_url_hosts
-                fetch_url(name, given.url, target, hosts, limit, self._settings.http_timeout_sec)
+                timeout_s = self._settings.http_timeout_sec
+                fetch_url(name, given.url, target, hosts, limit, timeout_s, self._check_stop)
             else:
                 self._fetch_from_control(name, given, workspace)
             workspace.settle(name, given)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -157,9 +158,12 @@ def inline_bytes(name: str, given: LeasedInput) -> bytes:
 
 
 def fetch_url(
-    name: str, url: str, target: Path, allowed_hosts: list[str], max_bytes: int, timeout_s: float
-) -> None:
+    name: str, url: str, target: Path, allowed_hosts: list[str], max_bytes: int, timeout_s: float,
+    look: Callable[[], None],
+) -> None:  # fmt: skip
     """Download an input from a host that the owner allows; redirects are not followed.
+
+    `look` is called with each piece and may raise, to break off.
 
     Raises TaskFailure E_INPUT or E_DENY, HandBack when the disk is the trouble.
     """
@@ -180,7 +184,7 @@ def fetch_url(
                 if response.status_code != requests.codes.ok:
                     status = response.status_code
                     raise TaskFailure("E_INPUT", f"Input '{name}': {host} answered HTTP {status}")
-                save_stream(response, target, max_bytes)
+                save_stream(response, target, max_bytes, look)
     except (requests.RequestException, ValueError) as error:
         raise TaskFailure("E_INPUT", f"Input '{name}' from {host}: {error}") from error
     except OSError as error:

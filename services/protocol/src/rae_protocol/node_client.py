@@ -237,15 +237,23 @@ def _ref(lease: models.LeaseRef) -> dict[str, Any]:
     return {"task_id": lease.task_id, "attempt": lease.attempt, "lease_id": lease.lease_id}
 
 
-def save_stream(response: requests.Response, target: Path, max_bytes: int) -> int:
+def save_stream(
+    response: requests.Response,
+    target: Path,
+    max_bytes: int,
+    look: Callable[[], None] = lambda: None,
+) -> int:
     """Write a streamed body to a new file, at most `max_bytes`. Returns its size.
+
+    `look` is called with each piece and may raise, to break off.
 
     Raises ValueError when there is more, or when the stream ends early.
     """
     size = 0
     with target.open("xb") as handle:
         try:
-            for piece in response.iter_content(256 * 1024):
+            for piece in response.iter_content(64 * 1024):
+                look()
                 size += len(piece)
                 if size > max_bytes:
                     raise ValueError(f"more than {max_bytes} bytes came")
