@@ -71,10 +71,10 @@ def audit(mesh: DevMesh, stamps: Path, record: Record) -> dict[str, int]:
     ]
     problems += [f"{task}: succeeded {n} times" for task, n in successes.items() if n > 1]
     for view in tasks.values():
-        problems += _task_problems(view)
-    problems += _result_problems(tasks, stale, record)
+        problems += task_problems(view)
+    problems += result_problems(tasks, stale, record)
     told = _delivered_by_agents(mesh, tasks, problems)
-    attempts, overlapping = _lives(stamps)
+    attempts, overlapping = lives_of(stamps)
     problems += overlapping
     states = Counter(view.state.value for view in tasks.values())
     return {
@@ -92,7 +92,8 @@ def audit(mesh: DevMesh, stamps: Path, record: Record) -> dict[str, int]:
     }
 
 
-def _task_problems(view: models.TaskView) -> list[str]:
+def task_problems(view: models.TaskView) -> list[str]:
+    """A task that has not ended, failed without reason, or whose result is another attempt's."""
     found = []
     if not view.state.final:
         found.append(f"{view.task_id}: has not ended, it is {view.state.value} ({view.why})")
@@ -107,7 +108,7 @@ def _task_problems(view: models.TaskView) -> list[str]:
     return found
 
 
-def _result_problems(
+def result_problems(
     tasks: dict[str, models.TaskView], stale: set[tuple[str, int | None]], record: Record
 ) -> list[str]:
     """The late node's results: in the ledger if they got 2xx, else in the history as refused."""
@@ -162,7 +163,7 @@ def _dropped_by_agents(mesh: DevMesh) -> int:
     return sum(entry.get("event") == "result_dropped" for _, entry in _agent_lines(mesh))
 
 
-def _lives(stamps: Path) -> tuple[int, list[str]]:
+def lives_of(stamps: Path) -> tuple[int, list[str]]:
     """How many attempts ran, and those of one task that lived at the same time."""
     lives: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     if stamps.exists():

@@ -49,7 +49,8 @@ FAST_NODE: Mapping[str, object] = {
     "max_concurrent_cpu": 2,
 }
 
-# exec keeps the signal's setting, so any program can be tied without its help.
+# exec keeps the signal's setting, so any program can be tied without its help. SIGKILL, because
+# each part of the mesh is made to take along what it started.
 _TIE = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, int(sys.argv[1]))
@@ -130,7 +131,7 @@ class Process:
         self.popen = self.spawner.submit(self._spawn).result()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        tie = [sys.executable, "-c", _TIE, str(int(signal.SIGTERM)), str(os.getpid())]
+        tie = [sys.executable, "-c", _TIE, str(int(signal.SIGKILL)), str(os.getpid())]
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [*tie, *self.command], stdin=subprocess.DEVNULL, stdout=log,
