@@ -55,6 +55,9 @@ class Delivery:
     def _try(self, entry: Entry) -> bool:
         """Whether the entry is done with."""
         task_id = entry.lease.task_id
+        if not self._link.ready.is_set():  # registering names the lease first, then wakes us
+            self._spool.give_back(entry)
+            return False
         try:
             self._link.call(lambda: self._send(entry))
         except RaeError as error:
