@@ -49,6 +49,14 @@ FAST_NODE: Mapping[str, object] = {
     "max_concurrent_cpu": 2,
 }
 
+# What the command line of each part of control has in it.
+_PROGRAMS = {
+    "serve": "rae_control.serve",
+    "gunicorn": "rae_control.wsgi",
+    "worker": "rae_control.wsgi",
+    "redis": "unixsocket",
+}
+
 # exec keeps the signal's setting, so any program can be tied without its help. SIGKILL, because
 # each part of the mesh is made to take along what it started.
 _TIE = """
@@ -299,8 +307,9 @@ class DevMesh:
         """Send a signal to a part of control; False when it was not there to get it."""
         try:
             pid = self.pid(part)
-            # A pid file may be older than its process's death, and the number may be somebody's.
-            if pid not in processes_of(self.data):
+            # A pid file may be older than its process's death, and the number somebody else's now,
+            # even one of our agents'.
+            if _PROGRAMS[part] not in self.leftovers().get(pid, ""):
                 return False
             os.kill(pid, number)
         except (MeshError, ProcessLookupError):

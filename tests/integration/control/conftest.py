@@ -252,3 +252,12 @@ def api(mesh: Mesh, clock: ManualClock) -> Api:
 
 
 ECHO: dict[str, Any] = {"kind": "cli", "params": {"command": "true"}}
+
+
+def multipart(result: dict[str, Any], name: str, content: bytes) -> bytes:
+    def head(field: str) -> bytes:
+        return f'--xyz\r\nContent-Disposition: form-data; name="{field}\r\n\r\n'.encode()
+
+    metadata = head('metadata"') + json.dumps(result).encode()
+    part = head(f'artifacts/{name}"; filename="f"') + content
+    return metadata + b"\r\n" + part + b"\r\n--xyz--\r\n"

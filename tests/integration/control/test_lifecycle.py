@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from rae_control.config import ControlConfig
 from rae_control.mesh import Mesh
 
-from .conftest import ECHO, Api, ManualClock, Server, build, until
+from .conftest import ECHO, Api, ManualClock, Server, build, multipart, until
 
 
 def test_a_task_goes_from_submit_to_result(api: Api) -> None:
@@ -232,6 +233,26 @@ def test_a_requeued_task_waits_until_its_cancelled_attempt_is_dead(
     assert api.node("n1", "POST", "/tasks/yield", {**second, "reason": "owner"}).status_code == 409
 
 
+def test_a_task_cancelled_before_its_ack_may_be_queued_again_at_once(api: Api) -> None:
+    api.join("n1")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    until(lambda: api.poll("n1").get("task"))
+    assert api.task(task_id)["state"] == "leased"
+    api.rae("POST", f"/tasks/{task_id}/cancel")
+    assert api.rae("POST", f"/tasks/{task_id}/requeue").json["state"] == "queued"
+
+
+def test_an_artifact_may_have_percent_signs_in_its_name(api: Api) -> None:
+    api.join("n1")
+    api.submit({**ECHO, "artifacts": [{"name": "a%22b %0A c%.txt"}]})
+    ref = api.take("n1")
+    result = {**ref, "status": "succeeded", "artifacts": [{"name": "a%22b %0A c%.txt", "size": 1}]}
+    body = multipart(result, "a%22b %0A c%.txt", b"x")
+    kind = "multipart/form-data; boundary=xyz"
+    answer = api.node("n1", "POST", "/tasks/result", body, content_type=kind)
+    assert answer.json["state"] == "succeeded", answer.json
+
+
 def test_revoke_ends_the_session_and_the_tasks_wait_out_their_leases(
     api: Api, mesh: Mesh, clock: ManualClock
 ) -> None:
@@ -273,8 +294,8 @@ def test_dependents_run_when_everything_they_need_has_succeeded(api: Api) -> Non
 
 
 def test_not_before_and_expires_at(api: Api, mesh: Mesh, clock: ManualClock) -> None:
-    def at(seconds: float) -> float:
-        return clock.wall() + seconds
+    def at(seconds: float) -> str:
+        return datetime.fromtimestamp(clock.wall() + seconds, tz=timezone.utc).isoformat()
 
     later = api.submit({**ECHO, "not_before": at(30)})[0]
     short = api.submit({**ECHO, "expires_at": at(20)})[0]

@@ -224,3 +224,10 @@ def test_the_last_four_states_are_final() -> None:
 
 def test_every_body_has_a_name() -> None:
     assert {"TaskSpec", "RegisterRequest", "Result", "PollAnswer"} <= set(models.BODIES)
+
+
+def test_an_answer_of_a_newer_control_is_understood() -> None:
+    body = b'{"tasks": [{"task_id": "a", "state": "queued", "mood": "good"}], "more": {"x": 1}}'
+    assert models.parse_answer(models.Submitted, body).tasks[0].task_id == "a"
+    with pytest.raises(RaeError, match="no Submitted"):
+        models.parse_answer(models.Submitted, b'{"tasks": 1}')

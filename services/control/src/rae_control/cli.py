@@ -263,7 +263,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _connect(args: argparse.Namespace) -> RaeClient:
     file = getattr(args, "credentials", None)
-    url, token = os.environ.get("RAE_URL"), os.environ.get("RAE_TOKEN")
+    url, token = os.environ.get("RAE_URL"), os.environ.get("RAE_TOKEN", "").strip() or None
+    if url and not url.startswith(("http://", "https://")):
+        raise UsageError(f"RAE_URL is '{url}'; it begins with http:// or https://")
+    if token and not (token.isascii() and token.isprintable()):
+        raise UsageError("RAE_TOKEN holds characters that no token has")
     if file is None and url:
         return RaeClient(url, token)
     path = Path(file or os.environ.get("RAE_CREDENTIALS") or DEFAULT_CREDENTIALS)
@@ -301,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RaeError as error:
         # Our own check of a body, before anything was sent.
         _complain(error.cause or error.message)
-        return USAGE if error.rc == "invalid_body" else REFUSED
+        return USAGE if error.rc in {"invalid_body", "invalid_json"} else REFUSED
     except TimeoutError as error:
         _complain(f"{error}. Wait longer.")
         return REFUSED

@@ -86,9 +86,7 @@ def _input(client: RaeClient, text: str) -> dict[str, Any]:
         return {"from_task": task_id, "artifact": artifact}
     path = Path(text)
     if not path.is_file():
-        raise UsageError(
-            f"there is no file {text}; inputs are NAME=FILE, =task:ID/ARTIFACT or =URL"
-        )
+        raise UsageError(f"{text} is no file; inputs are NAME=FILE, =task:ID/ARTIFACT or =URL")
     return {"sha256": client.upload_blob(path)}
 
 

@@ -27,6 +27,12 @@ class LedgerTooNew(ControlError):
     rc = 4
 
 
+class LedgerDamaged(ControlError):
+    """The ledger's file is no database (any more); restore a backup."""
+
+    rc = 7
+
+
 class QueueUnavailable(ControlError):
     """Redis does not answer; the queue is rebuilt from the ledger when it is back."""
 

@@ -31,7 +31,8 @@ START_WAIT_S = 20.0
 RESTART_PAUSE_S = 0.2
 
 EPILOG = """exit codes: 0 stopped on request, 1 failed, 2 wrong usage or setting, 3 the data folder
-is served by another process, 4 a newer version wrote the ledger, 6 no Redis server found"""
+is served by another process, 4 a newer version wrote the ledger, 6 no Redis server found,
+7 the ledger is damaged"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_argument(
         "--dev", action="store_true", required=True, help="no installation: all of it under --data"
     )
-    serve.add_argument("--data", type=Path, required=True, help="folder for ledger, blobs, Redis")
-    serve.add_argument("--port", type=int, default=8080, help="0 takes a free one (default 8080)")
+    serve.add_argument("--data", type=_folder, required=True, help="for ledger, blobs and Redis")
+    serve.add_argument("--port", type=_port, default=8080, help="0 takes a free one (default 8080)")
     serve.add_argument("--config", type=Path, help="YAML file with settings")
     serve.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="sets",
                        help="override a setting, e.g. heartbeat_interval_s=1.5")  # fmt: skip
@@ -57,6 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ControlError as error:
         print(f"rae-control: {error}", file=sys.stderr)
         return error.rc
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("name a folder")
+    return Path(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
 
 
 def _pair(item: str) -> tuple[str, str]:
@@ -78,10 +91,14 @@ class DevServer:
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. Raises ControlError."""
-        for folder in (self._data, self._data / "run", self._data / "log"):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._data.chmod(0o700)
         server = find_server()
+        try:
+            # Private when it is ours; a folder that was there keeps its mode.
+            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("run", "log"):
+                (self._data / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--data {self._data} cannot be used: {error.strerror}") from error
         listener = self._listen()
         self._port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{self._port}"
@@ -106,6 +123,8 @@ class DevServer:
         finally:
             self._end()
             redis_socket.unlink(missing_ok=True)
+            if redis_socket.parent != self._data:
+                redis_socket.parent.rmdir()
             listener.close()
         return 0
 
@@ -136,7 +155,10 @@ class DevServer:
         path = self._data / "credentials.json"
         known: dict[str, Any] = {}
         if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                known = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{path} is damaged; mend it, or move it away") from error
         ledger = Ledger(self._data / "ledger.db", SystemClock())
         try:
             for name, role in (("admin", "admin"), ("rae", "submit")):

@@ -55,8 +55,9 @@ class Application(BaseApplication):  # type: ignore[misc]
             "graceful_timeout": 2,
             "control_socket_disable": True,
             "accesslog": None,
+            # No proxy stands in front: SCRIPT_NAME and its like are anybody's words.
+            "forwarded_allow_ips": "",
             "loglevel": "warning",
-            "pidfile": str(self._run / "gunicorn.pid"),
             "limit_request_line": 8190,
             "post_fork": self._post_fork,
             "worker_exit": self._worker_exit,

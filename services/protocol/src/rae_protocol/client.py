@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import time
 import uuid
@@ -16,7 +17,7 @@ import requests
 
 from rae_protocol import models
 from rae_protocol.errors import RaeError, RemoteError
-from rae_protocol.names import MAX_RESULT_BYTES
+from rae_protocol.names import MAX_RESULT_BYTES, NODE_ID_PATTERN, TASK_ID_PATTERN
 from rae_protocol.node_client import save_stream
 from rae_protocol.transport import Backoff, BearerAuth, Transport
 
@@ -67,7 +68,7 @@ class RaeClient:
 
     def task(self, task_id: str) -> models.TaskView:
         """A task with its history and, while it does not run, the reasons why."""
-        return self._get(f"/tasks/{task_id}", models.TaskView)
+        return self._get(_task(task_id), models.TaskView)
 
     def tasks(self, **filters: Any) -> models.TaskList:
         """A page of tasks. Filters: state, kind, label, node, submitter, limit, cursor."""
@@ -78,7 +79,7 @@ class RaeClient:
         end = None if timeout_s is None else self._monotonic() + timeout_s
         while True:
             left = 25.0 if end is None else max(0.0, min(25.0, end - self._monotonic()))
-            view = self._get(f"/tasks/{task_id}", models.TaskView, {"wait": f"{left:g}"}, left)
+            view = self._get(_task(task_id), models.TaskView, {"wait": f"{left:g}"}, left)
             if view.state.final:
                 return view
             if end is not None and self._monotonic() >= end:
@@ -88,7 +89,7 @@ class RaeClient:
         self, after: int = 0, wait_s: float = 0.0, task_id: str | None = None
     ) -> models.EventList:
         """Transitions after a cursor; waits for the first one up to `wait_s`."""
-        path = f"/tasks/{task_id}/events" if task_id else "/events"
+        path = _task(task_id) + "/events" if task_id else "/events"
         return self._get(path, models.EventList, {"after": after, "wait": f"{wait_s:g}"}, wait_s)
 
     def stream_log(
@@ -102,7 +103,7 @@ class RaeClient:
             if attempt is not None:
                 params["attempt"] = attempt
             response = self._call(
-                "GET", f"/tasks/{task_id}/log", params=params, retry=True, wait_s=wait
+                "GET", _task(task_id) + "/log", params=params, retry=True, wait_s=wait
             )
             attempt = int(response.headers["X-RAE-Attempt"]) or None
             offset = int(response.headers["X-RAE-Next-Offset"])
@@ -113,12 +114,12 @@ class RaeClient:
 
     def result(self, task_id: str) -> Any:
         """The value that the task returned. Raises RemoteError when it has none."""
-        return self._call("GET", f"/tasks/{task_id}/result", retry=True).json()["result"]
+        return self._call("GET", _task(task_id) + "/result", retry=True).json()["result"]
 
     def fetch_artifact(self, task_id: str, name: str, target: Path) -> int:
         """Write an artifact to a file (replaced as a whole). Returns its size in bytes."""
         partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-        path = f"/tasks/{task_id}/artifacts/{quote(name)}"
+        path = f"{_task(task_id)}/artifacts/{quote(name)}"
         partial.unlink(missing_ok=True)
         try:
             with self._call("GET", path, retry=True, stream=True) as response:
@@ -158,7 +159,7 @@ class RaeClient:
 
     def node(self, node_id: str) -> models.NodeView:
         """One node, whatever its state."""
-        return self._get(f"/nodes/{node_id}", models.NodeView)
+        return self._get(_node(node_id), models.NodeView)
 
     def enrol(self, node_id: str, kind: str = "hmac", trusted: bool = False) -> models.Enrolled:
         """Admit a node; the same call again returns the same secret."""
@@ -168,7 +169,7 @@ class RaeClient:
     def node_verb(self, node_id: str, verb: str, reason: str | None = None) -> models.NodeView:
         """`drain`, `resume` or `revoke` a node."""
         body = models.canonical({"reason": reason} if reason else {})
-        return self._post(f"/nodes/{node_id}/{verb}", body, models.NodeView, retry=True)
+        return self._post(f"{_node(node_id)}/{verb}", body, models.NodeView, retry=True)
 
     def add_token(self, name: str, role: str) -> models.TokenView:
         """Make a token; its text is in this answer and nowhere else. Not repeated."""
@@ -182,7 +183,9 @@ class RaeClient:
 
     def revoke_token(self, token_id: str) -> models.TokenView:
         """End a token at once, by its id or name."""
-        return self._post(f"/tokens/{token_id}/revoke", b"{}", models.TokenView, retry=True)
+        return self._post(
+            f"/tokens/{quote(token_id, safe='')}/revoke", b"{}", models.TokenView, retry=True
+        )
 
     def health(self) -> dict[str, Any]:
         """What /readyz says. Raises RemoteError `not_ready`."""
@@ -191,17 +194,30 @@ class RaeClient:
 
     def _task_verb(self, task_id: str, verb: str, reason: str | None) -> models.TaskView:
         body = models.canonical({"reason": reason} if reason else {})
-        return self._post(f"/tasks/{task_id}/{verb}", body, models.TaskView, retry=True)
+        return self._post(f"{_task(task_id)}/{verb}", body, models.TaskView, retry=True)
 
     def _get(
         self, path: str, model: type[T], params: dict[str, Any] | None = None, wait_s: float = 0.0
     ) -> T:
         response = self._call("GET", path, params=params, retry=True, wait_s=wait_s)
-        return model.model_validate_json(response.content)
+        return models.parse_answer(model, response.content)
 
     def _post(self, path: str, data: bytes, model: type[T], *, retry: bool = False) -> T:
         response = self._call("POST", path, data=data, content_type="application/json", retry=retry)
-        return model.model_validate_json(response.content)
+        return models.parse_answer(model, response.content)
 
     def _call(self, method: str, path: str, **options: Any) -> requests.Response:
         return self._http.call(method, path, auth=self._auth, **options)
+
+
+def _task(task_id: str) -> str:
+    """The path of a task; what cannot be an id never becomes another path."""
+    if not re.fullmatch(TASK_ID_PATTERN, task_id):
+        raise RaeError("unknown_task", f"'{task_id}' cannot be a task_id")
+    return f"/tasks/{task_id}"
+
+
+def _node(node_id: str) -> str:
+    if not re.fullmatch(NODE_ID_PATTERN, node_id):
+        raise RaeError("unknown_node", f"'{node_id}' cannot be a node_id")
+    return f"/nodes/{node_id}"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rae_protocol import nodes, tasks
 from rae_protocol.errors import RaeError
-from rae_protocol.names import MAX_NESTING
+from rae_protocol.names import MAX_NESTING, MAX_VALUES
 from rae_protocol.nodes import *  # noqa: F403 - the one place that gathers the models
 from rae_protocol.tasks import *  # noqa: F403 - the one place that gathers the models
 
@@ -33,8 +33,12 @@ def check_value(value: Any, depth: int = MAX_NESTING) -> None:
     Raises RaeError `invalid_json`. SQLite and other languages could not carry such values.
     """
     stack: list[tuple[Any, int]] = [(value, depth)]
+    count = 0
     while stack:
         item, left = stack.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise RaeError("invalid_json", f"the body holds more than {MAX_VALUES} values")
         if isinstance(item, str):
             if not item.isascii():
                 try:
@@ -89,11 +93,29 @@ def parse(model: type[M], value: Any) -> M:
         raise RaeError("invalid_body", f"{where}: {first['problem']}", problems=problems) from error
 
 
+def parse_answer(model: type[M], body: bytes) -> M:
+    """What the other side answered; fields of a newer version are ignored.
+
+    Raises RaeError `invalid_body` when it is no such answer.
+    """
+    try:
+        return model.model_validate_json(body, extra="ignore")
+    except ValidationError as error:
+        raise RaeError("invalid_body", f"the answer is no {model.__name__}: {error}") from error
+
+
 def encode(model: tasks.Model) -> bytes:
     """A body to compact JSON."""
     return model.model_dump_json(exclude_none=True).encode()
 
 
 def canonical(value: Any) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no spaces. For hashes and comparisons."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    """The one spelling of a JSON value: sorted keys, no spaces. For hashes and comparisons.
+
+    Raises RaeError `invalid_json` for half a surrogate pair.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise RaeError("invalid_json", "a string holds half a surrogate pair") from error

@@ -16,7 +16,9 @@ RESERVED_TASK_IDS = frozenset({"poll", "ack", "progress", "log", "result", "yiel
 RESERVED_NODE_IDS = frozenset({"register", "heartbeat", "goodbye", "enrol"})
 
 MAX_JSON_BYTES = 8 * 1024 * 1024
+MAX_REGISTER_BYTES = 256 * 1024
 MAX_NESTING = 32
+MAX_VALUES = 250_000
 MAX_TASKS_PER_CALL = 1000
 MAX_BLOB_BYTES = 16 * 1024 * 1024
 MAX_RESULT_BYTES = 64 * 1024 * 1024
@@ -24,7 +26,8 @@ MAX_LOG_BYTES = 10 * 1024 * 1024
 MAX_LOG_CHUNK = 256 * 1024
 MAX_WAIT_S = 60.0
 
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\\]")
+# The quotation mark is out because multipart field names cannot carry it unambiguously.
+_FORBIDDEN_CHARACTERS = re.compile(r'[\x00-\x1f\x7f\\"]')
 
 
 class TaskState(str, Enum):
@@ -55,8 +58,8 @@ def relative_path(value: str) -> str:
     """
     if not value or len(value.encode("utf-8", "replace")) > 255:
         raise ValueError("a name has 1 to 255 bytes")
-    if _CONTROL_CHARACTERS.search(value):
-        raise ValueError("a name has no control characters and no backslash")
+    if _FORBIDDEN_CHARACTERS.search(value):
+        raise ValueError("a name has no control characters, no backslash and no quotation mark")
     if any(part in {"", ".", ".."} for part in value.split("/")):
         raise ValueError("a name is a relative path without '.', '..' or empty parts")
     return value

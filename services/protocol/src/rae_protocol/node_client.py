@@ -107,14 +107,14 @@ class NodeClient:
         auth = _RegisterAuth(self) if self._hmac else BearerAuth(self.secret)
         body = models.encode(request)
         response = self._signed_call("POST", "/nodes/register", auth=auth, data=body)
-        answer = models.parse(models.Registered, response.json())
+        answer = models.parse_answer(models.Registered, response.content)
         self.token = answer.node_token
         return answer
 
     def heartbeat(self, beat: models.Heartbeat) -> models.HeartbeatAnswer:
         """Say that the node lives. Not repeated: the caller's rhythm is the retry."""
         response = self._post("/nodes/heartbeat", beat, retry=False)
-        return models.parse(models.HeartbeatAnswer, response.json())
+        return models.parse_answer(models.HeartbeatAnswer, response.content)
 
     def poll(
         self, *, wait_s: float, slots: Sequence[str] | None, vram_free_mb: float | None = None
@@ -128,7 +128,7 @@ class NodeClient:
         response = self._signed_call(
             "GET", "/tasks/poll", auth=self._auth(), params=params, wait_s=wait_s
         )
-        answer = models.parse(models.PollAnswer, response.json())
+        answer = models.parse_answer(models.PollAnswer, response.content)
         task = None if answer.task is None else self._accept(answer.task)
         return Polled(task, answer.reasons, answer.commands)
 
@@ -154,7 +154,7 @@ class NodeClient:
         """Deliver the outcome with the artifacts (name, path). The same one twice is fine."""
         if not artifacts:
             response = self._post("/tasks/result", result, retry=True)
-            return models.parse(models.ResultAnswer, response.json())
+            return models.parse_answer(models.ResultAnswer, response.content)
         with ExitStack() as stack:
             files: list[tuple[str, tuple[str, Any, str]]] = [
                 ("metadata", ("metadata.json", models.encode(result), "application/json"))
@@ -164,7 +164,7 @@ class NodeClient:
                 files.append((f"artifacts/{name}", (path.name, handle, "application/octet-stream")))
             # Not repeated here: an open file is read once. The spool tries again.
             response = self._signed_call("POST", "/tasks/result", auth=self._auth(), files=files)
-        return models.parse(models.ResultAnswer, response.json())
+        return models.parse_answer(models.ResultAnswer, response.content)
 
     def yield_task(
         self, lease: models.LeaseRef, reason: str, detail: str | None, stopped_ms: float | None

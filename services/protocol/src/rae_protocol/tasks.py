@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from rae_protocol.names import (
     MAX_TASKS_PER_CALL,
@@ -26,8 +36,26 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-Moment = Annotated[AwareDatetime, Field(strict=False)]
-Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+_RFC3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
+
+
+def _rfc3339(value: object) -> object:
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC3339.match(value)):
+        return value
+    raise ValueError("a time is RFC 3339 with an offset, such as 2026-01-31T12:00:00Z")
+
+
+def _thinkable(value: datetime) -> datetime:
+    # Python and SQLite must both be able to turn it into any other time zone.
+    if not 1970 < value.year < 2200:
+        raise ValueError("a time lies between the years 1971 and 2199")
+    return value
+
+
+Moment = Annotated[
+    AwareDatetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_thinkable)
+]
+Seconds = Annotated[float, Field(ge=0.001, le=30 * 86400)]
 Mib = Annotated[int, Field(ge=0, le=16 * 1024 * 1024)]
 Gib = Annotated[float, Field(ge=0, le=16 * 1024)]
 
@@ -66,7 +94,9 @@ class ArtifactSpec(Model):
     """A file that the task leaves in `output/` (else `work/`) and the submitter wants back."""
 
     name: RelativePath
-    type: Annotated[str, StringConstraints(max_length=127)] = "application/octet-stream"
+    type: Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]{0,127}$")] = (
+        "application/octet-stream"
+    )
     max_mb: Annotated[float, Field(gt=0, le=64)] = 16
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=models.Model)
 _DRAIN_MAX = 64 * PIECE
 SPOOL_ABOVE = 512 * 1024
+DECODE_HERE_MAX = 64 * 1024
 
 
 class Body:
@@ -123,7 +124,14 @@ def parse_json(model: type[M], body: Body, *, empty: bool = False) -> M:
         return models.parse(model, {})
     if request.mimetype != "application/json":
         raise RaeError("unsupported_media", f"Content-Type is {request.mimetype or 'missing'}")
-    return models.parse(model, models.decode(body.bytes()))
+    return models.parse(model, decode(body))
+
+
+def decode(body: Body) -> object:
+    """The body's JSON value; a large one in a thread, so that other greenlets go on."""
+    if body.size > DECODE_HERE_MAX:
+        return in_thread(models.decode, body.bytes())
+    return models.decode(body.bytes())
 
 
 def answer(model: models.Model, status: int = 200) -> Response:
@@ -160,6 +168,14 @@ def _convert(name: str, text: str, kind: type) -> float | int | str:
     if value > 2**53:
         raise RaeError("invalid_query", f"'{name}' is too large")
     return value
+
+
+def limit(values: Mapping[str, float | int | str], default: int, most: int) -> int:
+    """The `limit` parameter, 1 to `most`."""
+    wanted = int(values.get("limit", default))
+    if not wanted:
+        raise RaeError("invalid_query", "'limit' is at least 1")
+    return min(wanted, most)
 
 
 def wait_seconds(values: Mapping[str, float | int | str]) -> float:

@@ -19,7 +19,7 @@ from rae_control.ledger.store import Row, Tx
 from rae_control.nodes import NodeEntry, info_json
 from rae_protocol import models
 from rae_protocol.errors import RaeError
-from rae_protocol.names import MAX_JSON_BYTES
+from rae_protocol.names import MAX_JSON_BYTES, MAX_REGISTER_BYTES
 
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
@@ -31,7 +31,8 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.post("/nodes/register")
     def register() -> Response:
-        body = http.read_body(MAX_JSON_BYTES)
+        # Nobody has shown who he is yet: little is read and parsed.
+        body = http.read_body(MAX_REGISTER_BYTES)
         request = http.parse_json(models.RegisterRequest, body)
         authorization = flask_request.headers.get("Authorization")
         entry = mesh.auth.registering(request.node_id, authorization, http.signed(body))

@@ -46,7 +46,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
              "cursor": int}
         )  # fmt: skip
         filters = _filters(caller, values)
-        limit = min(int(values.get("limit", 100)) or 1, views.LIST_LIMIT)
+        limit = http.limit(values, 100, views.LIST_LIMIT)
         before = int(values["cursor"]) if "cursor" in values else None
         page, after = mesh.read(lambda db: views.task_list(db, filters, limit, before))
         cursor = None if after is None else str(after)
@@ -56,7 +56,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
     def one_task(task_id: str) -> Response:
         caller = http.role_call(mesh, "read_own")
         values = http.query({"wait": float, "state": str})
-        row = _wait(mesh, caller, task_id, http.wait_seconds(values), values.get("state"))
+        row = _wait(mesh, caller, task_id, http.wait_seconds(values), _state(values))
         return http.answer(_detail(mesh, row))
 
     @bp.get("/tasks/<task_id>/events")
@@ -110,7 +110,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
 def _prepare(mesh: Mesh, caller: Caller, body: http.Body) -> list[Prepared]:
     if request.mimetype != "application/json":
         raise RaeError("unsupported_media", f"Content-Type is {request.mimetype or 'missing'}")
-    value = models.decode(body.bytes())
+    value = http.decode(body)
     many = isinstance(value, dict) and "tasks" in value
     specs = (
         models.parse(models.SubmitMany, value).tasks
@@ -149,16 +149,21 @@ def _filters(caller: Caller, values: dict[str, Any]) -> dict[str, Any]:
         "node_id": values.get("node"),
         "label": values.get("label"),
     }
-    state = values.get("state")
-    if state is not None and state not in {s.value for s in TaskState}:
-        states = ", ".join(s.value for s in TaskState)
-        raise RaeError("invalid_query", f"'state' is one of {states}")
+    state = _state(values)
     if filters["label"] is not None and "=" not in str(filters["label"]):
         raise RaeError("invalid_query", "'label' is name=value")
     asked = values.get("submitter")
     if caller.sees is not None and asked not in {None, caller.sees}:
         raise RaeError("forbidden", "this token sees only its own tasks", needs="read")
     return {**filters, "state": state, "submitter": caller.sees or asked}
+
+
+def _state(values: dict[str, Any]) -> str | None:
+    state = values.get("state")
+    if state is not None and state not in {s.value for s in TaskState}:
+        states = ", ".join(s.value for s in TaskState)
+        raise RaeError("invalid_query", f"'state' is one of {states}")
+    return state
 
 
 def _wait(mesh: Mesh, caller: Caller, task_id: str, seconds: float, seen: Any) -> Row:
@@ -204,7 +209,7 @@ def _detail(mesh: Mesh, row: Row) -> models.TaskView:
 def _events(mesh: Mesh, caller: Caller, task_id: str | None) -> Response:
     values = http.query({"after": int, "wait": float, "limit": int})
     after, wait = int(values.get("after", 0)), http.wait_seconds(values)
-    limit = min(int(values.get("limit", 500)) or 1, 1000)
+    limit = http.limit(values, 500, 1000)
 
     def read() -> list[models.EventView]:
         return mesh.read(

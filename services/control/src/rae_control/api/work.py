@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -71,7 +70,7 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
         chunk = http.parse_json(models.LogChunk, body)
         try:
             data = base64.b64decode(chunk.data, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii's own, or text that is not ASCII
             raise RaeError("invalid_body", "data is not base64") from error
         if len(data) > MAX_LOG_CHUNK:
             raise RaeError("body_too_large", f"a log chunk has at most {MAX_LOG_CHUNK} bytes")
@@ -202,7 +201,9 @@ def _parse_multipart(
     for field, part in files.items(multi=True):
         if field == "metadata":
             continue
-        name = field[len(PART) :] if field.startswith(PART) else None
+        # The parser takes %22 for a quotation mark; names never have one (names.py): undo it.
+        plain = field.replace('"', "%22").replace("\n", "%0A").replace("\r", "%0D")
+        name = plain[len(PART) :] if plain.startswith(PART) else None
         if name is None:
             raise RaeError("invalid_body", f"part '{field[:100]}' is not named artifacts/<name>")
         try:
@@ -212,6 +213,7 @@ def _parse_multipart(
         if name in names:
             raise RaeError("invalid_body", f"artifact '{name}' was sent twice")
         names.add(name)
+        part.name = field and plain
         parts.append(part)
     return outcome, parts
 

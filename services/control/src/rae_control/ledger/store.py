@@ -18,7 +18,7 @@ from typing import IO, Any, Generic, TypeVar
 import apsw
 
 from rae_control.clock import Clock
-from rae_control.errors import LedgerLocked, LedgerTooNew
+from rae_control.errors import LedgerDamaged, LedgerLocked, LedgerTooNew
 from rae_control.ledger.schema import SCHEMA, SCHEMA_VERSION
 from rae_protocol.errors import RaeError
 
@@ -181,6 +181,13 @@ def fetch(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Row
 
 
 def _connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
+    try:
+        return _open(path, readonly=readonly)
+    except (apsw.NotADBError, apsw.CantOpenError, apsw.CorruptError) as error:
+        raise LedgerDamaged(f"{path} cannot be opened ({error}); restore a backup") from error
+
+
+def _open(path: Path, *, readonly: bool) -> apsw.Connection:
     flags = (
         apsw.SQLITE_OPEN_READONLY
         if readonly

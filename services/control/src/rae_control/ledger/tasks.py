@@ -254,7 +254,8 @@ def interrupt(
     verdict = after_interruption(reason, total, in_row, limits)
     again(
         tx, task, verdict, "interrupted", reason, detail=detail, digest=digest,
-        fence=lease_id if fenced else None, interruptions=total, in_row=in_row,
+        fence=lease_id if fenced and task["state"] == "running" else None,
+        interruptions=total, in_row=in_row,
     )  # fmt: skip
     return task
 
@@ -310,10 +311,11 @@ def cancel(tx: Tx, task: Row, reason: str | None) -> str | None:
         raise RaeError("already_finished", f"task {task['task_id']} is {state}", state=state)
     lease: str | None = task["lease_id"]
     who = end_attempt(tx, task, "cancelled", "cancelled") if lease else Who()
-    # The fence keeps a requeued task waiting until the cancelled attempt is surely dead.
+    # The fence keeps a requeued task waiting until the cancelled attempt is surely dead. Without
+    # an ack nothing runs: the node asks before it starts.
     move(
         tx, task, S.CANCELLED, "cancelled", who=who, detail=reason,
-        lease_id=None, fence=lease or task["fence"],
+        lease_id=None, fence=lease if state == "running" else task["fence"],
     )  # fmt: skip
     return lease
 

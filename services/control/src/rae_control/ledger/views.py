@@ -95,8 +95,10 @@ def task_list(
             values.append(value)
     if (label := filters.get("label")) is not None:
         name, _, value = label.partition("=")
-        where.append("json_extract(spec, ?) = ?")
-        values += ['$.labels."' + name.replace('"', "") + '"', value]
+        where.append(
+            "EXISTS (SELECT 1 FROM json_each(spec, '$.labels') WHERE key = ? AND value = ?)"
+        )
+        values += [name, value]
     if before is not None:
         where.append("seq < ?")
         values.append(before)
