@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rae_node import proctree
+from rae_node import isolation
 from rae_node.cli import main
 from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
@@ -117,7 +118,16 @@ PYTHON = {
     "oom": ("def run(): raise MemoryError", {}, "E_OOM", "memory"),
     "exit": ("import os\ndef run(): os._exit(0)", {}, "E_EXIT", "without returning"),
     "sysexit": ("def run(): raise SystemExit(0)", {}, "E_EXIT", "SystemExit"),
-    "nan": ("def run(): return float('nan')", {}, "E_EXIT", "not JSON compliant"),
+    "nan": ("def run(): return float('nan')", {}, "E_EXIT",
+            "The value that run() returned is no JSON: Out of range float"),
+    "object": ("def run(): return object()", {}, "E_EXIT",
+               "The value that run() returned is no JSON: Object of type object"),
+    "handback": ("import json, os\ndef run(ctx):\n"
+                 " note = {'error': {'code': 'HANDBACK', 'message': 'not my fault'}}\n"
+                 " (ctx.work.parent/'logs'/'return.json').write_text(json.dumps(note))\n"
+                 " os._exit(1)", {}, "E_EXIT", "not my fault"),
+    "exit3": ("import os\ndef run(): os._exit(3)", {}, "E_EXIT",
+              "The program ended with exit code 3 without returning a value; it wrote no output"),
     "deep": ("def run():\n x=[]\n for _ in range(40): x=[x]\n return x", {}, "E_EXIT", "travel"),
     "segv": ("import os\ndef run(): os.kill(os.getpid(), 11)", {}, "E_EXIT", "SIGSEGV"),
     "big": ("def run(): return 'x' * (5 << 20)", {}, "E_ARTIFACT", "use an artifact"),
@@ -203,7 +213,22 @@ def test_no_task_starts_whose_lease_is_over(make_rig: MakeRig, layout: Layout) -
     rig.control.give(params=SLEEP)
     until(lambda: rig.control.of("ack"), "the ack")
     until(lambda: not rig.agent.runs(), "the slot is free again")
-    assert not rig.control.of("yield") and not listing(layout.workdir)
+    assert not listing(layout.workdir)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_lease_that_was_over_before_its_ack_is_confirmed_quiet_once(
+    make_rig: MakeRig, layout: Layout, told: bool
+) -> None:
+    rig = make_rig()
+    rig.control.fail["ack"] = remote("stale_lease")
+    if not told:
+        rig.control.fail["yield"] = remote("stale_lease")
+    task = rig.control.give(params=SLEEP)
+    until(lambda: rig.control.of("yield"), "the word to control")
+    until(lambda: not rig.agent.runs(), "the slot is free again")
+    assert [call[:2] for call in rig.control.of("yield")] == [(task.task_id, "cancelled")]
+    assert not listing(layout.workdir) and not listing(layout.spool)
 
 
 def test_an_unanswered_ack_is_handed_back_and_never_run(make_rig: MakeRig) -> None:
@@ -458,12 +483,14 @@ def test_an_input_is_fetched_again_while_control_is_away(make_rig: MakeRig) -> N
     assert rig.outcome()[0].result["stdout"] == "x"
 
 
-def test_a_lost_supervisor_is_the_nodes_fault_not_the_tasks(
-    make_rig: MakeRig, layout: Layout
+def test_a_supervisor_that_dies_before_it_starts_the_task_is_the_nodes_fault(
+    make_rig: MakeRig, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    program = tmp_path / "broken.py"
+    program.write_text("raise SystemExit(3)")
+    monkeypatch.setattr(isolation, "PROGRAM", program)
     rig = make_rig()
-    start(rig)
-    os.kill(proctree.children(os.getpid())[0], 9)
+    rig.control.give(params=SLEEP)
     assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "infrastructure"
     until(lambda: not listing(layout.workdir), "the workspace is wiped")
 
@@ -490,8 +517,9 @@ def test_a_message_with_half_a_surrogate_pair_is_delivered(
     assert result.error is not None and "ValueError" in result.error.message
 
 
-def test_a_task_is_dead_before_it_is_handed_back_whatever_broke(
-    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_a_task_is_dead_before_it_is_handed_back_when_the_disk_failed(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     rig = make_rig()
     alive_at_yield: list[bool] = []
@@ -502,7 +530,7 @@ def test_a_task_is_dead_before_it_is_handed_back_whatever_broke(
     start(rig)
 
     def broken(*_: Any) -> None:
-        raise MemoryError
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(rig.agent.runs()[0], "_send_log", broken)
     assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "infrastructure"

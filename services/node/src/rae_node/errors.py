@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from enum import Enum
 
@@ -39,6 +40,12 @@ class Dropped(NodeError):
 
     def __init__(self, message: str) -> None:
         super().__init__("dropped", message)
+
+
+def is_node_trouble(error: BaseException) -> bool:
+    """Whether it is the disk that failed: full, over its quota, broken, or read-only."""
+    found = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+    return isinstance(error, OSError) and error.errno in found
 
 
 class Verdict(Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,15 @@ from typing import Any, Literal
 from rae_node.capabilities import memory_limit_mb, slot_devices
 from rae_node.clock import Pauses
 from rae_node.delivery import Delivery
-from rae_node.errors import Dropped, HandBack, NodeError, TaskFailure, Verdict, verdict
+from rae_node.errors import (
+    Dropped,
+    HandBack,
+    NodeError,
+    TaskFailure,
+    Verdict,
+    is_node_trouble,
+    verdict,
+)
 from rae_node.isolation import Handle, Limits, Outcome, Spec, rlimits
 from rae_node.link import Link
 from rae_node.outcome import artifacts_of, conclude, time_limit
@@ -24,6 +33,7 @@ from rae_protocol.models import LeasedInput, LeasedTask, LeaseRef
 from rae_protocol.names import MAX_LOG_BYTES, MAX_LOG_CHUNK, MAX_RESULT_BYTES
 
 MIB = 1024 * 1024
+BAD_NAMES = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 COOLING = frozenset({"owner", "guard", "paused", "infrastructure", "no_gpu"})
 
 
@@ -120,7 +130,7 @@ class TaskRun:
             self._hand_back(reason.rc, reason.message)
         except Exception as error:  # the thread's one catch: the disk is full, or we are wrong
             self._log.error("task_broke", task_id=task_id, error=repr(error))
-            self._hand_back("infrastructure", f"{type(error).__name__}: {error}")
+            self._broke(error)
         finally:
             self._bench.ended(self)
 
@@ -129,6 +139,22 @@ class TaskRun:
         task_id = self.task.task_id
         self._log.info("task_not_taken", task_id=task_id, reason=reason, detail=detail)
         self._put("yield", {"reason": reason, "detail": detail[:500]})
+
+    def _broke(self, error: Exception) -> None:
+        """Whom it is charged to. Nothing lives any more."""
+        text, stop = f"{type(error).__name__}: {error}", self._stop
+        if is_node_trouble(error) or not self._ran():
+            self._hand_back("infrastructure", text)
+        elif stop is None:
+            self._bench.spool.discard_staging(self.lease)
+            lost = TaskFailure("E_LOST", f"What the program did could not be told: {text}")
+            self._put("result", self._result("failed", error=lost))
+        elif stop.reason != "stale":
+            self._hand_back(stop.reason, stop.detail)
+
+    def _ran(self) -> bool:
+        """Whether its program may have run."""
+        return self._handle is not None and self._handle.started
 
     def _work(self) -> dict[str, Any]:
         self._ack()
@@ -152,6 +178,8 @@ class TaskRun:
         try:
             self._bench.link.call(lambda: self._client.ack(self.lease))
         except RaeError as error:
+            if verdict(error) is Verdict.STALE:
+                self._confirm_quiet()
             if verdict(error) in {Verdict.STALE, Verdict.REFUSED}:
                 raise Dropped(f"ack: {error.rc}") from error
             # Control may have taken the ack: only a hand-back makes that certain.
@@ -160,21 +188,40 @@ class TaskRun:
         task_id, kind = self.task.task_id, self.task.kind
         self._log.info("task_started", task_id=task_id, slot=self.slot, kind=kind)
 
+    def _confirm_quiet(self) -> None:
+        """Control waits for this word about a lease that it ended before the ack."""
+        told = "the lease was over before its ack; nothing was started"
+        try:
+            self._bench.link.call(
+                lambda: self._client.yield_task(self.lease, "cancelled", told, None)
+            )
+        except RaeError as error:
+            self._log.info("quiet_not_confirmed", task_id=self.task.task_id, rc=error.rc)
+
     def _fetch_inputs(self, workspace: Workspace) -> None:
         self.phase = "preparing"
         for name, given in self.task.inputs.items():
             self._check_stop()
-            target = workspace.target(name)
-            if given.inline is not None:
-                target.write_bytes(inline_bytes(name, given))
-            elif given.url is not None:
-                limit = given.size or int(self._settings.input_max_mb * MIB)
-                hosts = self._outfit.config.input_url_hosts
-                timeout_s = self._settings.http_timeout_sec
-                fetch_url(name, given.url, target, hosts, limit, timeout_s, self._check_stop)
-            else:
-                self._fetch_from_control(name, given, workspace)
-            workspace.settle(name, given)
+            try:
+                self._fetch_input(name, given, workspace)
+            except OSError as error:
+                if error.errno in BAD_NAMES:
+                    text = f"Input '{name}' cannot have this name: {error.strerror}"
+                    raise TaskFailure("E_INPUT", text) from error
+                raise
+
+    def _fetch_input(self, name: str, given: LeasedInput, workspace: Workspace) -> None:
+        target = workspace.target(name)
+        if given.inline is not None:
+            target.write_bytes(inline_bytes(name, given))
+        elif given.url is not None:
+            limit = given.size or int(self._settings.input_max_mb * MIB)
+            hosts = self._outfit.config.input_url_hosts
+            timeout_s = self._settings.http_timeout_sec
+            fetch_url(name, given.url, target, hosts, limit, timeout_s, self._check_stop)
+        else:
+            self._fetch_from_control(name, given, workspace)
+        workspace.settle(name, given)
 
     def _fetch_from_control(self, name: str, given: LeasedInput, workspace: Workspace) -> None:
         """Try until it is there or the lease is over: control being away is no fault of anybody."""
@@ -204,8 +251,14 @@ class TaskRun:
         self._follow(handle, workspace)
         outcome = handle.outcome
         self._check_stop(outcome)
+        if outcome is None and self._ran():
+            raise TaskFailure(
+                "E_LOST",
+                "The supervisor of this task was killed; with it ended everything that the task "
+                "had started, and what became of its work is not known",
+            )
         if outcome is None:
-            raise HandBack("infrastructure", "the supervisor ended before its task")
+            raise HandBack("infrastructure", "the supervisor ended before it started the task")
         if outcome.cause == "deadline":
             raise HandBack("deadline", "no heartbeat was answered in time")
         if outcome.cause in {"failed", "killed"}:
@@ -260,9 +313,8 @@ class TaskRun:
             self._send_log(workspace)
 
     def _send_log(self, workspace: Workspace) -> None:
-        try:
-            handle = (workspace.logs / "exec.log").open("rb")
-        except FileNotFoundError:
+        handle = workspace.open_log("exec.log")
+        if handle is None:
             return
         with handle:
             handle.seek(self._logged)
@@ -333,13 +385,13 @@ class TaskRun:
     ) -> dict[str, Any]:
         body: dict[str, Any] = {**self.lease.model_dump(), "status": status, "result": value}
         if error is not None:
-            body["error"] = {"code": error.rc, "message": error.message[:4000]}
+            body["error"] = {"code": error.rc, "message": sendable(error.message[:4000])}
         if outcome is not None:
             body["duration_s"] = outcome.duration_s
         return {**body, "artifacts": list(artifacts)}
 
     def _hand_back(self, reason: str, detail: str) -> None:
-        body: dict[str, Any] = {"reason": reason, "detail": detail[:500]}
+        body: dict[str, Any] = {"reason": reason, "detail": sendable(detail[:500])}
         if self.stopped_ms is not None:
             body["stopped_ms"] = round(self.stopped_ms, 1)
         if reason in COOLING:
@@ -359,3 +411,8 @@ class TaskRun:
             self._log.error("spool_not_written", task_id=task_id, error=str(error))
             return
         self._bench.delivery.deliver(self.lease.lease_id)
+
+
+def sendable(text: str) -> str:
+    """Without half surrogate pairs, which a file's name may have and no message may."""
+    return text.encode(errors="replace").decode()

@@ -65,12 +65,14 @@ class Outcome:
 class Handle:
     """One started task, seen through its supervisor.
 
-    `finished`: the outcome is known, or lost; `gone`: nothing of it lives.
+    `started`: its program may have run; `finished`: the outcome is known, or lost; `gone`: nothing
+    of it lives.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], ended: Callable[[int], None]) -> None:
         self.finished = threading.Event()
         self.gone = threading.Event()
+        self.started = False
         self.outcome: Outcome | None = None
         self.progress: tuple[float, str] | None = None
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both are pipes
@@ -80,7 +82,10 @@ class Handle:
         self._exited = threading.Event()
         self._problem: str | None = None
         self._lock = threading.Lock()
-        threading.Thread(target=self._listen, name=f"supervisor-{process.pid}", daemon=True).start()
+        name = f"supervisor-{process.pid}"
+        self._reader = threading.Thread(target=self._listen, name=f"{name}-says", daemon=True)
+        self._reader.start()
+        threading.Thread(target=self._watch, name=name, daemon=True).start()
 
     def send(self, order: dict[str, Any]) -> None:
         """A line to the supervisor; one that is gone needs no orders."""
@@ -112,8 +117,11 @@ class Handle:
         for line in self._stdout:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 self._take(json.loads(line))
+
+    def _watch(self) -> None:
         self._process.wait()
-        self._ended(self._process.pid)
+        self._ended(self._process.pid)  # then nobody else holds the pipe that the reader reads
+        self._reader.join()
         self.gone.set()
         self.finished.set()
         self._exited.set()
@@ -123,7 +131,9 @@ class Handle:
             self._stdin.close()
 
     def _take(self, message: dict[str, Any]) -> None:
-        if "progress" in message:
+        if "started" in message:
+            self.started = True
+        elif "progress" in message:
             note = message["progress"]
             self.progress = (min(100.0, max(0.0, note["pct"])), note["note"])
         elif "problem" in message:

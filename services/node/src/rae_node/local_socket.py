@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OWNER_GROUP = "rae-owner"
 _MAX_LINE = 65536
+_MAX_READ = 64 * _MAX_LINE
 _PATIENCE_S = 10.0
 _LONGEST_S = 10 * 366 * 86400
 _ROUND_S = 8.0  # a round of the guard takes milliseconds; past this something is badly wrong
@@ -81,7 +82,7 @@ class LocalSocket:
             raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             uid = struct.unpack("3i", raw)[1]
             try:
-                answer = self._obey(_read_line(connection), uid)
+                answer = self._obey(_request(connection), uid)
             except NodeError as error:
                 answer = {"rc": error.rc, "message": error.message}
             except Exception as error:  # one request's trouble is not the agent's
@@ -94,7 +95,7 @@ class LocalSocket:
             request = json.loads(line)
             name = request["verb"]
             verb = self._verbs[name]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise NodeError("invalid_request", "Known verbs: " + ", ".join(self._verbs)) from error
         if name in self._guarded and not may_resume(uid, os.getuid()):
             raise NodeError(
@@ -126,13 +127,28 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float = _PATIENCE_S) -> 
     return answer
 
 
+def _request(connection: socket.socket) -> bytes:
+    try:
+        return _read_line(connection)
+    except (ValueError, TimeoutError) as error:
+        text = f"A request is one line of JSON with at most {_MAX_LINE} bytes; {error}"
+        raise NodeError("invalid_request", text) from error
+
+
 def _read_line(connection: socket.socket) -> bytes:
-    data = b""
+    """Raises ValueError for what is no line or too long, OSError."""
+    data, total = b"", 0
     while b"\n" not in data:
         piece = connection.recv(4096)
-        if not piece or len(data) > _MAX_LINE:
-            raise OSError("the line broke off")
-        data += piece
+        total += len(piece)
+        if not piece or total > _MAX_READ:
+            break
+        # What is too long is read to its end all the same: its sender listens only then.
+        data = data + piece if total <= _MAX_LINE else piece
+    if total > _MAX_LINE:
+        raise ValueError("this one is longer")
+    if b"\n" not in data:
+        raise ValueError("this one broke off" if total else "this one is empty")
     return data
 
 

@@ -39,6 +39,11 @@ def conclude(
     Raises TaskFailure for a value that cannot travel, HandBack when a runner's child says that the
     node, not the task, is the trouble.
     """
+    if outcome.cause == "exit" and not workspace.has_logs():
+        raise TaskFailure(
+            "E_ARTIFACT",
+            "The task removed or replaced its own logs/: what it wrote and returned is lost",
+        )
     note = _note(workspace) if plan.result == "note" else None
     failure = _failure(outcome, plan, workspace, limit, note)
     if plan.result == "note":
@@ -71,17 +76,20 @@ def _failure(
         return TaskFailure("E_ARTIFACT", "Killed because it wrote more than it may")
     found = note_failure(note or {})
     if found is not None and found[0] == "HANDBACK":
-        raise HandBack("infrastructure", found[1])
+        if plan.may_hand_back:
+            raise HandBack("infrastructure", found[1])
+        found = "E_EXIT", found[1]
     if found is not None:
         return TaskFailure(*found)
     last = workspace.tail(2000)
-    ending = f"; its last output:\n{last}" if last else " without any output"
+    ending = f"; its last output:\n{last}" if last else "; it wrote no output"
     if outcome.signal is not None:
         return TaskFailure("E_EXIT", f"Ended by {signal_name(outcome.signal)}{ending}")
+    if plan.result == "note" and note is None:
+        text = f"The program ended with exit code {outcome.exit_code} without returning a value"
+        return TaskFailure("E_EXIT", text + ending)
     if outcome.exit_code != 0:
         return TaskFailure("E_EXIT", f"Exit code {outcome.exit_code}{ending}")
-    if plan.result == "note" and note is None:
-        return TaskFailure("E_EXIT", f"The task ended without returning{ending}")
     return None
 
 
@@ -118,6 +126,6 @@ def signal_name(number: int) -> str:
 def _note(workspace: Workspace) -> dict[str, Any] | None:
     try:
         note = json.loads(workspace.read_note(NOTE_FILE, MAX_RETURN_BYTES) or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return note if isinstance(note, dict) else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # Without pathlib, which would cost the supervisor a third of its start-up time:
-# ruff: noqa: PTH101, PTH106, PTH110, PTH123, PTH208
+# ruff: noqa: PTH101, PTH106, PTH108, PTH110, PTH123, PTH208
+import errno
 import os
 import resource
 import signal
@@ -90,12 +91,17 @@ def wipe(folder: str) -> None:
     """Delete a folder with everything in it, however deep and whatever its modes.
 
     Folders inside are first moved to the top, so depth costs neither stack nor descriptors, and no
-    link is ever followed. Raises OSError.
+    link is ever followed: one that stands where the folder should be goes, as a file does, and what
+    it points to stays as it is. Raises OSError.
     """
     try:
-        os.chmod(folder, 0o700)
-        top = os.open(folder, _FOLDER)
+        top = _entered(folder)
     except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
+            raise
+        os.unlink(folder)
         return
     number = time.time_ns()
     try:
@@ -103,13 +109,12 @@ def wipe(folder: str) -> None:
             for name in names:
                 if _unlinked(name, top):
                     continue
-                os.chmod(name, 0o700, dir_fd=top)
-                inner = os.open(name, _FOLDER, dir_fd=top)
+                inner = _entered(name, top)
                 try:
                     for child in os.listdir(inner):
                         if not _unlinked(child, inner):
                             number += 1
-                            os.chmod(child, 0o700, dir_fd=inner)
+                            os.close(_entered(child, inner))  # its own to move, too
                             os.rename(child, f".wipe{number}", src_dir_fd=inner, dst_dir_fd=top)
                 finally:
                     os.close(inner)
@@ -117,6 +122,19 @@ def wipe(folder: str) -> None:
     finally:
         os.close(top)
     os.rmdir(folder)
+
+
+def _entered(name: str, above: int | None = None) -> int:
+    """A descriptor of a folder that is its user's alone now, whatever its modes were before.
+
+    Raises OSError, ENOTDIR for a link. A path alone opens a folder that may not be read.
+    """
+    found = os.open(name, _FOLDER | os.O_PATH, dir_fd=above)
+    try:
+        os.chmod(f"/proc/self/fd/{found}", 0o700)
+        return os.open(".", _FOLDER, dir_fd=found)
+    finally:
+        os.close(found)
 
 
 def _unlinked(name: str, folder: int) -> bool:

@@ -64,10 +64,7 @@ def end_predecessors(layout: Layout, bound_s: float, log: EventLog) -> None:
         log.warning("predecessors_killed", count=killed)
     for folder in layout.workdir.iterdir():
         log.info("leftover_workspace_wiped", folder=folder.name)
-        if folder.is_dir() and not folder.is_symlink():
-            proctree.wipe(str(folder))
-        else:
-            folder.unlink()
+        proctree.wipe(str(folder))
 
 
 def machine_id(layout: Layout, source: Path = Path("/etc/machine-id")) -> str:

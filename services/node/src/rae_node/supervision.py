@@ -108,8 +108,8 @@ class Supervisor:
         """Start, watch, end, report, wipe."""
         signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: self.end("killed"))
-        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        # The agent's word or its end stops a task; a signal could as well be the task's own.
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
             signal.signal(ignored, signal.SIG_IGN)
         os.set_blocking(0, False)
         os.set_blocking(1, False)
@@ -175,10 +175,14 @@ class Supervisor:
         """Fork, restrict, exec. A task that cannot start ends with cause `failed`."""
         note_read, note_write = os.pipe2(os.O_CLOEXEC)
         error_read, error_write = os.pipe2(os.O_CLOEXEC)
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            self.become_task(note_write, error_write)
-        for end in (note_write, error_write, *self.outputs.ends.values()):
+            os.close(go_write)
+            self.become_task(note_write, error_write, go_read)
+        self.say({"started": pid})  # told first: the program could end us at once
+        os.write(go_write, b"1")
+        for end in (note_write, error_write, go_read, go_write, *self.outputs.ends.values()):
             os.close(end)
         problem = os.read(error_read, 4096)
         os.close(error_read)
@@ -189,15 +193,16 @@ class Supervisor:
             return
         os.set_blocking(note_read, False)
         self.note = note_read
-        self.say({"started": pid})
 
-    def become_task(self, note_write: int, error_write: int) -> None:
+    def become_task(self, note_write: int, error_write: int, go_read: int) -> None:
         """The child's side; never returns."""
         try:
             parent = os.getppid()
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
             if os.getppid() != parent:  # it died before the line above took hold
+                os._exit(1)
+            if not os.read(go_read, 1):
                 os._exit(1)
             os.setsid()
             for name, value in self.limits["rlimits"].items():
@@ -347,7 +352,7 @@ class Supervisor:
             try:
                 note = json.loads(line[:4096])
                 message = {"progress": {"pct": float(note["pct"]), "note": str(note["note"])[:500]}}
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
             if not self.pending:
                 self.say(message)

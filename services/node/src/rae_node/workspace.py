@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import contextlib
 import hashlib
 import os
 import shutil
@@ -18,13 +16,14 @@ from urllib.parse import urlsplit
 import requests
 
 from rae_node import proctree
-from rae_node.errors import HandBack, TaskFailure, listed
+from rae_node.errors import HandBack, TaskFailure, is_node_trouble, listed
 from rae_protocol.models import LeasedInput
 from rae_protocol.node_client import save_stream
 
 _PIECE = 1024 * 1024
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+LOGS = ("exec.log", "stdout", "stderr")
 FOLDERS = ("input", "work", "output", "logs")
 
 
@@ -111,19 +110,38 @@ class Workspace:
         return size, digest.hexdigest()
 
     def tail(self, max_bytes: int) -> str:
-        """The last output of the program, as text."""
-        file = self.logs / "exec.log"
-        with contextlib.suppress(OSError), file.open("rb") as handle:
-            handle.seek(max(0, file.stat().st_size - max_bytes))
+        """The last output of the program, as text; empty when it removed that. Raises OSError."""
+        handle = self.open_log("exec.log")
+        if handle is None:
+            return ""
+        with handle:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - max_bytes))
             return handle.read(max_bytes).decode(errors="replace").strip()
-        return ""
 
     def head(self, name: str, max_bytes: int) -> tuple[str, bool]:
-        """The first bytes of logs/NAME as text, and whether there is more."""
-        with contextlib.suppress(OSError), (self.logs / name).open("rb") as handle:
+        """The first bytes of logs/NAME as text, and whether there is more. Raises OSError."""
+        handle = self.open_log(name)
+        if handle is None:
+            return "", False
+        with handle:
             data = handle.read(max_bytes + 1)
-            return data[:max_bytes].decode(errors="replace"), len(data) > max_bytes
-        return "", False
+        return data[:max_bytes].decode(errors="replace"), len(data) > max_bytes
+
+    def open_log(self, name: str) -> BinaryIO | None:
+        """logs/NAME; None when the task removed it or put something else there. Raises OSError."""
+        try:
+            return _open_inside(self.logs, name)
+        except TaskFailure:
+            return None
+
+    def has_logs(self) -> bool:
+        """Whether the task left its logs as they were. Raises OSError."""
+        for name in LOGS:
+            handle = self.open_log(name)
+            if handle is None:
+                return False
+            handle.close()
+        return True
 
     def read_note(self, name: str, max_bytes: int) -> bytes | None:
         """A file that a runner's child left in logs/; None when there is none.
@@ -149,12 +167,11 @@ class Workspace:
 def inline_bytes(name: str, given: LeasedInput) -> bytes:
     """The content of an inline input. Raises TaskFailure E_INPUT."""
     text = given.inline or ""
-    if given.encoding != "base64":
-        return text.encode()
+    wanted = "base64" if given.encoding == "base64" else "text"
     try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise TaskFailure("E_INPUT", f"Input '{name}' is not valid base64") from error
+        return base64.b64decode(text, validate=True) if wanted == "base64" else text.encode()
+    except ValueError as error:
+        raise TaskFailure("E_INPUT", f"Input '{name}' is not valid {wanted}") from error
 
 
 def fetch_url(
@@ -167,7 +184,10 @@ def fetch_url(
 
     Raises TaskFailure E_INPUT or E_DENY, HandBack when the disk is the trouble.
     """
-    host = urlsplit(url).hostname or ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError as error:
+        raise TaskFailure("E_INPUT", f"Input '{name}' has no valid URL: {error}") from error
     if host not in allowed_hosts:
         raise TaskFailure(
             "E_DENY",
@@ -192,16 +212,24 @@ def fetch_url(
 
 
 def _open_inside(folder: Path, name: str) -> BinaryIO | None:
-    """Open a plain file below a folder, following no link on the way; None when it is not there."""
+    """Open a plain file below a folder, following no link on the way; None when it is not there.
+
+    The folder itself may be gone or a link: a task can do that to its own workspace. Raises
+    TaskFailure E_ARTIFACT, OSError for trouble with the disk.
+    """
     parts = name.split("/")
-    opened = [os.open(folder, _FOLDER)]
+    opened: list[int] = []
     try:
+        opened.append(os.open(folder.parent, _FOLDER))
+        opened.append(os.open(folder.name, _FOLDER, dir_fd=opened[-1]))
         for part in parts[:-1]:
             opened.append(os.open(part, _FOLDER, dir_fd=opened[-1]))
         file = os.open(parts[-1], _FILE, dir_fd=opened[-1])
     except FileNotFoundError:
         return None
     except OSError as error:
+        if is_node_trouble(error):
+            raise
         raise TaskFailure(
             "E_ARTIFACT", f"'{name}' leads over a link or is no file ({error.strerror})"
         ) from error

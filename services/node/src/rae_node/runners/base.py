@@ -30,7 +30,8 @@ class Params(BaseModel):
 class Plan:
     """How to run a task. `result`: from stdout and stderr, or from a note that the child leaves.
 
-    `max_runtime_s` and `max_output_mb` are the runner's own caps, None for no own cap.
+    `max_runtime_s` and `max_output_mb` are the runner's own caps, None for no own cap. A note may
+    hand the task back only where the program is ours alone.
     """
 
     argv: tuple[str, ...]
@@ -38,6 +39,7 @@ class Plan:
     max_runtime_s: float | None = None
     max_runtime_name: str = ""
     max_output_mb: float | None = None
+    may_hand_back: bool = False
 
 
 class Runner(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 import requests
@@ -54,7 +55,8 @@ class LlmRunner:
         body = {"model": model, "prompt": params.prompt, "options": options, "stream": True}
         if params.system is not None:
             body["system"] = params.system
-        return child_plan(llm_child.__file__, {"url": self._url, "body": body}, workspace)
+        plan = child_plan(llm_child.__file__, {"url": self._url, "body": body}, workspace)
+        return replace(plan, may_hand_back=True)
 
 
 def present_models(url: str, timeout_s: float) -> list[str] | None:

@@ -61,15 +61,23 @@ def execute(call: dict[str, Any], progress_fd: int | None) -> dict[str, Any]:
         except TypeError as error:
             shown = str(signature)
             return _error("E_INVALID", f"params do not fit run{shown}: {error}")
-        value = module.run(**params)
-        json.dumps(value, allow_nan=False)
-        return {"value": value}
+        return _returned(module.run(**params))
     except MemoryError:
         return _error("E_OOM", "The task ran out of memory")
     except BaseException:  # whatever the task raises is the task's failure, SystemExit too
         text = traceback.format_exc()
         sys.stderr.write(text)
         return _error("E_EXIT", "\n".join(text.strip().splitlines()[-8:]))
+
+
+def _returned(value: Any) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        text = f"The value that run() returned is no JSON: {error}"
+        sys.stderr.write(text + "\n")
+        return _error("E_EXIT", text)
+    return {"value": value}
 
 
 def _error(code: str, message: str) -> dict[str, Any]:
