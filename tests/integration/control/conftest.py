@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
@@ -226,11 +227,15 @@ class Api:
         found: dict[str, Any] = answer.json
         return found
 
-    def take(self, node_id: str) -> dict[str, Any]:
+    def claim(self, node_id: str, query: str = "slots=cpu0,cpu1") -> dict[str, Any]:
+        """Poll and open the envelope; returns the lease's reference."""
+        envelope = until(lambda: self.poll(node_id, query).get("task"))
+        task = json.loads(base64.b64decode(envelope["payload"]))
+        return {name: task[name] for name in ("task_id", "attempt", "lease_id")}
+
+    def take(self, node_id: str, query: str = "slots=cpu0,cpu1") -> dict[str, Any]:
         """Poll, open the envelope, ack; returns the lease's reference."""
-        envelope = until(lambda: self.poll(node_id).get("task"))
-        task = json.loads(__import__("base64").b64decode(envelope["payload"]))
-        ref = {name: task[name] for name in ("task_id", "attempt", "lease_id")}
+        ref = self.claim(node_id, query)
         answer = self.node(node_id, "POST", "/tasks/ack", ref)
         assert answer.status_code == 200, answer.json
         return ref

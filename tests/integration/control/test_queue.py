@@ -83,12 +83,7 @@ def test_after_flushall_the_queue_is_rebuilt_and_nothing_runs_twice(
 ) -> None:
     api.join("n1", slots=[f"cpu{i}" for i in range(5)])
     ids = [t["task_id"] for t in api.submit(*[ECHO] * 500)]
-    refs = []
-    for _ in range(5):
-        envelope = until(lambda: api.poll("n1", "slots=cpu0,cpu1,cpu2,cpu3,cpu4").get("task"))
-        task = __import__("json").loads(__import__("base64").b64decode(envelope["payload"]))
-        refs.append({k: task[k] for k in ("task_id", "attempt", "lease_id")})
-        api.node("n1", "POST", "/tasks/ack", refs[-1])
+    refs = [api.take("n1", "slots=cpu0,cpu1,cpu2,cpu3,cpu4") for _ in range(5)]
     settled(mesh)
     client = redis.Redis.from_url(redis_server.url)
     client.flushall()
@@ -111,10 +106,11 @@ def test_while_redis_is_away_everything_but_claims_goes_on(
 ) -> None:
     api.join("n1")
     api.submit(ECHO)
-    ref = api.take("n1")
+    ref = api.claim("n1")
     settled(mesh)
     redis_server.stop()
     try:
+        assert api.node("n1", "POST", "/tasks/ack", ref).json["state"] == "running"
         task_id = api.submit(ECHO)[0]["task_id"]
         cancelled = api.submit(ECHO)[0]["task_id"]
         assert api.rae("POST", f"/tasks/{cancelled}/cancel").json["state"] == "cancelled"
