@@ -12,7 +12,6 @@ import pytest
 from rae_node import config as files
 from rae_node.agent import Agent
 from rae_node.assemble import PACKAGE_DATA
-from rae_node.clock import SystemClock
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
 from rae_node.log import EventLog
@@ -20,6 +19,7 @@ from rae_node.outfit import Outfit
 from rae_node.paths import Layout
 from rae_node.runners.cli import load_allowlist
 from rae_node.settings import Settings
+from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import FAST, MACHINE, FakeControl, Idle, Rig
 
 

@@ -7,11 +7,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rae_control.clock import Clock
 from rae_control.ledger.nodes import sha256
 from rae_control.ledger.store import Row
 from rae_control.nodes import NodeEntry, NodeTable
 from rae_protocol import signing
+from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
 
 ROLES = {"submit": {"submit", "read_own"}, "read": {"read", "read_own"}}

@@ -7,7 +7,6 @@ from pathlib import Path
 import gevent
 
 from rae_control.auth import Authenticator
-from rae_control.clock import Clock
 from rae_control.config import ControlConfig
 from rae_control.dispatch import Dispatcher
 from rae_control.ledger import views
@@ -17,6 +16,7 @@ from rae_control.queue import Op, RqQueue
 from rae_control.reaper import Reaper
 from rae_control.reconcile import QueueKeeper
 from rae_control.state import State
+from rae_protocol.clock import Clock
 
 
 class Mesh(State):

@@ -13,13 +13,13 @@ from typing import Protocol
 import gevent
 from gevent.event import Event
 
-from rae_control.clock import Clock
 from rae_control.core.lanes import LaneTable
 from rae_control.core.leases import LeaseTable
 from rae_control.errors import QueueUnavailable
 from rae_control.ledger import views
 from rae_control.queue import Op, RqQueue
 from rae_control.writer import LedgerWriter
+from rae_protocol.clock import Clock
 
 log = logging.getLogger(__name__)
 FULL_EVERY = 6

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rae_control import __version__
-from rae_control.clock import SystemClock
 from rae_control.config import ControlConfig, load_config
 from rae_control.errors import ConfigError, ControlError
 from rae_control.keys import load_roots
@@ -25,6 +24,7 @@ from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger.store import Ledger, Tx
 from rae_control.redis_server import arguments, find_server, socket_path
 from rae_control.wsgi import die_with_parent
+from rae_protocol.clock import SystemClock
 from rae_protocol.signing import EnvelopeSigner
 
 START_WAIT_S = 20.0

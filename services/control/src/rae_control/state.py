@@ -13,7 +13,6 @@ import apsw
 import gevent
 from gevent.event import Event
 
-from rae_control.clock import Clock
 from rae_control.config import ControlConfig
 from rae_control.core.lanes import LaneTable
 from rae_control.core.leases import Lease, LeaseTable
@@ -24,6 +23,7 @@ from rae_control.ledger.store import Ledger, Moved, Row, Tx
 from rae_control.ledger.tasks import LIVE
 from rae_control.nodes import NodeEntry, NodeTable
 from rae_control.writer import LedgerWriter
+from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
 
 T = TypeVar("T")

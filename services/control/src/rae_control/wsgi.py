@@ -67,12 +67,12 @@ class Application(BaseApplication):  # type: ignore[misc]
     def load(self) -> Any:
         """Build the mesh and the Flask application (runs in the worker)."""
         from rae_control.app import create_app  # noqa: PLC0415 - only after gevent's patching
-        from rae_control.clock import SystemClock  # noqa: PLC0415
         from rae_control.config import ControlConfig  # noqa: PLC0415
         from rae_control.errors import LedgerLocked  # noqa: PLC0415
         from rae_control.keys import load_roots  # noqa: PLC0415
         from rae_control.mesh import Mesh  # noqa: PLC0415
         from rae_control.queue import RqQueue  # noqa: PLC0415
+        from rae_protocol.clock import SystemClock  # noqa: PLC0415
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         data = Path(self._settings["data"])

@@ -11,7 +11,6 @@ import yaml
 from rae_node import config as files
 from rae_node.agent import Agent
 from rae_node.capabilities import describe, probe_machine
-from rae_node.clock import SystemClock
 from rae_node.config import NodeConfig, RuntimeConfig
 from rae_node.guard.sources.load import LoadSource
 from rae_node.guard.sources.pause import PauseSource
@@ -30,6 +29,7 @@ from rae_node.startup import (
     read_credentials,
     read_enrolment,
 )
+from rae_protocol.clock import SystemClock
 from rae_protocol.node_client import NodeClient
 
 PACKAGE_DATA = Path(__file__).parent / "data"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from rae_node.clock import Pauses
 from rae_node.errors import Verdict, verdict
 from rae_node.link import Link
 from rae_node.outfit import Outfit
+from rae_node.pauses import Pauses
 from rae_node.spool import Entry, Spool
 from rae_protocol.errors import RaeError, Unreachable
 

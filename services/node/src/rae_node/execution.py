@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rae_node.capabilities import memory_limit_mb, slot_devices
-from rae_node.clock import Pauses
 from rae_node.delivery import Delivery
 from rae_node.errors import (
     Dropped,
@@ -25,6 +24,7 @@ from rae_node.isolation import Handle, Limits, Outcome, Spec, rlimits
 from rae_node.link import Link
 from rae_node.outcome import artifacts_of, conclude, time_limit
 from rae_node.outfit import Outfit
+from rae_node.pauses import Pauses
 from rae_node.runners.base import Plan, Runner, environment
 from rae_node.spool import Spool
 from rae_node.workspace import Workspace, fetch_url, inline_bytes

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from rae_node.clock import Pauses
 from rae_node.config import refuse_public_http
 from rae_node.errors import Verdict, verdict
 from rae_node.outfit import Outfit
+from rae_node.pauses import Pauses
 from rae_node.slots import Slots
 from rae_node.spool import Spool
 from rae_protocol.errors import RaeError, Unreachable

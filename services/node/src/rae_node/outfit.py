@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rae_node.capabilities import Machine
-from rae_node.clock import Clock
 from rae_node.config import NodeConfig, RuntimeConfig
 from rae_node.guard.sources.base import Source
 from rae_node.guard.sources.pause import PauseSource
@@ -16,6 +15,7 @@ from rae_node.log import EventLog
 from rae_node.paths import Layout
 from rae_node.runners.cli import AllowList
 from rae_node.settings import Settings
+from rae_protocol.clock import Clock
 from rae_protocol.node_client import NodeClient
 
 

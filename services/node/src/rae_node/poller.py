@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rae_node.clock import Pauses
 from rae_node.link import Link
 from rae_node.outfit import Outfit
+from rae_node.pauses import Pauses
 from rae_node.slots import Slots
 from rae_protocol.errors import EnvelopeError, RaeError
 from rae_protocol.models import Command, LeasedTask

@@ -9,7 +9,6 @@ from flask import Blueprint, Response
 
 from rae_control.api import http
 from rae_control.api.work import send_blob
-from rae_control.clock import moment
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import views
 from rae_control.ledger.store import Row, Tx, fetch
@@ -106,7 +105,7 @@ def _token(row: Row) -> models.TokenView:
             "token_id": row["token_id"],
             "name": row["name"],
             "role": row["role"],
-            "created_at": moment(row["created_at"]),
-            "revoked_at": moment(row["revoked_at"]),
+            "created_at": views.moment(row["created_at"]),
+            "revoked_at": views.moment(row["revoked_at"]),
         }
     )

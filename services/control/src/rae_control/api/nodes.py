@@ -11,10 +11,10 @@ from flask import Blueprint, Response
 from flask import request as flask_request
 
 from rae_control.api import http
-from rae_control.clock import moment
 from rae_control.core.retries import Limits
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import tasks as ledger_tasks
+from rae_control.ledger import views
 from rae_control.ledger.store import Row, Tx
 from rae_control.nodes import NodeEntry, info_json
 from rae_protocol import models
@@ -122,7 +122,7 @@ def node_view(mesh: Mesh, entry: NodeEntry) -> models.NodeView:
             "running": [lease.task_id for lease in mesh.leases.of_node(entry.node_id)],
             "reason": entry.cordoned or entry.draining,
             "reasons": entry.reasons,
-            "last_seen": moment(seen),
+            "last_seen": views.moment(seen),
             "version": info.version if info else None,
             "isolation": info.isolation if info else None,
             "clock_offset_s": entry.clock_offset_s,

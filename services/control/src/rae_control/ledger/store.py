@@ -17,9 +17,9 @@ from typing import IO, Any, Generic, TypeVar
 
 import apsw
 
-from rae_control.clock import Clock
 from rae_control.errors import LedgerDamaged, LedgerLocked, LedgerTooNew
 from rae_control.ledger.schema import SCHEMA, SCHEMA_VERSION
+from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
 
 T = TypeVar("T")

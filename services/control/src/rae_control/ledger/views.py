@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 import apsw
 
-from rae_control.clock import moment
 from rae_control.ledger.store import Row, fetch
 from rae_protocol.errors import RaeError
 from rae_protocol.names import TaskState
 from rae_protocol.tasks import ArtifactView, AttemptView, EventView, TaskError, TaskSpec, TaskView
 
 LIST_LIMIT = 500
+
+
+def moment(unix: float | None) -> datetime | None:
+    """Unix seconds as an aware UTC datetime, None stays None."""
+    return None if unix is None else datetime.fromtimestamp(unix, tz=timezone.utc)
 
 
 def task_row(db: apsw.Connection, task_id: str, submitter: str | None) -> Row:

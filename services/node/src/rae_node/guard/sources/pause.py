@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rae_node.clock import Clock
 from rae_node.guard.policy import Reading
 from rae_node.paths import write_file
+from rae_protocol.clock import Clock
 from rae_protocol.models import Availability
 
 

@@ -1,14 +1,13 @@
-"""The two clocks of control, behind one interface so that tests can bring their own."""
+"""The two clocks of both sides, behind one interface so that tests can bring their own."""
 
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall time for what people read, boot time for intervals (it goes on during a suspend)."""
+    """Wall time for people and signatures, boot time for intervals (it goes on in a suspend)."""
 
     def wall(self) -> float:
         """Unix seconds."""
@@ -29,8 +28,3 @@ class SystemClock:
     def boot(self) -> float:
         """Seconds on CLOCK_BOOTTIME."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def moment(unix: float | None) -> datetime | None:
-    """Unix seconds as an aware UTC datetime, None stays None."""
-    return None if unix is None else datetime.fromtimestamp(unix, tz=timezone.utc)
