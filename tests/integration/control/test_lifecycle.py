@@ -118,6 +118,29 @@ def test_a4_offline_node_receives_no_task(api: Api, mesh: Mesh, clock: ManualClo
     assert until(lambda: api.poll("n1").get("task"))
 
 
+def test_a_bearer_node_may_fail_twice_with_the_same_words(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    secret = api.enrol("plain", "bearer")
+    task_id = api.submit({**ECHO, "max_attempts": 2})[0]["task_id"]
+    body = {"node_id": "plain", "capabilities": {}}
+    headers = {"Authorization": f"Bearer {secret}"}
+    token = api.client.post("/nodes/register", json=body, headers=headers).json["node_token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    failed = {"task_id": task_id, "status": "failed", "error": {"code": "E_EXIT", "message": "1"}}
+    states = []
+    for _ in range(2):
+        until(lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"))
+        answer = api.client.post("/tasks/result", json=failed, headers=headers)
+        states.append(answer.json["state"])
+        tick(mesh, clock, 6)
+        api.client.post("/nodes/heartbeat", json={"node_id": "plain"}, headers=headers)
+    assert states == ["waiting", "failed"]
+    # And once more, because the answer was lost: the same again, nothing new.
+    assert api.client.post("/tasks/result", json=failed, headers=headers).json["state"] == "failed"
+    assert api.task(task_id)["attempts"] == 2
+
+
 def test_a_yield_goes_back_to_the_front_without_charge(api: Api) -> None:
     api.join("n1")
     first = api.submit(ECHO)[0]["task_id"]

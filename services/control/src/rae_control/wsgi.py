@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
-LOCK_WAIT_S = 15.0
 
 
 def die_with_parent() -> None:
@@ -66,32 +62,10 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         """Build the mesh and the Flask application (runs in the worker)."""
-        from rae_control.app import create_app  # noqa: PLC0415 - only after gevent's patching
-        from rae_control.config import ControlConfig  # noqa: PLC0415
-        from rae_control.errors import LedgerLocked  # noqa: PLC0415
-        from rae_control.keys import load_roots  # noqa: PLC0415
-        from rae_control.mesh import Mesh  # noqa: PLC0415
-        from rae_control.queue import RqQueue  # noqa: PLC0415
-        from rae_protocol.clock import SystemClock  # noqa: PLC0415
+        from rae_control.worker import build  # noqa: PLC0415 - only after gevent's patching
 
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        data = Path(self._settings["data"])
-        roots = load_roots(data)
-        config = ControlConfig.model_validate(self._settings["config"])
-        end = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                mesh = Mesh(
-                    data, config, SystemClock(), RqQueue(self._settings["redis_url"]), roots
-                )
-                break
-            except LedgerLocked:
-                # A worker that was just killed may need a moment to be gone.
-                if time.monotonic() >= end:
-                    raise
-                time.sleep(0.05)
-        self._mesh = mesh
-        return create_app(mesh)
+        self._mesh, app = build(self._settings)
+        return app
 
     def _post_fork(self, _server: Any, worker: Any) -> None:
         die_with_parent()

@@ -111,13 +111,20 @@ def fail_queued(tx: Tx, task: Row, code: str, message: str) -> None:
 
 
 def _repeated(tx: Tx, node_id: str, result: Result, digest: str) -> str | None:
-    column, value = ("lease_id", result.lease_id)
-    if result.lease_id is None:
-        column, value = ("task_id", result.task_id)
+    """The task's state when exactly this result was taken before.
+
+    A client that names no lease means its open one, if it has one: two attempts on the same node
+    may well fail with the same words.
+    """
+    if result.lease_id is None and tx.row(
+        "SELECT 1 FROM tasks WHERE task_id = ? AND node_id = ? AND lease_id IS NOT NULL",
+        result.task_id, node_id,
+    ):  # fmt: skip
+        return None
     row = tx.row(
-        f"SELECT t.state FROM attempts a JOIN tasks t USING (task_id)"  # noqa: S608 - two fixed names
-        f" WHERE a.{column} = ? AND a.node_id = ? AND a.task_id = ? AND a.result_sha256 = ?",
-        value, node_id, result.task_id, digest,
+        "SELECT t.state FROM attempts a JOIN tasks t USING (task_id) WHERE a.task_id = ?"
+        " AND a.node_id = ? AND a.result_sha256 = ? AND (? IS NULL OR a.lease_id = ?)",
+        result.task_id, node_id, digest, result.lease_id, result.lease_id,
     )  # fmt: skip
     return None if row is None else str(row["state"])
 

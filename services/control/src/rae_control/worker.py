@@ -1,0 +1,39 @@
+"""Builds what the gunicorn worker serves. Imported only there, after gevent has patched Python."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from rae_control.app import create_app
+from rae_control.config import ControlConfig
+from rae_control.errors import LedgerLocked
+from rae_control.keys import load_roots
+from rae_control.mesh import Mesh
+from rae_control.queue import RqQueue
+from rae_protocol.clock import SystemClock
+
+LOCK_WAIT_S = 15.0
+
+
+def build(settings: dict[str, Any]) -> tuple[Mesh, Flask]:
+    """The mesh over `settings["data"]` and the application in front of it. Raises ControlError."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    data = Path(settings["data"])
+    roots = load_roots(data)
+    config = ControlConfig.model_validate(settings["config"])
+    end = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            mesh = Mesh(data, config, SystemClock(), RqQueue(settings["redis_url"]), roots)
+        except LedgerLocked:
+            # A worker that was just killed may need a moment to be gone.
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)
+        else:
+            return mesh, create_app(mesh)
