@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ROUNDS ?= 200
 SEED ?=
+FAULTS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools
@@ -47,12 +48,14 @@ unit: venv  ## unit tests
 integration: venv  ## tests with real Redis, gunicorn and agents
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
-chaos: venv  ## kill everything at random moments, then 5 minutes without control; ROUNDS=n SEED=n
-	$(BIN)/python -m tools.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
+
+chaos: venv  ## faults of every kind under load, then 5 minutes without control; ROUNDS=n SEED=n FAULTS=kill,stop,disk,clock,aof
+	$(CHAOS) --rounds $(ROUNDS)
 	$(BIN)/python -m tools.outage
 
 chaos-short: venv
-	$(BIN)/python -m tools.chaos --rounds 20 $(if $(SEED),--seed $(SEED))
+	$(CHAOS) --rounds 20
 
 fmt: venv  ## format the code
 	$(BIN)/ruff check --fix-only .

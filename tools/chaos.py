@@ -1,15 +1,20 @@
-"""`make chaos`: SIGKILL at random moments to everything, under load, and an audit afterwards.
+"""`make chaos`: whatever can happen to a mesh, at random moments, under load, and an audit.
 
 Four submitters and four agents work, with a fifth node that delivers twice and too late, while
-gunicorn's master and worker, Redis and agents are killed. Then nothing that was answered 2xx may be
-missing, and nothing may have happened twice. Exit code 1 on any violation.
+faults come and go (`tools/faults.py`). Then nothing that was answered 2xx may be missing, and
+nothing may have happened twice. Exit code 1 on any violation.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import random
+import shutil
+import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -24,11 +29,18 @@ from rae_protocol.names import TaskState
 from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
 from tools.chaos_audit import Record, audit
-from tools.devmesh import DevMesh, MeshError, Node, exit_on_signals, install_stamp, wait_until
+from tools.devmesh import (
+    DevMesh,
+    MeshError,
+    exit_on_signals,
+    install_stamp,
+    processes_of,
+    wait_until,
+)
+from tools.faults import KINDS, LOW_WATER, Clocks, Disks, Fault, Faults, enter_namespace
 
-VICTIMS = ("gunicorn", "worker", "redis", "agent", "agent")
 OUTSTANDING = 12
-END_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 180.0
 
 
 def submitter(
@@ -39,7 +51,7 @@ def submitter(
     mine: list[str] = []
     while not stop.is_set():
         ids = [uuid7() for _ in range(rng.randint(1, 3))]
-        chained = rng.random() < 0.3
+        chained, kib = rng.random() < 0.3, rng.choice((0, 0, 1, 200))
         bodies: list[dict[str, Any]] = [
             {
                 "task_id": task_id,
@@ -50,8 +62,10 @@ def submitter(
                         "stamps": str(stamps),
                         "seconds": round(rng.uniform(0.02, 1.5), 2),
                         "fails": int(rng.random() < 0.2),
+                        "kib": kib,
                     },
                 },
+                "artifacts": [{"name": "bytes"}] if kib else [],
                 "priority": rng.choice((4, 5, 5, 6)),
                 "depends_on": [ids[place - 1]] if chained and place else [],
             }
@@ -137,54 +151,72 @@ def _deliver(client: NodeClient, task: models.LeasedTask, record: Record) -> Non
 
 
 def disturb(
-    mesh: DevMesh, rounds: int, rng: random.Random, record: Record, stop: threading.Event
-) -> None:
-    """Kill something, wait a moment, again; agents come back after a while."""
-    returns: list[tuple[float, Node]] = []
+    mesh: DevMesh, faults: Faults, rounds: int, rng: random.Random, record: Record,
+    stop: threading.Event,
+) -> None:  # fmt: skip
+    """Begin a fault, wait a moment, again; each ends when its time is over.
+
+    Things die while others are dead, but only one of the rest is wrong at a time.
+    """
+    going: list[tuple[float, Fault]] = []
     for number in range(rounds):
-        until = time.monotonic() + rng.uniform(0.2, 2.5)
-        while not stop.is_set() and (left := until - time.monotonic()) > 0:
-            stop.wait(min(left, 0.1))
-            for due, node in list(returns):
-                if due <= time.monotonic():
-                    node.start()
-                    returns.remove((due, node))
-        while not _kill_one(mesh, rng, returns, record) and not stop.wait(0.05):
-            pass
+        pause = time.monotonic() + rng.uniform(0.2, 2.5)
+        while not stop.is_set():
+            end_due(going, time.monotonic())
+            if time.monotonic() >= pause:
+                fault = faults.draw()
+                alone = fault.deadly or all(other.deadly for _, other in going)
+                if alone and fault.begin():
+                    break
+            stop.wait(0.05)
+        else:
+            break
+        record.count(fault.name)
+        going.append((time.monotonic() + fault.lasts, fault))
         if sys.stdout.isatty():
             print(f"\r\x1b[Kround {number + 1} of {rounds}", end="", flush=True)
-    for _, node in returns:
-        node.start()
+    end_due(going, float("inf"))
 
 
-def _kill_one(
-    mesh: DevMesh, rng: random.Random, returns: list[tuple[float, Node]], record: Record
-) -> bool:
-    """False when the chosen one was dead already."""
-    victim = rng.choice(VICTIMS)
-    if victim != "agent":
-        killed = mesh.kill(victim)
-    else:
-        node = rng.choice(list(mesh.nodes.values()))
-        killed = node.running
-        if killed:
-            node.kill()
-            returns.append((time.monotonic() + rng.uniform(0.0, 4.0), node))
-    if killed:
-        record.count(f"{victim} killed")
-    return killed
+def end_due(going: list[tuple[float, Fault]], now: float) -> None:
+    """End the faults whose time is over."""
+    for due, fault in list(going):
+        if due <= now:
+            going.remove((due, fault))
+            fault.end()
 
 
-def run(rounds: int, seed: int) -> int:
+def run(rounds: int, seed: int, kinds: tuple[str, ...]) -> int:
     """One campaign; returns the exit code."""
+    folder = Path(tempfile.mkdtemp(prefix="rae-chaos-"))
+    disks, clocks = Disks(folder / "data"), Clocks(folder)
+    names = [f"n{number}" for number in range(1, 5)]
+    try:
+        if "disk" in kinds:
+            disks.mount(names)
+        return campaign(folder, disks, clocks, names, rounds, seed, kinds)
+    finally:
+        for pid in processes_of(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if "disk" in kinds:
+            disks.unmount()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def campaign(
+    folder: Path, disks: Disks, clocks: Clocks, names: list[str], rounds: int, seed: int,
+    kinds: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Work, disturb, let finish, audit; returns the exit code."""
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
     record, stop = Record(), threading.Event()
-    print(f"chaos: {rounds} rounds, seed {seed}", flush=True)
+    print(f"chaos: {rounds} rounds of {', '.join(kinds)}; seed {seed}", flush=True)
     started = time.monotonic()
-    with DevMesh(()) as mesh:
-        stamps = mesh.data / "stamps"
-        tasks = install_stamp(mesh.data)
-        names = [f"n{number}" for number in range(1, 5)]
+    env = clocks.env if "clock" in kinds else lambda _who: {}
+    control = {"low_water_bytes": LOW_WATER}
+    with DevMesh((), control=control, data=disks.data, env=env) as mesh:
+        stamps, tasks = folder / "stamps", install_stamp(folder)
         for name in names:
             mesh.add_node(name, {"task_paths": [str(tasks)], "max_concurrent_cpu": 2})
         for name in names:
@@ -200,7 +232,8 @@ def run(rounds: int, seed: int) -> int:
             ]
             workers.append(pool.submit(latecomer, mesh, rng.randrange(2**32), record, stop))
             try:
-                disturb(mesh, rounds, rng, record, stop)
+                faults = Faults(mesh, rng, disks, clocks, kinds)
+                disturb(mesh, faults, rounds, rng, record, stop)
                 # Each restart of control grants leases more time; in the calm one does run out.
                 wait_until(lambda: record.refused, 60, "a late result got 409")
             finally:
@@ -219,7 +252,8 @@ def run(rounds: int, seed: int) -> int:
         f"{name:<44}{number:>8}" for name, number in counts.items()))  # fmt: skip
     if record.problems:
         print("\n".join([logs, "VIOLATIONS:", *record.problems[:50]]), file=sys.stderr)
-        print(f"again with: make chaos ROUNDS={rounds} SEED={seed}", file=sys.stderr)
+        again = f"make chaos ROUNDS={rounds} SEED={seed} FAULTS={','.join(kinds)}"
+        print(f"again with: {again}", file=sys.stderr)
         return 1
     print(f"chaos: nothing lost, nothing twice (seed {seed})")
     return 0
@@ -237,14 +271,20 @@ def _wait_for_the_end(mesh: DevMesh, record: Record) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description="Kill everything at random moments, then audit.")
+    parser = argparse.ArgumentParser(description="Disturb everything at random, then audit.")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
+    parser.add_argument("--faults", default=",".join(KINDS), help="default: %(default)s")
     args = parser.parse_args(argv)
+    kinds = tuple(args.faults.split(","))
+    if unknown := set(kinds) - set(KINDS):
+        parser.error(f"--faults {','.join(sorted(unknown))}: known are {', '.join(KINDS)}")
     exit_on_signals()
     seed = random.SystemRandom().randrange(10**9) if args.seed is None else args.seed
     try:
-        return run(args.rounds, seed)
+        if "disk" in kinds:
+            enter_namespace()
+        return run(args.rounds, seed, kinds)
     except KeyboardInterrupt:
         return 130
     except MeshError as error:

@@ -105,6 +105,9 @@ def task_problems(view: models.TaskView) -> list[str]:
         winners = [entry.attempt for entry in view.history if entry.state == "succeeded"]
         if winners != [(view.result or {}).get("attempt")]:
             found.append(f"{view.task_id}: result {view.result} of attempts {winners}")
+        hashes = [artifact.sha256 for artifact in view.artifacts]
+        if hashes != [text for text in [(view.result or {}).get("sha256")] if text]:
+            found.append(f"{view.task_id}: artifacts {hashes}, result {view.result}")
     return found
 
 

@@ -120,6 +120,7 @@ class Process:
     log: Path
     spawner: ThreadPoolExecutor
     popen: subprocess.Popen[bytes] | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pid(self) -> int:
@@ -143,7 +144,7 @@ class Process:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [*tie, *self.command], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **self.env},
             )  # fmt: skip
 
     def signal(self, number: int) -> None:
@@ -205,7 +206,8 @@ class Node(Process):
 class DevMesh:
     """Control and agents in one folder; use it as a context manager.
 
-    `control` and `node` are settings on top of the fast ones; `data` keeps the folder.
+    `control` and `node` are settings on top of the fast ones; `data` keeps the folder; `env` gives
+    what `control` or a node, by its name, has in its environment besides ours.
     """
 
     def __init__(
@@ -215,8 +217,10 @@ class DevMesh:
         control: Mapping[str, object] | None = None,
         node: Mapping[str, object] | None = None,
         data: Path | None = None,
+        env: Callable[[str], Mapping[str, str]] = lambda _who: {},
     ) -> None:
         self._temporary = data is None
+        self._env = env
         self.data = (data or Path(tempfile.mkdtemp(prefix="rae-mesh-"))).absolute()
         self._control_settings = {**FAST_CONTROL, **(control or {})}
         self._node_settings = {**FAST_NODE, **(node or {})}
@@ -254,7 +258,8 @@ class DevMesh:
     def _process(self, port: int) -> Process:
         command = [sys.executable, "-m", "rae_control.serve", "serve", "--dev"]
         command += ["--data", str(self.data), "--port", str(port), *_sets(self._control_settings)]
-        return Process("control", command, self._logs / "control.out", self._spawner)
+        log = self._logs / "control.out"
+        return Process("control", command, log, self._spawner, env=self._env("control"))
 
     def start_control(self, timeout_s: float = 30.0) -> None:
         """Start control (again: on the same port) and wait until it listens."""
@@ -323,7 +328,9 @@ class DevMesh:
         command = [sys.executable, "-m", "rae_node", "run", "--dev", "--data", str(self.data)]
         command += ["--node-id", name, *_sets({**self._node_settings, **(settings or {})})]
         log = self._logs / f"node-{name}.out"
-        self.nodes[name] = Node(name, command, log, self._spawner, data=self.data)
+        self.nodes[name] = Node(
+            name, command, log, self._spawner, env=self._env(name), data=self.data
+        )
         self.nodes[name].start()
         return self.nodes[name]
 

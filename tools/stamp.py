@@ -5,13 +5,18 @@ Each stamp is one line in one write, so that lines of two attempts never mix.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
+from typing import Any
 
 
-def run(stamps: str, seconds: float, fails: int = 0) -> dict[str, object]:
-    """Stamp start, life and end; the first `fails` attempts raise instead of ending well."""
+def run(ctx: Any, stamps: str, seconds: float, fails: int = 0, kib: int = 0) -> dict[str, object]:
+    """Stamp start, life and end; the first `fails` attempts raise instead of ending well.
+
+    `kib` of random bytes become the artifact `bytes`.
+    """
     task, attempt = os.environ["RAE_TASK_ID"], int(os.environ["RAE_ATTEMPT"])
     file = os.open(stamps, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -27,4 +32,8 @@ def run(stamps: str, seconds: float, fails: int = 0) -> dict[str, object]:
     stamp("end")
     if attempt <= fails:
         raise RuntimeError(f"attempt {attempt} fails on purpose")
-    return {"attempt": attempt}
+    if not kib:
+        return {"attempt": attempt}
+    content = os.urandom(kib * 1024)
+    (ctx.output / "bytes").write_bytes(content)
+    return {"attempt": attempt, "sha256": hashlib.sha256(content).hexdigest()}

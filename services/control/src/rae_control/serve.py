@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -214,8 +215,14 @@ class DevServer:
     def _watch(self, commands: dict[str, list[str]], fd: int) -> None:
         while not self._stopping:
             for name, command in commands.items():
-                if self._children[name].poll() is not None and not self._stopping:
+                code = self._children[name].poll()
+                if code is not None and not self._stopping:
                     time.sleep(RESTART_PAUSE_S)
+                    if name == "redis" and code > 0:
+                        # It gave up by itself: over a file that it cannot read, most of all. What
+                        # was in there is in the ledger, too.
+                        shutil.rmtree(self._data / "redis" / "appendonlydir", ignore_errors=True)
+                        print("rae-control: Redis gave up; it starts empty", file=sys.stderr)
                     self._start(name, command, fd)
             time.sleep(0.1)
 
