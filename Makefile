@@ -5,17 +5,19 @@ VENV ?= .venv
 ROUNDS ?= 200
 SEED ?=
 FAULTS ?=
+MINUTES ?= 5
+BENCH_ARGS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint unit integration chaos chaos-short fmt clean
+.PHONY: help venv demo test lint unit integration chaos chaos-short bench soak fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "PYTHON=$(PYTHON) (3.10 or newer)  ROUNDS=$(ROUNDS)  SEED=$(SEED)  PYTEST_ARGS=$(PYTEST_ARGS)"
+	@echo "PYTHON=$(PYTHON) (3.10 or newer)  ROUNDS=$(ROUNDS)  SEED=$(SEED)  MINUTES=$(MINUTES)  PYTEST_ARGS=$(PYTEST_ARGS)"
 
 venv: $(VENV)/.built  ## build the environment in .venv
 
@@ -56,6 +58,18 @@ chaos: venv  ## faults of every kind under load, then 5 minutes without control;
 
 chaos-short: venv
 	$(CHAOS) --rounds 20
+
+bench: venv .venv-bench/.built  ## measure latency, throughput and rest beside rq, Celery and Ray; writes docs/benchmarks.md (15 minutes)
+	$(BIN)/python -m tools.bench --peers .venv-bench/bin/python --write docs/benchmarks.md $(BENCH_ARGS)
+
+.venv-bench/.built: requirements-bench.txt
+	rm -rf .venv-bench
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+soak: venv  ## four nodes, steady work, cancels, yields, restarts; MINUTES=60 for the long one
+	$(BIN)/python -m tools.soak --minutes $(MINUTES)
 
 fmt: venv  ## format the code
 	$(BIN)/ruff check --fix-only .

@@ -169,6 +169,7 @@ def disturb(
                 if alone and fault.begin():
                     break
             stop.wait(0.05)
+            faults.revive()
         else:
             break
         record.count(fault.name)
@@ -176,6 +177,7 @@ def disturb(
         if sys.stdout.isatty():
             print(f"\r\x1b[Kround {number + 1} of {rounds}", end="", flush=True)
     end_due(going, float("inf"))
+    faults.revive()
 
 
 def end_due(going: list[tuple[float, Fault]], now: float) -> None:

@@ -53,6 +53,13 @@ class Faults:
     ) -> None:  # fmt: skip
         self._mesh, self._rng, self._disks, self._clocks = mesh, rng, disks, clocks
         self._kinds = kinds
+        self._away: set[str] = set()
+
+    def revive(self) -> None:
+        """Start agents that ended by themselves, as systemd would (a full disk ends one)."""
+        for node in self._mesh.nodes.values():
+            if not node.running and node.name not in self._away:
+                node.start()
 
     def draw(self) -> Fault:
         """The next one."""
@@ -68,11 +75,17 @@ class Faults:
         node = self._rng.choice(list(self._mesh.nodes.values()))
 
         def begin() -> bool:
-            running = node.running
+            if not node.running:
+                return False
+            self._away.add(node.name)
             node.kill()
-            return running
+            return True
 
-        return Fault("agent killed", self._rng.uniform(0.0, 4.0), begin, node.start, deadly=True)
+        def end() -> None:
+            node.start()
+            self._away.discard(node.name)
+
+        return Fault("agent killed", self._rng.uniform(0.0, 4.0), begin, end, deadly=True)
 
     def _stop(self) -> Fault:
         victim = self._rng.choice(("gunicorn", "worker", "redis", "agent", "supervisor"))

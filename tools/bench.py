@@ -1,0 +1,299 @@
+"""`make bench`: how fast, how light, beside whom; one run on this machine, into docs/benchmarks.md.
+
+Every number comes from this run. The peers (rq, Celery, Ray) run in an environment of their own,
+their Redis syncing every write, as control's ledger does; Ray keeps nothing on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rae_control.redis_server import find_server
+from tools import bench_ours as ours
+from tools.devmesh import MeshError, exit_on_signals, wait_until
+
+PEERS = ("rq Worker", "rq SimpleWorker", "Celery", "Ray")
+SECTIONS = ("latency", "lifecycles", "claims", "moving", "rest")
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share does not exceed."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, 99 % and maximum, in ms."""
+    return (
+        f"p50 {statistics.median(values):.1f} ms, p99 {quantile(values, 0.99):.1f}, "
+        f"max {max(values):.1f}"
+    )
+
+
+class Report:
+    """Rows as they come, to the terminal and for the file."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.missed: list[str] = []
+
+    def section(self, title: str, *columns: str) -> None:
+        """A heading and a table's head."""
+        self._say("", f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
+
+    def row(self, *cells: str) -> None:
+        """A line of the table."""
+        self._say(f"| {' | '.join(cells)} |")
+
+    def goal(self, what: str, measured: str, goal: str, *, met: bool) -> None:
+        """A line that is held to DESIGN's number."""
+        self.row(what, measured, goal, "yes" if met else "**no**")
+        if not met:
+            self.missed.append(f"{what}: {measured}, wanted {goal}")
+
+    def text(self, *lines: str) -> None:
+        """A paragraph."""
+        self._say("", *lines)
+
+    def _say(self, *lines: str) -> None:
+        self.lines += lines
+        print("\n".join(lines), flush=True)
+
+
+class Peers:
+    """The environment of the peers and their Redis, measured once each."""
+
+    def __init__(self, python: Path) -> None:
+        self.python = python
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def versions(self) -> str:
+        """What is compared with."""
+        code = "import importlib.metadata as m\n"
+        code += "print(', '.join(f'{n} {m.version(n)}' for n in ('rq', 'celery', 'ray')))"
+        return subprocess.check_output([self.python, "-c", code], text=True).strip()
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """The peer's numbers. Raises MeshError."""
+        if name not in self._known:
+            self._known[name] = self._run(name)
+        return self._known[name]
+
+    def _run(self, name: str) -> dict[str, Any]:
+        folder = Path(tempfile.mkdtemp(prefix="rae-bench-"))
+        socket = folder / "redis.sock"
+        redis = subprocess.Popen(
+            [find_server(), "--port", "0", "--unixsocket", str(socket), "--dir", str(folder),
+             "--appendonly", "yes", "--appendfsync", "always", "--save", ""],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            wait_until(socket.exists, 10, "the peers' Redis listens")
+            done = subprocess.run(
+                [str(self.python), str(Path(__file__).with_name("bench_peer.py")), name,
+                 f"unix://{socket}"],
+                capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+            for line in done.stdout.splitlines():
+                if line.startswith("RESULT "):
+                    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+                    return found
+            raise MeshError(f"{name} gave no result:\n{done.stderr[-1500:]}")
+        finally:
+            redis.terminate()
+            redis.wait(10)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def latency(report: Report, peers: Peers, *, quick: bool) -> None:
+    """Submit to running on an idle node, beside the peers."""
+    found = ours.latency(20 if quick else 200)
+    p50 = statistics.median(found["running"])
+    report.section(
+        "From submit to running, one idle worker, 200 samples", "", "p50", "p99", "ours is"
+    )
+    for name, key in (
+        ("**ours**: control took the node's ack", "running"),
+        ("ours: the process says its first word", "begins"),
+        ("ours: the submitter has the result", "done"),
+    ):
+        values = found[key]
+        report.row(
+            name, f"{statistics.median(values):.1f} ms", f"{quantile(values, 0.99):.1f} ms", ""
+        )
+    ratio = {}
+    for name in PEERS:
+        start = peers.measure(name)["start_ms"]
+        ratio[name] = p50 / statistics.median(start)
+        report.row(
+            f"{name}: the job's first line", f"{statistics.median(start):.1f} ms",
+            f"{quantile(start, 0.99):.1f} ms", f"{ratio[name]:.2f} x",
+        )  # fmt: skip
+    report.section("Goals of latency", "", "measured", "goal", "met")
+    worker, simple = ratio["rq Worker"], ratio["rq SimpleWorker"]
+    report.goal("p50 beside rq Worker", f"{worker:.2f} x", "≤ 1 x", met=worker <= 1)
+    report.goal("p50 beside rq SimpleWorker", f"{simple:.2f} x", "≤ 4 x", met=simple <= 4)
+    p99 = quantile(found["running"], 0.99)
+    report.goal("p99", f"{p99:.0f} ms", "≤ 500 ms", met=p99 <= 500)
+
+
+def lifecycles(report: Report, peers: Peers, *, quick: bool) -> None:
+    """Durable lifecycles a second."""
+    number = 400 if quick else 3000
+    singly, batched = ours.lifecycles(number, 1), ours.lifecycles(number, 100)
+    report.section(
+        "Durable lifecycles: submit, claim, ack, result", "", "per second", "CPU of control",
+        "of Redis", "of the load generator",
+    )  # fmt: skip
+    for name, found in (("submitted singly", singly), ("submitted by the hundred", batched)):
+        report.row(
+            name, f"{found['per_s']:.0f}", *(f"{found[key]:.2f} ms each" for key in
+            ("control_ms", "redis_ms", "load_ms")),
+        )  # fmt: skip
+    real = ours.real_tasks(100 if quick else 400)
+    report.section("The same with something that runs", "", "per second", "ours is")
+    report.row("**ours**: `true` as a supervised process, 2 slots", f"{real:.0f}", "")
+    for name in PEERS:
+        found = peers.measure(name)
+        per_s = max(found["per_s"], found.get("batched_per_s", 0))
+        mode = "a process for each job" if name == "rq Worker" else "in a process that stays"
+        report.row(f"{name}: an empty function, {mode}", f"{per_s:.0f}", f"{real / per_s:.2f} x")
+    report.section("Goals of throughput", "", "measured", "goal", "met")
+    report.goal(
+        "singly", f"{singly['per_s']:.0f} /s", "≥ 150 /s", met=singly["per_s"] >= 150
+    )  # fmt: skip
+    report.goal(
+        "by the hundred", f"{batched['per_s']:.0f} /s", "≥ 300 /s", met=batched["per_s"] >= 300
+    )  # fmt: skip
+
+
+def claims(report: Report, _peers: Peers, *, quick: bool) -> None:
+    """What a claim costs as the queue grows."""
+    sizes = [1000, 3000, 10_000] if quick else [1000, 10_000, 100_000]
+    found = ours.claims(sizes, 100 if quick else 300)
+    report.section("A poll that gets a task, ten lanes", "queued", "p50", "p99")
+    for size, values in found.items():
+        report.row(
+            f"{size:,}", f"{statistics.median(values):.2f} ms", f"{quantile(values, 0.99):.2f} ms"
+        )
+    growth = statistics.median(found[sizes[-1]]) / statistics.median(found[sizes[0]])
+    report.section("Goals of claims", "", "measured", "goal", "met")
+    report.goal(f"{sizes[0]:,} → {sizes[-1]:,}", f"{growth:.2f} x", "≤ 1.3 x", met=growth <= 1.3)
+
+
+def moving(report: Report, _peers: Peers, *, quick: bool) -> None:
+    """Polls while artifacts arrive."""
+    mib, number = 50, 2 if quick else 10
+    found = ours.moving(mib, number)
+    report.section(
+        f"Empty polls while two nodes deliver {mib * number} MB of artifacts", "", "latency"
+    )
+    report.row("quiet", spread(found["quiet"]))
+    report.row(f"{mib * number} MB in {found['seconds'][0]:.1f} s", spread(found["busy"]))
+
+
+def rest(report: Report, peers: Peers, *, quick: bool) -> None:
+    """What idleness costs."""
+    seconds, polls = (20.0, 200) if quick else (300.0, 2000)
+    worker = [str(peers.python), "-m", "rq.cli", "worker", "--quiet"]
+    found = ours.rest(seconds, polls, worker)
+    report.section(f"At rest, over {seconds:.0f} s", "", "PSS", "of a core")
+    report.row(
+        f"**our agent**, all {found['agent_processes']:.0f} processes of it",
+        f"{found['agent_pss_mb']:.0f} MB", f"{found['agent_cpu_percent']:.3f} %",
+    )  # fmt: skip
+    report.row("rq worker", f"{found['rq_pss_mb']:.0f} MB", f"{found['rq_cpu_percent']:.3f} %")
+    report.row(
+        f"control with {polls:,} open long polls and a heartbeat of each every 30 s",
+        f"{found['polls_pss_mb']:.0f} MB", f"{found['polls_cpu_percent']:.1f} %",
+    )  # fmt: skip
+    report.text(
+        f"A task for one of the {polls:,}: {found['wake_ms']:.1f} ms (median of 50) from submit to "
+        f"the node that waits for it, {found['wake_max_ms']:.1f} ms at most."
+    )
+    report.section("Goals at rest", "", "measured", "goal", "met")
+    pss, cpu = found["agent_pss_mb"], found["agent_cpu_percent"]
+    report.goal("agent, memory", f"{pss:.0f} MB", "≤ 64 MB", met=pss <= 64)
+    report.goal("agent, CPU", f"{cpu:.3f} %", "≤ 0.3 %", met=cpu <= 0.3)
+    held = found["polls_pss_mb"]
+    report.goal(f"{polls:,} open polls", f"{held:.0f} MB", "≤ 200 MB", met=held <= 200)
+
+
+def machine() -> list[str]:
+    """Where and with what."""
+    model = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")), platform.machine(),
+    )  # fmt: skip
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    kinds = {
+        words[2] for words in map(str.split, Path("/proc/mounts").read_text().splitlines())
+        if words[1] == "/"
+    }  # fmt: skip
+    server = subprocess.check_output([find_server(), "--version"], text=True).strip()
+    names = ("rq", "gunicorn", "gevent", "apsw", "flask", "pydantic", "requests")
+    return [
+        f"- {os.cpu_count()} cores ({model}), {memory:.0f} GiB, {'/'.join(sorted(kinds))}, "
+        f"Linux {platform.release()}",
+        f"- Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in names),
+        f"- {server}",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Measure, and write docs/benchmarks.md.")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="a look: small numbers, no file")
+    parser.add_argument("--peers", type=Path, required=True, help="the peers' Python")
+    parser.add_argument("--write", type=Path, help="where the report goes")
+    args = parser.parse_args(argv)
+    wanted = args.only.split(",")
+    if unknown := set(wanted) - set(SECTIONS):
+        parser.error(f"--only {','.join(unknown)}: known are {', '.join(SECTIONS)}")
+    exit_on_signals()
+    report, peers, began = Report(), Peers(args.peers.absolute()), time.monotonic()
+    report.text(
+        "# Benchmarks", "", "Written by `make bench`; every number is from that one run.", ""
+    )
+    report.text(f"- {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", *machine())
+    report.text(
+        f"- peers: {peers.versions()}; their Redis with `appendfsync always`, Ray without a disk"
+    )
+    steps: dict[str, Callable[..., None]] = {
+        "latency": latency, "lifecycles": lifecycles, "claims": claims, "moving": moving,
+        "rest": rest,
+    }  # fmt: skip
+    try:
+        for name in wanted:
+            steps[name](report, peers, quick=args.quick)
+    except KeyboardInterrupt:
+        return 130
+    except (MeshError, subprocess.SubprocessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    missed = [f"- {line}" for line in report.missed] or ["None."]
+    report.text("## Goals missed in this run", "", *missed)
+    report.text(f"The run took {time.monotonic() - began:.0f} s.")
+    if args.write and not args.quick:
+        args.write.write_text("\n".join(report.lines).strip() + "\n", encoding="utf-8")
+        print(f"\nwritten to {args.write}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
