@@ -39,6 +39,9 @@ class ControlConfig(BaseModel):
     max_log_bytes: int = Field(10 * 1024**2, ge=1)
     rate_limit_per_s: float = Field(200.0, gt=0)
     rate_limit_burst: float = Field(400.0, gt=0)
+    retention_days: float = Field(90.0, gt=0)
+    retention_every_s: float = Field(3600.0, gt=0)
+    blob_grace_s: float = Field(86400.0, ge=0)
     low_water_bytes: int = Field(256 * 1024**2, ge=0)
 
     @model_validator(mode="after")

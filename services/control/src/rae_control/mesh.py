@@ -15,6 +15,7 @@ from rae_control.ledger.tasks import LIVE
 from rae_control.queue import Op, RqQueue
 from rae_control.reaper import Reaper
 from rae_control.reconcile import QueueKeeper
+from rae_control.retention import Retention
 from rae_control.state import State
 from rae_protocol.clock import Clock
 
@@ -35,7 +36,9 @@ class Mesh(State):
         )  # fmt: skip
         self.dispatch = Dispatcher(self, self.keeper, self.auth.signer)
         self.reaper = Reaper(self, self.dispatch.tell_cancel)
-        self._greenlets = [gevent.spawn(self.keeper.run), gevent.spawn(self.reaper.run)]
+        self.retention = Retention(self, self.states.subtract)
+        loops = (self.keeper.run, self.reaper.run, self.retention.run)
+        self._greenlets = [gevent.spawn(loop) for loop in loops]
 
     def close(self) -> None:
         """Stop the greenlets, finish pending writes, let another process in."""

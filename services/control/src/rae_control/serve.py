@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rae_control import __version__
+from rae_control import __version__, care
 from rae_control.config import ControlConfig, load_config
 from rae_control.errors import ConfigError, ControlError
 from rae_control.keys import load_roots
@@ -31,9 +31,9 @@ from rae_protocol.signing import EnvelopeSigner
 START_WAIT_S = 20.0
 RESTART_PAUSE_S = 0.2
 
-EPILOG = """exit codes: 0 stopped on request, 1 failed, 2 wrong usage or setting, 3 the data folder
-is served by another process, 4 a newer version wrote the ledger, 6 no Redis server found,
-7 the ledger is damaged"""
+EPILOG = """exit codes: 0 stopped on request or all is well, 1 failed or something is wrong, 2 wrong
+usage or setting, 3 the data folder is served by another process, 4 a newer version wrote the
+ledger, 6 no Redis server found, 7 the ledger is damaged, 8 the backup is damaged"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,13 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_argument("--config", type=Path, help="YAML file with settings")
     serve.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="sets",
                        help="override a setting, e.g. heartbeat_interval_s=1.5")  # fmt: skip
+    serve.set_defaults(run=_serve)
+    care.add_verbs(verbs, _folder)
     args = parser.parse_args(argv)
     try:
-        overrides = dict(_pair(item) for item in args.sets)
-        return DevServer(args.data, args.port, load_config(args.config, overrides)).run()
+        code: int = args.run(args)
+        return code
     except ControlError as error:
         print(f"rae-control: {error}", file=sys.stderr)
         return error.rc
+
+
+def _serve(args: argparse.Namespace) -> int:
+    overrides = dict(_pair(item) for item in args.sets)
+    return DevServer(args.data, args.port, load_config(args.config, overrides)).run()
 
 
 def _folder(text: str) -> Path:

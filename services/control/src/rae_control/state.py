@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -78,6 +78,7 @@ class State(ABC):
         # Boot time until which a cut-off attempt may be alive, by its lease.
         self.fences: dict[str, float] = {}
         self.backlog: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        self.states: Counter[str] = Counter()
         self._load()
         self.writer = LedgerWriter(self.ledger, self._moved)
 
@@ -128,6 +129,7 @@ class State(ABC):
             self.fences[row["fence"]] = now + row["lease_ttl_s"]
         for row in self.ledger.read(views.backlog):
             self.backlog[row["submitter"]] = [row["tasks"], row["bytes"]]
+        self.states.update(self.ledger.read(views.states))
 
     def _moved(self, moved: Sequence[Moved]) -> None:
         """Memory follows a commit. Runs between commits, so it must not block."""
@@ -139,6 +141,9 @@ class State(ABC):
 
     def _count(self, move: Moved) -> None:
         task, lane_id = move.task, move.task["lane_id"]
+        self.states[move.new] += 1
+        if move.old is not None:
+            self.states[move.old] -= 1
         entry = self.backlog[task["submitter"]]
         delta = (move.new in {"waiting", "queued"}) - (move.old in {"waiting", "queued"})
         entry[0] += delta

@@ -20,6 +20,8 @@ from rae_protocol.names import MAX_BLOB_BYTES, MAX_JSON_BYTES
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
 
+_RENEW_BLOB = "UPDATE blobs SET created_at = ? WHERE sha256 = ? AND submitter = ?"
+
 
 def blueprint(mesh: Mesh) -> Blueprint:
     """/blobs, /tokens, /healthz, /readyz."""
@@ -36,9 +38,12 @@ def blueprint(mesh: Mesh) -> Blueprint:
             raise RaeError("blob_mismatch", f"the bytes hash to {body.sha256}")
         mesh.blobs.add(body.stream, MAX_BLOB_BYTES, sha256)
 
-        def record(tx: Tx) -> int:
-            sql = "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)"
-            return tx.run(sql, sha256, caller.name, body.size, tx.now)
+        def record(tx: Tx) -> bool:
+            known = tx.run(_RENEW_BLOB, tx.now, sha256, caller.name)
+            if not known:
+                sql = "INSERT INTO blobs VALUES (?, ?, ?, ?)"
+                tx.run(sql, sha256, caller.name, body.size, tx.now)
+            return not known
 
         created = mesh.write(record)
         text = canonical({"sha256": sha256, "size": body.size})
@@ -47,10 +52,14 @@ def blueprint(mesh: Mesh) -> Blueprint:
     @bp.get("/blobs/<sha256>")
     def get_blob(sha256: str) -> Response:
         caller = http.role_call(mesh, "submit")
-        sql = "SELECT size FROM blobs WHERE sha256 = ? AND submitter = ?"
+        sql = "SELECT size, created_at FROM blobs WHERE sha256 = ? AND submitter = ?"
         found = mesh.read(lambda db: fetch(db, sql, (sha256, caller.name)))
         if not found:
             raise RaeError("unknown_blob", f"{sha256[:64]}")
+        # Who hears that it is here may refer to it: its time starts again, but not at each look.
+        old = found[0]["created_at"] < mesh.clock.wall() - mesh.config.blob_grace_s / 2
+        if old and not mesh.write(lambda tx: tx.run(_RENEW_BLOB, tx.now, sha256, caller.name)):
+            raise RaeError("unknown_blob", sha256)
         return send_blob(mesh, sha256, found[0]["size"])
 
     @bp.post("/tokens")

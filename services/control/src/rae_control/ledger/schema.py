@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-SCHEMA = """
+# What came with schema 2: which blobs a task reads, and what is left of tasks after their time.
+_CARE = """
+CREATE TABLE task_blobs (
+    sha256 TEXT NOT NULL, task_id TEXT NOT NULL, PRIMARY KEY (sha256, task_id)
+) WITHOUT ROWID;
+CREATE INDEX task_blobs_task ON task_blobs (task_id);
+CREATE INDEX artifacts_blob ON artifacts (sha256);
+CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL;
+
+CREATE TABLE summaries (
+    day TEXT NOT NULL,
+    submitter TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    tasks INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    interruptions INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    PRIMARY KEY (day, submitter, kind, state)
+) WITHOUT ROWID;
+"""
+
+_READ_BY_TASKS = """
+INSERT OR IGNORE INTO task_blobs
+    SELECT i.value ->> '$.sha256', t.task_id FROM tasks t, json_each(t.spec, '$.inputs') i
+    WHERE i.value ->> '$.sha256' IS NOT NULL AND i.value ->> '$.url' IS NULL;
+"""
+
+# From each older version to the one after it.
+MIGRATIONS = {1: _CARE + _READ_BY_TASKS}
+
+SCHEMA = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE lanes (lane_id TEXT PRIMARY KEY, requirements TEXT NOT NULL) WITHOUT ROWID;
@@ -136,3 +169,5 @@ CREATE TABLE tokens (
     revoked_at REAL
 ) WITHOUT ROWID;
 """
+    + _CARE
+)

@@ -18,7 +18,7 @@ from typing import IO, Any, Generic, TypeVar
 import apsw
 
 from rae_control.errors import LedgerDamaged, LedgerLocked, LedgerTooNew
-from rae_control.ledger.schema import SCHEMA, SCHEMA_VERSION
+from rae_control.ledger.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
 
@@ -86,11 +86,15 @@ class Ledger:
     def __init__(self, path: Path, clock: Clock) -> None:
         self.path = path
         self._clock = clock
-        self._lock = _lock_file(path.with_suffix(".lock"))
+        self._lock = lock_file(path.with_suffix(".lock"))
         self._local = threading.local()
-        self._writer = _connect(path)
-        self._prepare()
-        self.incarnation = self.meta("incarnation")
+        try:
+            self._writer = connect(path)
+            self._prepare()
+            self.incarnation = self.meta("incarnation")
+        except BaseException:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         """Close the writer and let another process in."""
@@ -142,7 +146,7 @@ class Ledger:
         """Run a reading function on this thread's own connection, in one snapshot."""
         db: apsw.Connection | None = getattr(self._local, "db", None)
         if db is None:
-            db = _connect(self.path, readonly=True)
+            db = connect(self.path, readonly=True)
             self._local.db = db
         db.execute("BEGIN")
         try:
@@ -166,6 +170,36 @@ class Ledger:
                     (secrets.token_hex(8), str(self._clock.wall())),
                 )
                 db.pragma("user_version", SCHEMA_VERSION)
+        elif version < SCHEMA_VERSION:
+            copy_to(db, self.path.with_name(f"{self.path.name}.v{version}.bak"))
+            with db:
+                for step in range(version, SCHEMA_VERSION):
+                    db.execute(MIGRATIONS[step])
+                db.pragma("user_version", SCHEMA_VERSION)
+
+
+def copy_to(db: apsw.Connection, target: Path) -> None:
+    """A consistent copy of the whole ledger, on the disk under its name when this returns.
+
+    One read transaction: commits go on beside it.
+    """
+    part = target.with_name(f"{target.name}.part")
+    part.unlink(missing_ok=True)
+    part.touch(mode=0o600)
+    db.execute("VACUUM INTO ?", (str(part),))
+    with part.open("rb") as handle:
+        os.fsync(handle)
+    part.replace(target)
+    sync_folder(target.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """A renamed or new file's name survives a power cut only when its folder was synced."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def fetch(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Row]:
@@ -180,7 +214,8 @@ def fetch(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Row
     return out
 
 
-def _connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
+def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
+    """A connection with our settings. Raises LedgerDamaged."""
     try:
         return _open(path, readonly=readonly)
     except (apsw.NotADBError, apsw.CantOpenError, apsw.CorruptError) as error:
@@ -205,7 +240,8 @@ def _open(path: Path, *, readonly: bool) -> apsw.Connection:
     return db
 
 
-def _lock_file(path: Path) -> IO[str]:
+def lock_file(path: Path) -> IO[str]:
+    """Keep every other process out until the handle closes. Raises LedgerLocked."""
     handle = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

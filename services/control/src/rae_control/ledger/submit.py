@@ -195,6 +195,7 @@ def _check_inputs(tx: Tx, submitter: str, task: Prepared, specs: dict[str, TaskS
             found = tx.row(
                 "SELECT 1 FROM blobs WHERE sha256 = ? AND submitter = ?", source.sha256, submitter
             )
+            tx.run("INSERT OR IGNORE INTO task_blobs VALUES (?, ?)", source.sha256, task.task_id)
             if found is None:
                 raise RaeError(
                     "unknown_input", f"blob {source.sha256} of input '{name}' is not here"

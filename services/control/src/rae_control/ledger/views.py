@@ -194,6 +194,12 @@ def backlog(db: apsw.Connection) -> list[Row]:
     )
 
 
+def states(db: apsw.Connection) -> dict[str, int]:
+    """How many tasks are in each state."""
+    rows = fetch(db, "SELECT state, count(*) AS tasks FROM tasks GROUP BY state")
+    return {row["state"]: row["tasks"] for row in rows}
+
+
 def all_rows(db: apsw.Connection, table: str) -> list[Row]:
     """All nodes or all tokens."""
     return fetch(db, {"nodes": "SELECT * FROM nodes", "tokens": "SELECT * FROM tokens"}[table])

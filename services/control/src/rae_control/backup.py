@@ -1,0 +1,184 @@
+"""`rae-control backup`, `restore` and `check`: beside a running control, never through it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import apsw
+
+from rae_control.errors import BackupDamaged, ConfigError, LedgerTooNew
+from rae_control.files import PIECE
+from rae_control.ledger import check
+from rae_control.ledger.schema import SCHEMA_VERSION
+from rae_control.ledger.store import Ledger, connect, copy_to, lock_file, sync_folder
+from rae_control.retention import files_held
+from rae_protocol.clock import SystemClock
+
+LEDGER = "ledger.db"
+SECRETS = ("root.key", "root.previous.key", "credentials.json")
+_MEMBER = re.compile(
+    r"(ledger\.db|root\.key|root\.previous\.key|credentials\.json"
+    r"|blobs/([0-9a-f]{2})/\2[0-9a-f]{62}|logs/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.[0-9]{1,7}\.log)"
+)
+
+
+def backup(data: Path, target: Path) -> int:
+    """Write one archive with ledger, blobs, logs and keys; returns how many files it has.
+
+    The ledger's snapshot comes first, and nothing it refers to is removed meanwhile.
+    """
+    source = existing(data)
+    part = target.with_name(f"{target.name}.part")
+    part.unlink(missing_ok=True)
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with (
+            os.fdopen(handle, "wb") as out,
+            tempfile.TemporaryDirectory(dir=target.absolute().parent) as folder,
+            files_held(data),
+        ):
+            with closing(connect(source, readonly=True)) as db:
+                copy_to(db, Path(folder) / LEDGER)
+            with tarfile.open(fileobj=out, mode="w|", bufsize=PIECE) as tar:
+                tar.add(Path(folder) / LEDGER, LEDGER)
+                count = 1 + sum(_add(tar, data, name) for name in _members(Path(folder), data))
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(target)
+        sync_folder(target.absolute().parent)
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def _members(snapshot: Path, data: Path) -> Iterator[str]:
+    with closing(connect(snapshot / LEDGER, readonly=True)) as db:
+        for row in db.execute("SELECT sha256 FROM blobs UNION SELECT sha256 FROM artifacts"):
+            yield f"blobs/{str(row[0])[:2]}/{row[0]}"
+    yield from (f"logs/{path.name}" for path in (data / "logs").glob("*.log"))
+    yield from SECRETS
+
+
+def _add(tar: tarfile.TarFile, data: Path, name: str) -> bool:
+    try:
+        with (data / name).open("rb") as file:
+            # The size is that of this moment: a log may grow while it is read.
+            tar.addfile(tar.gettarinfo(arcname=name, fileobj=file), file)
+    except FileNotFoundError:
+        # Optional ones; a blob that is missing was missing before, and `check` says so.
+        return False
+    return True
+
+
+def restore(archive: Path, data: Path, *, force: bool) -> list[check.Violation]:
+    """Put a backup into a folder; returns what is wrong with it, and then keeps nothing.
+
+    The ledger gets a new incarnation, so nodes stop what they run for the old one, and running
+    tasks are given back when their leases end. Raises ConfigError, LedgerLocked, BackupDamaged.
+    """
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with closing(lock_file(data / "ledger.lock")):
+        there = [path for path in data.iterdir() if path.name != "ledger.lock"]
+        if there and not force:
+            raise ConfigError(
+                f"{data} is not empty; name another folder, or --force moves what is there aside"
+            )
+        fresh = data / f"restore-{secrets.token_hex(4)}"
+        fresh.mkdir(mode=0o700)
+        try:
+            _unpack(archive, fresh)
+            _new_incarnation(fresh / LEDGER)
+            violations = check_folder(fresh, deep=True)
+            if not violations:
+                _swap(data, fresh, there)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        sync_folder(data)
+    return violations
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    try:
+        with tarfile.open(archive, mode="r|") as tar:
+            for member in tar:
+                if not member.isreg() or not _MEMBER.fullmatch(member.name):
+                    raise BackupDamaged(f"{archive} holds {member.name!r}; this is no backup")
+                path = target / member.name
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                mode = 0o600 if path.name in {*SECRETS, LEDGER} else 0o640
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                source = tar.extractfile(member)
+                with os.fdopen(handle, "wb") as file:
+                    if source is not None:
+                        shutil.copyfileobj(source, file, PIECE)
+                    file.flush()
+                    os.fsync(file.fileno())
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no {archive}") from error
+    except (tarfile.TarError, EOFError, FileExistsError) as error:
+        raise BackupDamaged(f"{archive} cannot be read: {error}; take another backup") from error
+    if not (target / LEDGER).exists() or not (target / "root.key").exists():
+        raise BackupDamaged(f"{archive} has no ledger or no root key; take another backup")
+
+
+def _new_incarnation(path: Path) -> None:
+    # Opening it also brings a backup of an older version to today's schema.
+    ledger = Ledger(path, SystemClock())
+    try:
+        ledger.transact(
+            [lambda tx: tx.run("UPDATE meta SET value = ? WHERE key = 'incarnation'",
+                               secrets.token_hex(8))]
+        )  # fmt: skip
+    finally:
+        ledger.close()
+    path.with_suffix(".lock").unlink()
+
+
+def _swap(data: Path, fresh: Path, there: list[Path]) -> None:
+    if there:
+        aside = data / f"before-{fresh.name}"
+        aside.mkdir(mode=0o700)
+        for path in there:
+            path.rename(aside / path.name)
+    for path in fresh.iterdir():
+        path.rename(data / path.name)
+
+
+def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:
+    """Everything that is wrong with a data folder, also of a running control."""
+    with closing(connect(existing(data), readonly=True)) as db, files_held(data):
+        version = int(db.pragma("user_version"))
+        if version > SCHEMA_VERSION:
+            raise LedgerTooNew(f"{data} has schema {version}, this program knows {SCHEMA_VERSION}")
+        if version < SCHEMA_VERSION:
+            return [
+                check.Violation(
+                    "schema_is_current", f"schema {version}", "start control once: it migrates"
+                )
+            ]
+        # One snapshot for all of it, while commits go on.
+        db.execute("BEGIN")
+        try:
+            found = list(check.rows_problems(db))
+            return found + list(check.blob_problems(db, data / "blobs", deep))
+        except apsw.CorruptError as error:
+            return [check.Violation("sqlite_integrity", str(error))]
+        finally:
+            with suppress(apsw.Error):
+                db.execute("COMMIT")
+
+
+def existing(data: Path) -> Path:
+    """The folder's ledger. Raises ConfigError."""
+    path = data / LEDGER
+    if not path.exists():
+        raise ConfigError(f"there is no ledger in {data}; name control's folder with --data")
+    return path

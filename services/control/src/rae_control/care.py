@@ -1,0 +1,69 @@
+"""The verbs of `rae-control` that look after a data folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rae_control.backup import backup, check_folder, restore
+from rae_control.errors import ConfigError
+from rae_control.ledger.check import Violation
+
+Folder = Callable[[str], Path]
+
+
+def add_verbs(verbs: Any, folder: Folder) -> None:
+    """check, backup and restore."""
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        made = verbs.add_parser(name, help=text, description=text)
+        made.add_argument("--data", type=folder, default=Path("data"), help="default: ./data")
+        made.set_defaults(run=run)
+        return made
+
+    made = add("check", _check, "does the ledger hold what it promises? also while control runs")
+    made.add_argument("--deep", action="store_true", help="hash every blob again")
+    made.add_argument("--json", action="store_true", help="for programs")
+    made = add("backup", _backup, "write ledger, blobs, logs and keys to one file, while it runs")
+    made.add_argument("file", type=Path, metavar="FILE")
+    made = add("restore", _restore, "make a data folder out of a backup")
+    made.add_argument("file", type=Path, metavar="FILE")
+    made.add_argument("--force", action="store_true", help="move what is in the folder aside")
+
+
+def _check(args: argparse.Namespace) -> int:
+    return _report(check_folder(args.data, deep=args.deep), as_json=args.json)
+
+
+def _backup(args: argparse.Namespace) -> int:
+    try:
+        count = backup(args.data, args.file)
+    except OSError as error:
+        raise ConfigError(f"{args.file} cannot be written: {error.strerror}") from error
+    print(f"{args.file}: {count} files, {args.file.stat().st_size} bytes. Keep it secret: the keys"
+          " are in it.")  # fmt: skip
+    return 0
+
+
+def _restore(args: argparse.Namespace) -> int:
+    violations = restore(args.file, args.data, force=args.force)
+    if violations:
+        _report(violations, as_json=False)
+        print("nothing was restored; take another backup", file=sys.stderr)
+        return 1
+    print(f"{args.data} holds the backup. Start control; tasks that ran are given back by"
+          " themselves.")  # fmt: skip
+    return 0
+
+
+def _report(violations: list[Violation], *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"violations": [asdict(item) for item in violations]}, indent=2))
+    else:
+        print("\n".join(map(str, violations)) or "all is well")
+    return 1 if violations else 0

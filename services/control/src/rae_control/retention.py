@@ -1,0 +1,87 @@
+"""Keeps the ledger and the folders from growing for ever: summarises and removes, bit by bit."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import gevent
+
+from rae_control.ledger import retention
+from rae_control.ledger.store import Tx
+from rae_control.state import State
+from rae_protocol.errors import RaeError
+
+log = logging.getLogger(__name__)
+DAY_S = 86400.0
+BATCH = 100
+# The writer is held for this long at most; what is left comes in the next batch.
+BATCH_S = 0.02
+
+
+@contextmanager
+def files_held(data: Path, *, exclusive: bool = False) -> Iterator[bool]:
+    """While a backup or a check reads, nothing is removed; False when the others are at it."""
+    with (data / "files.lock").open("a") as handle:
+        try:
+            how = fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH
+            fcntl.flock(handle, how)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+class Retention:
+    """One sweep every `retention_every_s`."""
+
+    def __init__(self, state: State, removed: Callable[[Counter[str]], None]) -> None:
+        self._state, self._removed = state, removed
+
+    def run(self) -> None:
+        """The greenlet's loop; ends with the process."""
+        while True:
+            gevent.sleep(self._state.config.retention_every_s)
+            try:
+                self.sweep()
+            except (RaeError, OSError) as error:
+                log.error("retention: %s; the next sweep tries again", error)
+
+    def sweep(self) -> None:
+        """Summarise what is over, and remove what nobody refers to any more."""
+        with files_held(self._state.data, exclusive=True) as held:
+            if held:
+                self._tasks()
+                self._files()
+
+    def _tasks(self) -> None:
+        state = self._state
+        before = state.clock.wall() - state.config.retention_days * DAY_S
+        while done := state.write(partial(self._batch, before=before)):
+            self._removed(done)
+            gevent.sleep(BATCH_S)
+        lanes, newest = state.read(retention.empty_lanes)
+        for start in range(0, len(lanes), BATCH):
+            some = lanes[start : start + BATCH]
+            state.write(partial(retention.drop_lanes, lanes=some, newest=newest))
+
+    def _batch(self, tx: Tx, before: float) -> Counter[str]:
+        clock, logs = self._state.clock, self._state.logs
+        end = clock.boot() + BATCH_S
+        return retention.summarise(tx, before, BATCH, lambda: clock.boot() < end, logs.remove)
+
+    def _files(self) -> None:
+        state = self._state
+        before = state.clock.wall() - state.config.blob_grace_s
+        while state.write(partial(retention.drop_blobs, before=before, limit=BATCH)) == BATCH:
+            gevent.sleep(BATCH_S)
+        names = state.blobs.older(before)
+        for start in range(0, len(names), BATCH):
+            some = names[start : start + BATCH]
+            for name in state.read(partial(retention.unknown, names=some)):
+                state.blobs.remove(name, before)
