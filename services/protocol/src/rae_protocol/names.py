@@ -6,7 +6,7 @@ import re
 from enum import Enum
 from typing import Annotated
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator, StringConstraints, WithJsonSchema
 
 TASK_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 NODE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -81,7 +81,13 @@ TaskId = Annotated[str, StringConstraints(pattern=TASK_ID_PATTERN), AfterValidat
 NodeId = Annotated[str, StringConstraints(pattern=NODE_ID_PATTERN), AfterValidator(_node_id)]
 Slot = Annotated[str, StringConstraints(pattern=SLOT_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
-RelativePath = Annotated[str, AfterValidator(relative_path)]
+# The schema says a little less than `relative_path` does: it cannot count bytes.
+_PATH_PATTERN = r'^(?!\.{1,2}(/|$))[^\x00-\x1f\x7f\\"/]+(/(?!\.{1,2}(/|$))[^\x00-\x1f\x7f\\"/]+)*$'
+RelativePath = Annotated[
+    str,
+    AfterValidator(relative_path),
+    WithJsonSchema({"type": "string", "maxLength": 255, "pattern": _PATH_PATTERN}),
+]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,127}$")]
 Phrase = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][^\x00-\x1f\x7f]{0,127}$")]
 ShortText = Annotated[str, StringConstraints(max_length=500)]

@@ -278,3 +278,43 @@ class CancelRequest(Model):
     """Why a task is cancelled or queued again; shown in its history."""
 
     reason: ShortText | None = None
+
+
+class TaskResult(Model):
+    """What a task returned, or why not; nulls stand there."""
+
+    task_id: str
+    state: TaskState
+    result: Any
+    error: TaskError | None
+
+
+class BlobStored(Model):
+    """The blob is on the disk."""
+
+    sha256: Sha256
+    size: int
+
+
+class Health(Model):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Ready(Health):
+    """The ledger takes commits. While the queue is away, polls say `queue_unavailable`."""
+
+    ledger: Literal["ok"]
+    queue: Literal["ok", "unavailable"]
+    incarnation: str
+    nodes_online: int
+    open_polls: int
+
+
+class ErrorBody(Model):
+    """Every answer of 400 and more: decide by `rc`, show `message`."""
+
+    rc: str
+    message: str
+    detail: dict[str, Any]

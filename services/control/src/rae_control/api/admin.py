@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Response
 
 from rae_control.api import http
+from rae_control.api.openapi import document
 from rae_control.api.work import send_blob
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import views
 from rae_control.ledger.store import Row, Tx, fetch
 from rae_protocol import models
 from rae_protocol.errors import RaeError
-from rae_protocol.models import canonical
 from rae_protocol.names import MAX_BLOB_BYTES, MAX_JSON_BYTES
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def blueprint(mesh: Mesh) -> Blueprint:
             return not known
 
         created = mesh.write(record)
-        text = canonical({"sha256": sha256, "size": body.size})
-        return Response(text, 201 if created else 200, mimetype="application/json")
+        stored = models.BlobStored(sha256=sha256, size=body.size)
+        return http.answer(stored, 201 if created else 200)
 
     @bp.get("/blobs/<sha256>")
     def get_blob(sha256: str) -> Response:
@@ -88,22 +88,26 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.get("/healthz")
     def healthz() -> Response:
-        return Response(canonical({"status": "ok"}), mimetype="application/json")
+        return http.answer(models.Health(status="ok"))
 
     @bp.get("/readyz")
     def readyz() -> Response:
         # The write proves that the ledger takes commits, which is what "ready" promises.
         mesh.write(lambda tx: tx.run("UPDATE meta SET value = value WHERE key = 'incarnation'"))
-        queue = "ok" if mesh.keeper.available else "unavailable"
-        state = {
-            "status": "ok",
-            "ledger": "ok",
-            "queue": queue,
-            "incarnation": mesh.ledger.incarnation,
-            "nodes_online": sum(node.online for node in mesh.nodes),
-            "open_polls": mesh.dispatch.open_polls,
-        }
-        return Response(canonical(state), mimetype="application/json")
+        return http.answer(
+            models.Ready(
+                status="ok",
+                ledger="ok",
+                queue="ok" if mesh.keeper.available else "unavailable",
+                incarnation=mesh.ledger.incarnation,
+                nodes_online=sum(node.online for node in mesh.nodes),
+                open_polls=mesh.dispatch.open_polls,
+            )
+        )
+
+    @bp.get("/openapi.json")
+    def openapi() -> Response:
+        return Response(document(), mimetype="application/json")
 
     return bp
 

@@ -29,6 +29,11 @@ class Violation:
         return f"{self.rule}: {self.about}; {self.todo}"
 
 
+_ORPHAN = (
+    "SELECT DISTINCT x.task_id || ' is not there' AS about FROM TABLE x"
+    " LEFT JOIN tasks t USING (task_id) WHERE x.task_id IS NOT NULL AND t.seq IS NULL"
+)
+
 # Each finds rows with one column `about`; a sound ledger has none.
 _RULES = {
     "one_live_attempt": "SELECT task_id || ' has ' || count(*) || ' open attempts' AS about"
@@ -71,8 +76,7 @@ _RULES = {
     " LEFT JOIN tasks a ON a.task_id = d.task_id LEFT JOIN tasks b ON b.task_id = d.needs"
     " WHERE a.seq IS NULL OR b.seq IS NULL OR a.submitter != b.submitter",
     **{
-        f"{table}_of_a_task": "SELECT DISTINCT x.task_id || ' is not there' AS about"
-        f" FROM {table} x LEFT JOIN tasks t USING (task_id) WHERE x.task_id IS NOT NULL AND t.seq IS NULL"  # noqa: S608
+        f"{table}_of_a_task": _ORPHAN.replace("TABLE", table)
         for table in ("attempts", "events", "artifacts", "task_blobs")
     },
     "input_is_here": "SELECT r.task_id || ' reads ' || r.sha256 AS about FROM task_blobs r"
