@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint unit integration chaos chaos-short bench soak fmt clean
+.PHONY: help venv demo test lint unit integration chaos chaos-short fuzz bench soak fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ bench: venv .venv-bench/.built  ## measure latency, throughput and rest beside r
 
 soak: venv  ## four nodes, steady work, cancels, yields, restarts; MINUTES=60 for the long one
 	$(BIN)/python -m tools.soak --minutes $(MINUTES)
+
+fuzz: venv  ## 100,000 random requests, then thousands that follow /openapi.json; SEED=n
+	$(BIN)/python -m tools.fuzz $(if $(SEED),--seed $(SEED))
+	RAE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest -q tests/integration/control/test_openapi_fuzz.py
 
 fmt: venv  ## format the code
 	$(BIN)/ruff check --fix-only .

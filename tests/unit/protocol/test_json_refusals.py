@@ -33,6 +33,10 @@ from rae_protocol.names import MAX_NESTING
         b"\xef\xbb\xbf{}",
         b"[" * 100 + b"]" * 100,
         b'{"a":' * 100 + b"1" + b"}" * 100,
+        b'{"a": 1, "a": 1}',
+        b'{"x": [{"a": 1, "b": 2, "\\u0061": 3}]}',
+        b"[" + b"{}," * 300_000 + b"{}]",
+        b'{"a": "b", ' * 300_000,
         b"[" * 100_000,
         b"[" * 100_000 + b"]" * 100_000,
     ],
@@ -49,6 +53,11 @@ def test_nesting_is_taken_up_to_the_limit() -> None:
     models.decode(b"[" * MAX_NESTING + b"]" * MAX_NESTING)
     with pytest.raises(RaeError):
         models.decode(b"[" * (MAX_NESTING + 1) + b"]" * (MAX_NESTING + 1))
+
+
+@pytest.mark.parametrize("text", ["1,2:3;" * 200_000, '\\",' * 200_000, "\\\\," * 300_000])
+def test_punctuation_inside_of_a_text_does_not_count(text: str) -> None:
+    assert models.decode(json.dumps({"a": text, "b": "c"}).encode()) == {"a": text, "b": "c"}
 
 
 def test_the_largest_integers_pass() -> None:
