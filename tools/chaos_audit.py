@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rae_control.backup import check_folder
 from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.names import TaskState
@@ -74,6 +75,7 @@ def audit(mesh: DevMesh, stamps: Path, record: Record) -> dict[str, int]:
         problems += task_problems(view)
     problems += result_problems(tasks, stale, record)
     told = _delivered_by_agents(mesh, tasks, problems)
+    problems += [f"check: {violation}" for violation in check_folder(mesh.data, deep=True)]
     attempts, overlapping = lives_of(stamps)
     problems += overlapping
     states = Counter(view.state.value for view in tasks.values())

@@ -49,3 +49,9 @@ class BackupDamaged(ControlError):
     """The archive is no backup, or is not whole; take another one."""
 
     rc = 8
+
+
+class DiskFull(ControlError):
+    """The ledger's disk is full; free some space."""
+
+    rc = 9

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import os
 import secrets
@@ -19,7 +21,7 @@ from typing import Any
 
 from rae_control import __version__, care
 from rae_control.config import ControlConfig, load_config
-from rae_control.errors import ConfigError, ControlError
+from rae_control.errors import ConfigError, ControlError, DiskFull
 from rae_control.keys import load_roots
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger.store import Ledger, Tx
@@ -29,11 +31,12 @@ from rae_protocol.clock import SystemClock
 from rae_protocol.signing import EnvelopeSigner
 
 START_WAIT_S = 20.0
-RESTART_PAUSE_S = 0.2
+RESTART_PAUSE_S, RESTART_PAUSE_MAX_S = 0.2, 10.0
 
 EPILOG = """exit codes: 0 stopped on request or all is well, 1 failed or something is wrong, 2 wrong
 usage or setting, 3 the data folder is served by another process, 4 a newer version wrote the
-ledger, 6 no Redis server found, 7 the ledger is damaged, 8 the backup is damaged"""
+ledger, 6 no Redis server found, 7 the ledger is damaged, 8 the backup is damaged, 9 the disk is
+full"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     overrides = dict(_pair(item) for item in args.sets)
-    return DevServer(args.data, args.port, load_config(args.config, overrides)).run()
+    try:
+        return DevServer(args.data, args.port, load_config(args.config, overrides)).run()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiskFull(f"the disk under {args.data} is full; free some space") from error
 
 
 def _folder(text: str) -> Path:
@@ -182,10 +190,13 @@ class DevServer:
         known["url"] = url
         known["control_public_key"] = EnvelopeSigner(load_roots(self._data)[0]).public_key
         known.setdefault("nodes", {})
+        text = json.dumps(known, indent=2)
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return
         part = path.with_suffix(".part")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(known, file, indent=2)
+            file.write(text)
         part.replace(path)
 
     def _start(self, name: str, command: list[str], fd: int) -> None:
@@ -220,16 +231,28 @@ class DevServer:
             return False
 
     def _watch(self, commands: dict[str, list[str]], fd: int) -> None:
+        first = RESTART_PAUSE_S
+        began, pause = dict.fromkeys(commands, time.monotonic()), dict.fromkeys(commands, first)
+        again: dict[str, float] = {}
         while not self._stopping:
+            now = time.monotonic()
             for name, command in commands.items():
-                code = self._children[name].poll()
-                if code is not None and not self._stopping:
-                    time.sleep(RESTART_PAUSE_S)
+                if self._children[name].poll() is None:
+                    continue
+                if name not in again:
+                    # What ends itself right after its start (a full disk) is tried ever less often.
+                    code, lived = self._children[name].returncode, now - began[name]
+                    own = code >= 0 and lived < RESTART_PAUSE_MAX_S
+                    pause[name] = min(RESTART_PAUSE_MAX_S, 2 * pause[name]) if own else first
+                    again[name] = now + pause[name]
                     if name == "redis" and code > 0:
                         # It gave up by itself: over a file that it cannot read, most of all. What
                         # was in there is in the ledger, too.
                         shutil.rmtree(self._data / "redis" / "appendonlydir", ignore_errors=True)
                         print("rae-control: Redis gave up; it starts empty", file=sys.stderr)
+                elif now >= again[name]:
+                    del again[name]
+                    began[name] = now
                     self._start(name, command, fd)
             time.sleep(0.1)
 
@@ -249,7 +272,8 @@ class DevServer:
         self._stopping = True
 
     def _pid(self, name: str, pid: int) -> None:
-        (self._data / "run" / f"{name}.pid").write_text(str(pid), encoding="ascii")
+        with contextlib.suppress(OSError):
+            (self._data / "run" / f"{name}.pid").write_text(str(pid), encoding="ascii")
 
 
 def _keep_token(tx: Tx, name: str, role: str, text: str) -> None:

@@ -6,6 +6,7 @@ Started by `rae-control` (never by hand): `python -m rae_control.wsgi JSON`, the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -69,7 +70,9 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def _post_fork(self, _server: Any, worker: Any) -> None:
         die_with_parent()
-        (self._run / "worker.pid").write_text(str(os.getpid()), encoding="ascii")
+        # A full disk is no reason not to serve what can be read.
+        with contextlib.suppress(OSError):
+            (self._run / "worker.pid").write_text(str(os.getpid()), encoding="ascii")
 
     def _worker_exit(self, _server: Any, _worker: Any) -> None:
         mesh = getattr(self, "_mesh", None)

@@ -6,9 +6,11 @@ savepoint, so that one fsync serves all and one mistake spoils nothing of the ot
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +19,15 @@ from typing import IO, Any, Generic, TypeVar
 
 import apsw
 
-from rae_control.errors import LedgerDamaged, LedgerLocked, LedgerTooNew
+from rae_control.errors import DiskFull, LedgerDamaged, LedgerLocked, LedgerTooNew
 from rae_control.ledger.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
 
 T = TypeVar("T")
 Row = dict[str, Any]
+# SQLite needs a few pages to open the file at all.
+LEAST_FREE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +222,15 @@ def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
     """A connection with our settings. Raises LedgerDamaged."""
     try:
         return _open(path, readonly=readonly)
-    except (apsw.NotADBError, apsw.CantOpenError, apsw.CorruptError) as error:
+    except (apsw.FullError, apsw.IOError, apsw.CantOpenError) as error:
+        free = shutil.disk_usage(path.parent).free
+        if free >= LEAST_FREE:
+            raise LedgerDamaged(f"{path} cannot be opened ({error}); restore a backup") from error
+        raise DiskFull(
+            f"{path} cannot be opened: its disk has {free} bytes left. Free some space; control"
+            " tries again by itself"
+        ) from error
+    except (apsw.NotADBError, apsw.CorruptError) as error:
         raise LedgerDamaged(f"{path} cannot be opened ({error}); restore a backup") from error
 
 
@@ -252,8 +264,8 @@ def lock_file(path: Path) -> IO[str]:
         raise LedgerLocked(
             f"{path.parent} is served by process {pid}; stop it, or use another data folder"
         ) from error
-    handle.seek(0)
-    handle.truncate()
-    handle.write(str(os.getpid()))
-    handle.flush()
+    # Who holds it is only told to people: a full disk must not keep control from starting.
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle.fileno(), 0)
+        os.write(handle.fileno(), str(os.getpid()).encode())
     return handle
