@@ -30,6 +30,7 @@ from rae_control.errors import QueueUnavailable
 
 SLOTS_QUEUE = "slots"
 _DAYS = 30 * 86400
+_ROUND_TRIP = 500  # steps
 _FUNCTION = "rae_control.queue.not_for_rq_workers"
 
 # Runs on Redis 6.0 and newer: first queue with a job in it wins.
@@ -68,6 +69,8 @@ class RqQueue:
         self._worker_redis = self._connect(url)
         self._claim_script = self._redis.register_script(_CLAIM)
         self._executions: dict[str, Execution] = {}
+        self._queues: dict[str, Queue] = {}
+        self._workers: dict[str, Worker] = {}
 
     def _connect(self, url: str) -> redis.Redis:
         return redis.Redis.from_url(
@@ -99,67 +102,42 @@ class RqQueue:
 
     def apply(self, ops: Sequence[Op]) -> None:
         """Bring the queue after the ledger, in order. Each step may be repeated without harm."""
-        with _redis_errors():
-            index = 0
-            while index < len(ops):
-                op = ops[index]
-                if op.verb != "push" or op.front:
-                    self._one(op)
-                    index += 1
-                    continue
-                # A run of pushes (a batched submit) goes in one round trip.
-                end = index
-                while end < len(ops) and ops[end].verb == "push" and not ops[end].front:
-                    end += 1
-                self._push_many(ops[index:end])
-                index = end
+        steps = {"push": self._push, "start": self._start, "finish": self._finish}
+        for first in range(0, len(ops), _ROUND_TRIP):
+            with _redis_errors(), self._redis.pipeline(transaction=False) as pipe:
+                for op in ops[first : first + _ROUND_TRIP]:
+                    steps.get(op.verb, self._finish)(op, pipe)
+                pipe.execute()
 
-    def _one(self, op: Op) -> None:
-        if op.verb == "push":
-            self._push_many([op])
-        elif op.verb == "start":
-            self._start(op)
-        else:
-            self._finish(op, remove_from_queue=op.verb == "drop")
-
-    def _push_many(self, ops: Sequence[Op]) -> None:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for op in ops:
-                queue = self._queue(op.lane_id)
-                pipe.lrem(queue.key, 0, op.task_id)
-                job = self._job(op.task_id, op.lane_id)
-                pipe.sadd(queue.redis_queues_keys, queue.key)
-                job.save(pipeline=pipe, include_meta=False)
-                queue.push_job_id(op.task_id, pipeline=pipe, at_front=op.front)
-            pipe.execute()
-
-    def _start(self, op: Op) -> None:
-        job = self._job(op.task_id, op.lane_id)
-        worker = self._worker(op.worker)
+    def _push(self, op: Op, pipe: Any) -> None:
         queue = self._queue(op.lane_id)
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.sadd(queue.redis_queues_keys, queue.key)
-            pipe.lrem(queue.key, 0, op.task_id)
-            job.save(pipeline=pipe, include_meta=False)
-            job.prepare_for_execution(op.worker, pipeline=pipe)
-            pipe.execute()
-        self._executions[op.task_id] = worker.prepare_execution(job)
+        pipe.lrem(queue.key, 0, op.task_id)
+        pipe.sadd(queue.redis_queues_keys, queue.key)
+        self._job(op).save(pipeline=pipe, include_meta=False)
+        queue.push_job_id(op.task_id, pipeline=pipe, at_front=op.front)
 
-    def _finish(self, op: Op, *, remove_from_queue: bool) -> None:
-        job = self._job(op.task_id, op.lane_id)
+    def _start(self, op: Op, pipe: Any) -> None:
+        queue, job = self._queue(op.lane_id), self._job(op)
+        pipe.sadd(queue.redis_queues_keys, queue.key)
+        pipe.lrem(queue.key, 0, op.task_id)
+        job.save(pipeline=pipe, include_meta=False)
+        job.prepare_for_execution(op.worker, pipeline=pipe)
+        self._executions[op.task_id] = Execution.create(
+            job, _DAYS, pipeline=pipe, worker_name=op.worker
+        )
+        self._worker(op.worker).set_state(WorkerStatus.BUSY, pipeline=pipe)
+
+    def _finish(self, op: Op, pipe: Any) -> None:
+        job, queue = self._job(op), self._queue(op.lane_id)
         execution = self._executions.pop(op.task_id, None)
-        queue = self._queue(op.lane_id)
-        with self._redis.pipeline(transaction=False) as pipe:
-            # Not started by this process (or lost by Redis): look up what the registry still has.
-            executions = [execution] if execution else self._executions_of(job, queue)
-            for item in executions:
-                item.delete(job, pipeline=pipe)
-            pipe.delete(job.key, job.execution_registry.key)
-            if remove_from_queue:
-                pipe.lrem(queue.key, 0, op.task_id)
-            if op.worker:
-                self._worker(op.worker).set_state(WorkerStatus.IDLE, pipeline=pipe)
-            pipe.execute()
+        # Not started by this process (or lost by Redis): look up what the registry still has.
+        for item in [execution] if execution else self._executions_of(job, queue):
+            item.delete(job, pipeline=pipe)
+        pipe.delete(job.key, job.execution_registry.key)
+        if op.verb == "drop":
+            pipe.lrem(queue.key, 0, op.task_id)
+        if op.worker:
+            self._worker(op.worker).set_state(WorkerStatus.IDLE, pipeline=pipe)
 
     def _executions_of(self, job: Job, queue: Queue) -> list[Execution]:
         members: Any = self._redis.zrange(queue.started_job_registry.key, 0, -1)
@@ -178,6 +156,7 @@ class RqQueue:
             for name in have - set(slots):
                 self._worker(name).register_death()  # type: ignore[no-untyped-call]
                 self._redis.delete(self._worker(name).key)
+                del self._workers[name]
             fresh = set(slots) - have
             for name in sorted(fresh):
                 worker = self._worker(name)
@@ -220,24 +199,32 @@ class RqQueue:
         with _redis_errors():
             queue = self._queue(lane_id)
             self._redis.srem(queue.redis_queues_keys, queue.key)
+            self._queues.pop(lane_id, None)
 
     def _queue(self, lane_id: str) -> Queue:
-        return Queue(lane_id, connection=self._redis, serializer=JSONSerializer)
+        # Kept, because RQ examines the serializer anew for each object.
+        queue = self._queues.get(lane_id)
+        if queue is None:
+            queue = Queue(lane_id, connection=self._redis, serializer=JSONSerializer)
+            self._queues[lane_id] = queue
+        return queue
 
-    def _job(self, task_id: str, lane_id: str) -> Job:
+    def _job(self, op: Op) -> Job:
         return Job.create(
             _FUNCTION,
-            args=(task_id,),
-            id=task_id,
+            args=(op.task_id,),
+            id=op.task_id,
             connection=self._redis,
-            origin=lane_id,
+            origin=op.lane_id,
             timeout=-1,
             status=JobStatus.QUEUED,
-            description=f"task {task_id}",
+            description=f"task {op.task_id}",
             serializer=JSONSerializer,
         )
 
     def _worker(self, name: str) -> Worker:
+        if name in self._workers:
+            return self._workers[name]
         worker = Worker(
             [Queue(SLOTS_QUEUE, connection=self._worker_redis, serializer=JSONSerializer)],
             name=name,
@@ -248,6 +235,7 @@ class RqQueue:
             serializer=JSONSerializer,
         )
         worker.hostname, worker.pid, worker.ip_address = name.rsplit(".", 1)[0], 0, "unknown"
+        self._workers[name] = worker
         return worker
 
 
