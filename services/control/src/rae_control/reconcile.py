@@ -7,7 +7,7 @@ dropped; when it is back, the comparison with the ledger brings everything back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import gevent
@@ -23,6 +23,7 @@ from rae_protocol.clock import Clock
 
 log = logging.getLogger(__name__)
 FULL_EVERY = 6
+GATHER_S = 0.01
 
 
 class Online(Protocol):
@@ -60,12 +61,14 @@ class QueueKeeper:
         self._slots_changed = True
         self._compare_now = True
         self._round = 0
-        self._wake = Event()
+        self._wake, self._pushes = Event(), Event()
 
-    def add(self, ops: Iterable[Op]) -> None:
+    def add(self, ops: Sequence[Op]) -> None:
         """Steps that follow a commit."""
         self._ops.extend(ops)
         self._wake.set()
+        if any(op.verb == "push" for op in ops):
+            self._pushes.set()
 
     def slots_changed(self) -> None:
         """A node came or went."""
@@ -85,7 +88,10 @@ class QueueKeeper:
         while True:
             pause = self._interval if self.available else min(1.0, self._interval)
             self._wake.wait(max(0.0, min(pause, due - self._clock.boot())))
+            # Somebody waits for pushes. The rest gathers, and lets answers go out first.
+            self._pushes.wait(GATHER_S)
             self._wake.clear()
+            self._pushes.clear()
             try:
                 if not self.available:
                     self._ops.clear()
