@@ -11,7 +11,14 @@ from rae_node.delivery import Delivery
 from rae_node.errors import NodeError
 from rae_node.execution import Bench, Stop, TaskRun
 from rae_node.guard.loop import Guard, Stopped
-from rae_node.guard.policy import Decision, in_words, yield_reason
+from rae_node.guard.policy import (
+    Decision,
+    GpuRun,
+    follow_gpu,
+    gpu_must_rest,
+    in_words,
+    yield_reason,
+)
 from rae_node.isolation import at_least
 from rae_node.link import Link
 from rae_node.local_socket import open_door
@@ -38,6 +45,7 @@ class Agent:
         self._instance = uuid.uuid4().hex
         self._clock, self._log = outfit.clock, outfit.log
         self.models: list[str] | None = None
+        self._gpu_run: GpuRun | None = None
         config = outfit.config
         gpus = capabilities.gpu_slots(config, outfit.machine)
         names = slot_names(config.max_concurrent_cpu, gpus)
@@ -184,6 +192,7 @@ class Agent:
 
     def _enforce_deadlines(self) -> float:
         """The supervisors keep the deadlines; here too, should one of them be stopped."""
+        self._gpu_rests()
         now = self._clock.boot()
         grace = self.outfit.settings.kill_confirm_sec
         rests = [self.outfit.settings.guard_idle_sec]
@@ -202,10 +211,22 @@ class Agent:
     # Tasks
 
     def _want(self) -> Want | None:
-        free = self.slots.free()
+        free = self._free_slots()
         if self.may_take() and free:
             return free
         return () if len(self.slots) or (self.draining and self.guard.decision.safe) else None
+
+    def _gpu_rests(self) -> bool:
+        """Whether the GPU gets no new task now (B10). Looks at it, too: the guard asks often."""
+        config, now = self.outfit.config, self._clock.boot()
+        working = any(run.slot.startswith("gpu") for run in self.runs())
+        self._gpu_run = follow_gpu(self._gpu_run, now, working, config.gpu_rest_minutes * 60)
+        return gpu_must_rest(self._gpu_run, config.gpu_longest_run_minutes * 60)
+
+    def _free_slots(self) -> tuple[str, ...]:
+        """Slots that a task may have now."""
+        resting = self._gpu_rests()
+        return tuple(name for name in self.slots.free() if not (resting and name.startswith("gpu")))
 
     def may_take(self) -> bool:
         """Whether new work may begin now."""
@@ -224,7 +245,8 @@ class Agent:
         run = TaskRun(task, self._bench)
         problem: str | None = "epoch"
         if task.incarnation == self.link.incarnation:
-            problem = self.slots.occupy(run, epoch) if self.may_take() else "unwilling"
+            willing = self.may_take() and not (run.slot.startswith("gpu") and self._gpu_rests())
+            problem = self.slots.occupy(run, epoch) if willing else "unwilling"
         if problem == "epoch":
             told = "of an earlier session"
             self._log.warning("lease_dropped", task_id=task.task_id, why=told)
@@ -302,7 +324,8 @@ class Agent:
     def reasons(self) -> list[str]:
         """Why the node does not work now, as codes."""
         weak = [] if self.strong_enough() else ["isolation_too_weak"]
-        return [*self.guard.decision.reasons, *weak][:32]
+        rest = ["gpu_rest"] if self._gpu_rests() else []
+        return [*self.guard.decision.reasons, *weak, *rest][:32]
 
     def obstacles(self) -> list[str]:
         """Why no task is taken now, in words; nothing when one may come."""
@@ -315,6 +338,7 @@ class Agent:
             "an operator drains this node; `raectl nodes resume` ends that": self.draining,
             "the agent ends": self._stopping,
             "every slot is taken": not self.slots.free(),
+            in_words("gpu_rest"): self.slots.free() != () and not self._free_slots(),
         }
         words = [in_words(code) for code in self.guard.decision.reasons]
         return [*words, *(text for text, holds in found.items() if holds)]

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rae_node import config as files
+from rae_node import procs
 from rae_node.agent import Agent
 from rae_node.capabilities import describe, probe_machine
-from rae_node.config import NodeConfig, RuntimeConfig
+from rae_node.config import NodeConfig, RuntimeConfig, SourceName
+from rae_node.gpu import NvmlChild
+from rae_node.guard.sources.base import Source
+from rae_node.guard.sources.gpu import GpuSource
 from rae_node.guard.sources.load import LoadSource
+from rae_node.guard.sources.logind import LogindSource
 from rae_node.guard.sources.pause import PauseSource
+from rae_node.guard.sources.tty import TtySource
 from rae_node.isolation import ProcessIsolation
 from rae_node.log import EventLog
 from rae_node.outfit import Outfit
 from rae_node.paths import Layout, write_file
-from rae_node.runners.cli import load_allowlist
+from rae_node.runners.cli import AllowList, load_allowlist
 from rae_node.runners.llm import present_models
 from rae_node.settings import Settings, apply_settings
 from rae_node.startup import (
@@ -29,7 +36,7 @@ from rae_node.startup import (
     read_credentials,
     read_enrolment,
 )
-from rae_protocol.clock import SystemClock
+from rae_protocol.clock import Clock, SystemClock
 from rae_protocol.node_client import NodeClient
 
 PACKAGE_DATA = Path(__file__).parent / "data"
@@ -43,6 +50,8 @@ def prepare_dev(data: Path, node_id: str, layout: Layout) -> None:
     credentials = read_credentials(data)
     url = str(credentials["url"])
     layout.create()
+    for script in (PACKAGE_DATA / "agent").glob("*.py"):
+        shutil.copyfile(script, layout.agent / script.name)
     if not layout.runtime_file.exists():
         _write_yaml(layout.runtime_file, files.dev_runtime())
     if not layout.config_file.exists():
@@ -61,9 +70,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
     """
     settings, rest = apply_settings(overrides)
     config, runtime = files.load_both(layout.config_file, layout.runtime_file, rest)
-    own = Path(config.allowlist_dir) if config.allowlist_dir else layout.agent / "allowlist.d"
-    # The owner's entries come first: the first one that accepts a command decides its caps.
-    allowed = load_allowlist([own, PACKAGE_DATA / "allowlist.d"])
+    allowed = allow_list(config, layout)
     task_paths = [PACKAGE_DATA / "tasks"] if config.task_paths is None else config.task_paths
     log = EventLog(config.node_id)
     layout.create()
@@ -89,11 +96,40 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         machine_id=machine_id(layout),
         allowed=allowed,
         task_folders=[Path(path) for path in task_paths],
-        sources=(LoadSource(settings.load_window_sec), pause),
+        sources=(*build_sources(config, runtime, settings, clock).values(), pause),
         pause=pause,
         log=log,
     )
     return Agent(outfit), lock
+
+
+def allow_list(config: NodeConfig, layout: Layout) -> AllowList:
+    """What cli tasks may run here. Raises ConfigError."""
+    own = Path(config.allowlist_dir) if config.allowlist_dir else layout.agent / "allowlist.d"
+    # The owner's entries come first: the first one that accepts a command decides its caps.
+    return load_allowlist([own, PACKAGE_DATA / "allowlist.d"])
+
+
+def build_sources(
+    config: NodeConfig,
+    runtime: RuntimeConfig,
+    settings: Settings,
+    clock: Clock,
+    *,
+    names: Sequence[SourceName] | None = None,
+    ours: Callable[[], Collection[int]] = procs.own_pids,
+) -> dict[SourceName, Source]:
+    """The guard's detectors: those of config.yaml, or the named ones. `ours`: our processes."""
+    idle_s = runtime.safety.idle_required_minutes * 60
+    every: dict[SourceName, Callable[[], Source]] = {
+        "logind": LogindSource,
+        "tty": lambda: TtySource(
+            idle_s, clock, ours=lambda device: procs.only_on_terminal(ours(), device)
+        ),
+        "load": lambda: LoadSource(settings.load_window_sec),
+        "gpu": lambda: GpuSource(config.capabilities.gpu, NvmlChild(), ours=ours),
+    }
+    return {name: every[name]() for name in names or config.guard_sources}
 
 
 def probe(config: NodeConfig, runtime: RuntimeConfig, disk: Path) -> dict[str, Any]:

@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     status = verb("status", "show what the agent does, and why it takes no task", _status)
     for talks in (pause, status):
         talks.add_argument("--json", action="store_true", help="for programs")
+    verb("dry-run", "what the guard would do, in four cases and now; executes nothing", _dry_run)
+    verb("report", "whether this node is ready to work unattended, and why not", _report)
+    allows = verb("allows", "whether the allow-list lets a command run; runs nothing", _allows)
+    allows.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ARG")
     verb("probe", "print what this machine can do, as JSON", _probe)
     check = verb("check-config", "check a config.yaml or runtime.yaml", _check_config, False)
     check.add_argument("file", type=Path)
@@ -113,7 +117,8 @@ def _run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     agent.start()
-    agent.outfit.log.info("agent_started", pid=os.getpid(), root=str(layout.root))
+    log, sources = agent.outfit.log, agent.outfit.config.guard_sources
+    log.info("agent_started", pid=os.getpid(), root=str(layout.root), guard_sources=sources)
     # The kernel may hand a signal to any thread (one that forks, say), and Python acts on it only
     # when this one runs again: without the time limit a SIGTERM could be lost.
     while not agent.done.wait(1.0):
@@ -125,10 +130,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace, **request: Any) -> dict[str, Any]:
     """Ask the agent of the node that the options mean."""
-    root = options.root.absolute()
-    if options.data is not None:
-        root = dev_root(options.data, options.node_id or only_dev_node(options.data))
-    return ask(socket_path(root), request)
+    return ask(socket_path(_layout(options).root), request)
+
+
+def _layout(options: argparse.Namespace) -> Layout:
+    """Folders of the node that the options mean. Raises NodeError."""
+    if options.data is None:
+        return Layout(options.root.absolute())
+    return Layout(dev_root(options.data, options.node_id or only_dev_node(options.data)))
 
 
 def _pause(options: argparse.Namespace) -> int:
@@ -164,6 +173,35 @@ def _status(options: argparse.Namespace) -> int:
     for name, task in slots.items():
         what = "free" if task is None else f"{task['task_id']} ({task['kind']}, {task['phase']})"
         print(f"{'slot ' + name:24} {what}")
+    return 0
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from rae_node import checks  # noqa: PLC0415 - the other verbs answer faster without it
+
+    lines, as_they_must = checks.dry_run(_layout(options))
+    print("\n".join(lines))
+    return 0 if as_they_must else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rae_node import report  # noqa: PLC0415 - as above
+
+    lines = report.collect(_layout(options))
+    print(report.rendered(lines))
+    return 0 if report.ready(lines) else 1
+
+
+def _allows(options: argparse.Namespace) -> int:
+    from rae_node import assemble, config  # noqa: PLC0415 - as above
+
+    layout, words = _layout(options), options.command
+    words = words[1:] if words[:1] == ["--"] else words
+    if not words:
+        raise ConfigError("Name the command: -- COMMAND ARG…")
+    found = assemble.allow_list(config.load_node_config(layout.config_file), layout)
+    entry = found.check(words[0], words[1:])
+    print(f"allowed: {entry.path}, at most {entry.max_runtime_s:g} s; nothing was run")
     return 0
 
 

@@ -23,6 +23,7 @@ _TAILSCALE = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:
 Minutes = Annotated[float, Field(ge=0, le=60 * 24 * 30)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Period = Annotated[float, Field(gt=0, le=86400)]
+SourceName = Literal["logind", "tty", "load", "gpu"]
 Count = Annotated[int, Field(ge=0, le=64)]
 
 
@@ -97,6 +98,9 @@ class NodeConfig(_Section):
     io_class: Literal["best-effort", "idle"] = "best-effort"
     io_level: Annotated[int, Field(ge=0, le=7)] = 6
     mem_soft_mb: Annotated[float, Field(gt=0)] | None = None
+    guard_sources: list[SourceName] = ["logind", "tty", "load", "gpu"]
+    gpu_longest_run_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 180
+    gpu_rest_minutes: Minutes = 10
 
     @field_validator("rae_endpoint")
     @classmethod
@@ -122,7 +126,8 @@ class NodeConfig(_Section):
 
 
 _DEV_CONFIG = """
-{trusted: true, capabilities: {}, heartbeat_interval_sec: 30, min_isolation: process}
+{trusted: true, capabilities: {}, heartbeat_interval_sec: 30, min_isolation: process,
+  guard_sources: [load, gpu]}
 """
 _DEV_RUNTIME = """
 automation: {enabled: true, auto_start: true}

@@ -1,14 +1,20 @@
-"""GPUs of this machine, through NVML in a process that can be killed (`python -m rae_node.gpu`)."""
+"""GPUs of this machine, through NVML in processes that can be killed: NVML may hang."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import select
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 MIB = 1024 * 1024
+_WATCHER = Path(__file__).with_name("gpu_child.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,58 @@ def probe(timeout_s: float) -> tuple[Gpu, ...] | None:
         return None if found is None else tuple(Gpu(**item) for item in found)
     except (OSError, subprocess.SubprocessError, ValueError, TypeError):
         return None
+
+
+class NvmlChild:
+    """`gpu_child.py` while it answers: started when asked, killed when late. For one thread."""
+
+    def __init__(self, program: Path = _WATCHER) -> None:
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """One question. Raises OSError (TimeoutError), ValueError; the next one starts afresh."""
+        try:
+            return self._answer(json.dumps(request).encode() + b"\n", time.monotonic() + timeout_s)
+        except (OSError, ValueError):
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End it."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None or process.stdout is None:
+            return
+        process.kill()
+        process.stdin.close()
+        process.stdout.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver: not our time
+            process.wait(1.0)
+
+    def _answer(self, line: bytes, limit: float) -> dict[str, Any]:
+        process = self._process
+        if process is None:
+            # Isolated: nothing in the working folder or the environment takes part.
+            process = self._process = subprocess.Popen(
+                [sys.executable, "-I", str(self._program)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+            )
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both are pipes
+        process.stdin.write(line)
+        told = b""
+        while not told.endswith(b"\n"):
+            left = max(0.0, limit - time.monotonic())
+            if not select.select([process.stdout], [], [], left)[0]:
+                raise TimeoutError("NVML hangs; its process was killed")
+            piece = os.read(process.stdout.fileno(), 65536)
+            if not piece:
+                raise ValueError("the process that asks NVML ended; is nvidia-ml-py installed?")
+            told += piece
+        found: dict[str, Any] = json.loads(told)
+        return found
 
 
 def _ask() -> list[Gpu] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from rae_node.proctree import (
@@ -21,10 +22,24 @@ from rae_node.proctree import (
 ROOT_MARK = "RAE_NODE_ROOT"
 
 
+def own_pids() -> frozenset[int]:
+    """The agent and everything below it."""
+    return frozenset((os.getpid(), *descendants(os.getpid())))
+
+
+def only_on_terminal(pids: Collection[int], device: int) -> bool:
+    """Whether a terminal is these processes' and nobody else's."""
+    # tty_nr of proc(5): the minor number's upper bits stand above the major number.
+    major, minor = os.major(device), os.minor(device)
+    number = str((minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)).encode()
+    if not any(stat_of(pid)[4:5] == [number] for pid in pids):
+        return False  # the rule: the other look, at every process, costs more
+    return all(pid in pids for pid in all_pids() if stat_of(pid)[4:5] == [number])
+
+
 def own_cpu_seconds() -> float:
     """CPU time of the agent with everything it ever started (and waited for)."""
-    pids = [os.getpid(), *descendants(os.getpid())]
-    return sum(int(value) for pid in pids for value in stat_of(pid)[11:15]) / TICK
+    return sum(int(value) for pid in own_pids() for value in stat_of(pid)[11:15]) / TICK
 
 
 def machine_cpu_seconds() -> tuple[float, float]:

@@ -18,6 +18,8 @@ class Settings:
     guard_busy_sec: float = 1.0
     guard_idle_sec: float = 5.0
     source_timeout_sec: float = 0.5
+    first_look_sec: float = 5.0
+    decisions_per_minute: float = 10.0
     load_window_sec: float = 5.0
     log_tail_sec: float = 1.0
     kill_confirm_sec: float = 0.3

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rae_node.config import RuntimeConfig
 from rae_node.guard.policy import UNSEEN, Decision, Reading, Rules, decide
 from rae_node.guard.sources.base import Watched
 from rae_node.log import DecisionLog
@@ -19,6 +21,17 @@ class Stopped:
 
     count: int = 0
     ms: float = 0.0
+
+
+def rules_of(runtime: RuntimeConfig) -> Rules:
+    """What runtime.yaml says, for the policy."""
+    safety = runtime.safety
+    limits = {
+        "cpu_percent": safety.max_cpu_percent,
+        "gpu_percent": safety.max_gpu_percent,
+        "vram_gb": safety.max_vram_gb,
+    }
+    return Rules(runtime.automation.enabled, safety.detect_active_user, limits)
 
 
 class Guard:
@@ -40,12 +53,13 @@ class Guard:
         self.decision = UNSEEN
         self.ready = threading.Event()
         safety = outfit.runtime.safety
-        limits = {"cpu_percent": safety.max_cpu_percent}
-        self._rules = Rules(outfit.runtime.automation.enabled, safety.detect_active_user, limits)
+        self._rules = rules_of(outfit.runtime)
         self._cooldown_s = safety.cooldown_minutes * 60
         self._sources = [Watched(source) for source in outfit.sources]
         self._clock, self._settings, self._log = outfit.clock, outfit.settings, outfit.log
         self._decisions = DecisionLog(outfit.layout.logs)
+        self._told: Decision | None = None
+        self._told_at: deque[float] = deque(maxlen=round(self._settings.decisions_per_minute))
         self._busy, self._stop_all = busy, stop_all
         self._deadlines, self._changed = deadlines, changed
         self._cooldown_until = 0.0
@@ -121,7 +135,9 @@ class Guard:
     def _round(self) -> None:
         for source in self._sources:
             source.ask()
-        readings = [source.reading(self._settings.source_timeout_sec) for source in self._sources]
+        settings, first = self._settings, not self.ready.is_set()  # who starts may take longer
+        patience_s = settings.first_look_sec if first else settings.source_timeout_sec
+        readings = [source.reading(patience_s) for source in self._sources]
         before = self.decision
         decision = decide(self._rules, readings, self.cooldown_left_s())
         decided_at = self._clock.boot()
@@ -131,8 +147,10 @@ class Guard:
         if decision != before:
             self._changed()  # first, so that no work arrives for what is being stopped
         report = Stopped() if decision.safe else self._stop(decision, decided_at)
-        if decision != before:
+        if report.count or (decision != self._told and not self._told_too_often(decided_at)):
             self._tell(decision, readings, report)
+            self._told = decision
+            self._told_at.append(decided_at)
         self.ready.set()
 
     def _stop(self, decision: Decision, decided_at: float) -> Stopped:
@@ -141,6 +159,11 @@ class Guard:
             self._trip = (decided_at, report)
         return report
 
+    def _told_too_often(self, now: float) -> bool:
+        """A measure that flaps: what is not told now is told later, if it still holds."""
+        full = len(self._told_at) == self._told_at.maxlen
+        return full and now - self._told_at[0] < 60
+
     def _tell(self, decision: Decision, readings: Sequence[Reading], report: Stopped) -> None:
         entry: dict[str, Any] = {
             "safe": decision.safe,
@@ -148,6 +171,7 @@ class Guard:
             "availability": decision.availability.value,
             "reasons": list(decision.reasons),
             "measures": {key: value for item in readings for key, value in item.measures.items()},
+            "blind": {one.name: one.problem for one in self._sources if one.problem},
             "stopped": report.count,
             "stopped_ms": round(report.ms, 1),
         }

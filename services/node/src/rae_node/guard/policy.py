@@ -77,6 +77,30 @@ def decide(rules: Rules, readings: Sequence[Reading], cooldown_left_s: float) ->
     return Decision(True, True, Availability.OPEN, ())
 
 
+@dataclass(frozen=True, slots=True)
+class GpuRun:
+    """A stretch of GPU work without a rest in it: when it began, when work was last seen."""
+
+    began: float
+    seen: float
+
+
+def follow_gpu(run: GpuRun | None, now: float, working: bool, rest_s: float) -> GpuRun | None:
+    """The stretch as it is now; None when there is none, or its rest is over."""
+    if run is not None and now - run.seen >= rest_s:
+        run = None
+    return GpuRun(run.began if run else now, now) if working else run
+
+
+def gpu_must_rest(run: GpuRun | None, longest_s: float) -> bool:
+    """B10: after its longest run the GPU gets no new task until a rest.
+
+    What runs then goes on to its own time limit: the GPU works at most for the longest run and one
+    task more.
+    """
+    return run is not None and run.seen - run.began >= longest_s
+
+
 def yield_reason(decision: Decision) -> str:
     """The word a task is handed back with because of a decision."""
     if decision.availability in {Availability.PAUSED, Availability.OWNER}:
@@ -90,6 +114,11 @@ _WORDS = {
     "user_protection_inactive": "safety.detect_active_user is false in runtime.yaml",
     "paused": "the owner paused this node; `rae-node resume` ends that",
     "cooldown": "the cooldown after the last interruption is not over",
+    "graphical_session": "a graphical session is active, locked or not",
+    "remote_session": "somebody works here from afar",
+    "tty_active": "a terminal was used within idle_required_minutes of runtime.yaml",
+    "foreign_gpu_process": "a program that is not ours uses the GPU",
+    "gpu_rest": "the GPU rests after a long run, for gpu_rest_minutes of config.yaml",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 from rae_node.guard.policy import Reading
@@ -23,6 +24,7 @@ class Watched:
 
     def __init__(self, source: Source) -> None:
         self.name = source.name
+        self.problem = ""  # why it could not tell; for people
         self._source = source
         self._ask, self._answered = threading.Event(), threading.Event()
         self._reading: Reading | None = None
@@ -41,6 +43,7 @@ class Watched:
         """What it saw, or that it cannot tell. Waits no longer, and not for a known laggard."""
         if not self._answered.wait(0.0 if self._late else timeout_s):
             self._late = True
+            self.problem = f"{self.name} did not answer in time; it is asked again and again"
             return Reading(self.name, present=None)
         self._asked = False
         if self._late:  # what it saw is of an unknown age: ask again before believing it
@@ -53,7 +56,16 @@ class Watched:
             self._ask.wait()
             self._ask.clear()
             try:
-                self._reading = self._source.read()
-            except Exception:  # whatever a detector's trouble is, it means "cannot tell"
-                self._reading = None
+                self._reading, self.problem = self._source.read(), ""
+            except Exception as error:  # whatever a detector's trouble is, it means "cannot tell"
+                self._reading, self.problem = None, str(error) or repr(error)
             self._answered.set()
+
+
+def look_once(sources: Sequence[Source], timeout_s: float) -> tuple[list[Reading], list[str]]:
+    """What each sees now, all asked at the same time; and the problems of those that are blind."""
+    watched = [Watched(source) for source in sources]
+    for one in watched:
+        one.ask()
+    readings = [one.reading(timeout_s) for one in watched]
+    return readings, [one.problem for one in watched if one.problem]

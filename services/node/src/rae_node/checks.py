@@ -1,0 +1,131 @@
+"""May this machine be used now? For the owner's scripts (B2, B3) and the dry run (B7).
+
+`python -m rae_node.checks user|gpu --root DIR`: exit code 0 is SAFE TO RUN, 1 everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rae_node import procs
+from rae_node.assemble import build_sources
+from rae_node.config import NodeConfig, RuntimeConfig, SourceName, load_both
+from rae_node.errors import NodeError
+from rae_node.guard.loop import rules_of
+from rae_node.guard.policy import Decision, Reading, Rules, decide, in_words
+from rae_node.guard.sources.base import look_once
+from rae_node.guard.sources.pause import PauseSource
+from rae_node.paths import Layout
+from rae_node.settings import Settings
+from rae_protocol.clock import SystemClock
+
+PATIENCE_S = 8.0  # longer than any source's own limit, so that it can say what is wrong
+
+
+def look(
+    layout: Layout,
+    config: NodeConfig,
+    runtime: RuntimeConfig,
+    names: Sequence[SourceName] | None = None,
+) -> tuple[list[Reading], list[str]]:
+    """The sources' readings and problems, from outside the agent: its tasks are ours all the same.
+
+    `names`: which; those of config.yaml without it.
+    """
+    clock = SystemClock()
+
+    def ours() -> frozenset[int]:
+        return frozenset(procs.predecessors(layout.root))
+
+    sources = build_sources(config, runtime, Settings(), clock, names=names, ours=ours)
+    pause = PauseSource(layout.run / "pause.json", clock)
+    return look_once([*sources.values(), pause], PATIENCE_S)
+
+
+def user_idle(layout: Layout) -> tuple[Decision, list[str]]:
+    """B2: sessions, terminals, foreign GPU processes and the owner's word. Raises NodeError."""
+    config, runtime = load_both(layout.config_file, layout.runtime_file)
+    readings, problems = look(layout, config, runtime, ("logind", "tty", "gpu"))
+    return decide(replace(rules_of(runtime), limits={}), readings, 0), problems
+
+
+def gpu_load(layout: Layout) -> tuple[Decision, list[str]]:
+    """B3: GPU use and memory against the limits, and nothing else. Raises NodeError."""
+    config, runtime = load_both(layout.config_file, layout.runtime_file)
+    readings, problems = look(layout, config, runtime, ("gpu",))
+    only = [replace(one, present=one.present and False) for one in readings if one.source == "gpu"]
+    return decide(Rules(True, True, rules_of(runtime).limits), only, 0), problems
+
+
+def dry_run(layout: Layout) -> tuple[list[str], bool]:
+    """B7: four made-up cases under this node's limits, then the machine as it is now.
+
+    Returns lines and whether the four came out as they must. Raises NodeError.
+    """
+    config, runtime = load_both(layout.config_file, layout.runtime_file)
+    rules = rules_of(runtime)
+    idle = Reading("gpu", measures={"gpu_percent": 0.0, "vram_gb": 0.0})
+    over = {name: limit + 1 for name, limit in rules.limits.items() if name != "cpu_percent"}
+    busy = Reading("gpu", True, "foreign_gpu_process", measures=over)
+    cases = (
+        ("User active", [Reading("logind", True, "graphical_session"), idle], False),
+        ("User idle", [Reading("logind"), Reading("tty"), idle], True),
+        ("GPU busy", [Reading("logind"), busy], False),
+        ("GPU free", [Reading("logind"), idle], True),
+    )
+    lines, right = ["Dry run: made-up readings, the real rules; nothing is executed."], True
+    for name, readings, must in cases:
+        found = decide(Rules(True, True, rules.limits), readings, 0)
+        lines.append(f"{name:12} {_verdict(found)}")
+        right = right and found.safe is must
+    readings, problems = look(layout, config, runtime)
+    lines.append(f"{'Now, really':12} {_verdict(decide(rules, readings, 0))}")
+    return [*lines, *(f"  {problem}" for problem in problems)], right
+
+
+def _verdict(decision: Decision) -> str:
+    words = "; ".join(in_words(code) for code in decision.reasons)
+    return "ALLOWS work" if decision.safe else f"BLOCKS work: {words}"
+
+
+_CHECKS = {"user": user_idle, "gpu": gpu_load}
+
+
+def answer(argv: Sequence[str]) -> dict[str, Any]:
+    """What a script prints. Raises NodeError for arguments that it does not know."""
+    if len(argv) != 3 or argv[0] not in _CHECKS or argv[1] != "--root":
+        raise NodeError("usage", f"This takes no arguments, not {' '.join(argv[3:]) or argv}")
+    decision, problems = _CHECKS[argv[0]](Layout(Path(argv[2])))
+    return {
+        "safe": decision.safe,
+        "reasons": list(decision.reasons),
+        "why": [in_words(code) for code in decision.reasons],
+        "problems": problems,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when it is safe and that could be said, 1 for everything else, whatever happens."""
+    try:
+        found = answer(argv)
+    except (Exception, KeyboardInterrupt) as error:  # the program's one catch: each failure is 1
+        text = str(error) or repr(error)
+        found = {"safe": False, "reasons": ["failed"], "why": [text], "problems": [text]}
+    try:
+        print(json.dumps({"verdict": "SAFE TO RUN" if found["safe"] else "DO NOT RUN", **found}))
+        sys.stdout.flush()
+    except OSError:
+        return 1
+    return 0 if found["safe"] is True else 1
+
+
+if __name__ == "__main__":
+    os._exit(
+        main(sys.argv[1:])
+    )  # at once: a source that hangs, or a closed stdout, changes nothing

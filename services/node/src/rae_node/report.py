@@ -1,0 +1,153 @@
+"""B8's report: is this node ready to work unattended? Every NO says why, and how to mend it."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rae_node.checks import look
+from rae_node.config import PLACEHOLDER, NodeConfig, RuntimeConfig, SourceName, load_both
+from rae_node.errors import NodeError
+from rae_node.guard.policy import Reading
+from rae_node.isolation import Level, ProcessIsolation, at_least
+from rae_node.local_socket import ask
+from rae_node.paths import Layout, socket_path
+from rae_node.startup import read_enrolment
+
+UNIT = "rae-node.service"
+_TIMEOUT_S = 5.0
+_TITLE = "RAE COMPUTE NODE – AUTOMATION STATUS\n----------------------------------"  # noqa: RUF001 - B8's own words
+_LABELS = (
+    ("Automation enabled", "YES", "NO"),
+    ("Auto-start on boot", "YES", "NO"),
+    ("User activity protection", "ACTIVE", "INACTIVE"),
+    ("GPU protection", "ACTIVE", "INACTIVE"),
+    ("Safe for unattended operation", "YES", "NO"),
+)
+
+Problems = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the report; it holds when it has no problems."""
+
+    label: str
+    word: str
+    problems: Problems
+
+
+def unit_state() -> str:
+    """What systemd says of the unit at boot: `enabled`, `disabled`, … Raises NodeError."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "is-enabled", UNIT],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        text = f"systemctl cannot be asked ({error}); this node needs systemd to start at boot"
+        raise NodeError("blind", text) from error
+    return (done.stdout or done.stderr).decode(errors="replace").strip() or "nothing"
+
+
+def collect(
+    layout: Layout, *, reader: Callable[[], str] = unit_state, level: Level = ProcessIsolation.level
+) -> list[Line]:
+    """Look at everything. `reader`: the unit's state at boot; `level`: of isolation."""
+    found: list[Problems]
+    try:
+        config, runtime = load_both(layout.config_file, layout.runtime_file)
+    except NodeError as error:
+        found = [(error.message,)] * 4
+    else:
+        readings, problems = look(layout, config, runtime)
+        enabled = runtime.automation.enabled
+        on = () if enabled else ("automation.enabled is false in runtime.yaml; set it to true",)
+        user, gpu = _protection(config, runtime, readings, problems)
+        found = [on, _auto_start(runtime, reader), user, gpu]
+    unsafe: Problems = ("what is above does not hold; mend that first",) if any(found) else ()
+    if not unsafe:
+        unsafe = (*_isolation(config, level), *_able(layout, config))
+    return [
+        Line(label, no if problem else yes, problem)
+        for (label, yes, no), problem in zip(_LABELS, [*found, unsafe], strict=True)
+    ]
+
+
+def ready(lines: list[Line]) -> bool:
+    """Whether everything holds."""
+    return not any(line.problems for line in lines)
+
+
+def rendered(lines: list[Line]) -> str:
+    """The report as B8 has it; with what is wrong instead of the last line."""
+    text = "\n".join([_TITLE, *(f"{line.label}: {line.word}" for line in lines)])
+    if ready(lines):
+        return f"{text}\n\nREADY FOR CENTRAL CONTROL"
+    wrong = [f"{line.label}: {problem}" for line in lines for problem in line.problems]
+    return "\n".join([text, "", "FAILURE REPORT", *wrong])
+
+
+def _auto_start(runtime: RuntimeConfig, reader: Callable[[], str]) -> Problems:
+    if not runtime.automation.auto_start:
+        return ("automation.auto_start is false in runtime.yaml; set it to true",)
+    try:
+        state = reader()
+    except NodeError as error:
+        return (error.message,)
+    told = f"systemd says '{state}' of {UNIT}; `systemctl enable {UNIT}` mends that"
+    return () if state == "enabled" else (told,)
+
+
+def _protection(
+    config: NodeConfig, runtime: RuntimeConfig, readings: list[Reading], problems: list[str]
+) -> tuple[Problems, Problems]:
+    """What is wrong with the owner's protection, and with the GPU's."""
+    blind = {reading.source for reading in readings if reading.present is None}
+
+    def missing(*names: SourceName) -> Problems:
+        lacking = [name for name in names if name not in config.guard_sources]
+        told = [f"guard_sources in config.yaml leaves out {name}; add it" for name in lacking]
+        told += [f"{name} cannot tell" for name in names if name in blind]
+        return (*told, *(problems if any(name in blind for name in names) else ()))
+
+    off = "safety.detect_active_user is false in runtime.yaml; set it to true"
+    user = () if runtime.safety.detect_active_user else (off,)
+    return (*user, *missing("logind", "tty")), missing("gpu")
+
+
+def _isolation(config: NodeConfig, level: Level) -> Problems:
+    if at_least(level, config.min_isolation):
+        return ()
+    told = f"isolation is '{level}', below min_isolation '{config.min_isolation}' of config.yaml"
+    return (f"{told}; no task would be taken",)
+
+
+def _able(layout: Layout, config: NodeConfig) -> Problems:
+    """What keeps an agent from starting here, or the present one from answering."""
+    found = []
+    if PLACEHOLDER in config.rae_endpoint:
+        found.append(f"rae_endpoint is {config.rae_endpoint}; put control's address there")
+    try:
+        read_enrolment(Path(config.enrolment_file or layout.agent / "enrolment.json"))
+    except NodeError as error:
+        found.append(error.message)
+    try:
+        with (layout.run / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        pass  # no agent has ever run: it makes the folder
+    except BlockingIOError:
+        try:
+            ask(socket_path(layout.root), {"verb": "status"})
+        except NodeError as error:
+            found.append(f"an agent holds its lock but does not answer: {error.message}")
+    except OSError as error:
+        found.append(f"the agent's lock cannot be taken ({error}); check the folder's owner")
+    return tuple(found)
