@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fake_nvml import FakeNvml, build
 from tools.devmesh import DevMesh
 
 MakeMesh = Callable[..., DevMesh]
@@ -23,6 +25,18 @@ def make_mesh() -> Iterator[MakeMesh]:
             return stack.enter_context(DevMesh(nodes, **settings))
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a libnvidia-ml.so.1 that does what a file says."""
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def fake_nvml(nvml_library: Path, tmp_path: Path) -> FakeNvml:
+    """An NVML of the test's own, with one GPU at rest."""
+    return FakeNvml(nvml_library, tmp_path / "nvml.txt")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from rae_node import config as files
 from rae_node.agent import Agent
 from rae_node.assemble import PACKAGE_DATA
+from rae_node.capabilities import Machine
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
 from rae_node.log import EventLog
@@ -46,6 +47,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
         runtime: dict[str, Any] | None = None,
         tasks: Sequence[Path] = (PACKAGE_DATA / "tasks",),
         isolation: Isolation | None = None,
+        machine: Machine = MACHINE,
         start: bool = True,
         **config: Any,
     ) -> Rig:
@@ -64,7 +66,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
         outfit = Outfit(
             layout=layout, config=node, runtime=files.RuntimeConfig.model_validate(sections),
             settings=settings, client=control, clock=clock,  # type: ignore[arg-type]
-            isolation=isolation or ProcessIsolation(layout.root), machine=MACHINE,
+            isolation=isolation or ProcessIsolation(layout.root), machine=machine,
             machine_id="m", allowed=load_allowlist([PACKAGE_DATA / "allowlist.d"]),
             task_folders=tasks, sources=(pause, owner), pause=pause, log=quiet_log,
         )  # fmt: skip

@@ -139,7 +139,7 @@ def _able(layout: Layout, config: NodeConfig) -> Problems:
     except NodeError as error:
         found.append(error.message)
     try:
-        with (layout.run / "lock").open("a") as lock:
+        with (layout.run / "lock").open() as lock:  # made by the agent alone, with its owner
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         pass  # no agent has ever run: it makes the folder
