@@ -19,7 +19,7 @@ from rae_node.startup import read_enrolment
 
 UNIT = "rae-node.service"
 _TIMEOUT_S = 5.0
-_TITLE = "RAE COMPUTE NODE – AUTOMATION STATUS\n----------------------------------"  # noqa: RUF001 - B8's own words
+_TITLE = "RAE COMPUTE NODE \N{EN DASH} AUTOMATION STATUS\n----------------------------------"
 _LABELS = (
     ("Automation enabled", "YES", "NO"),
     ("Auto-start on boot", "YES", "NO"),
@@ -61,6 +61,7 @@ def collect(
 ) -> list[Line]:
     """Look at everything. `reader`: the unit's state at boot; `level`: of isolation."""
     found: list[Problems]
+    unsafe: Problems = ()
     try:
         config, runtime = load_both(layout.config_file, layout.runtime_file)
     except NodeError as error:
@@ -71,9 +72,9 @@ def collect(
         on = () if enabled else ("automation.enabled is false in runtime.yaml; set it to true",)
         user, gpu = _protection(config, runtime, readings, problems)
         found = [on, _auto_start(runtime, reader), user, gpu]
-    unsafe: Problems = ("what is above does not hold; mend that first",) if any(found) else ()
-    if not unsafe:
         unsafe = (*_isolation(config, level), *_able(layout, config))
+    if any(found):
+        unsafe = ("what is above does not hold; mend that first", *unsafe)
     return [
         Line(label, no if problem else yes, problem)
         for (label, yes, no), problem in zip(_LABELS, [*found, unsafe], strict=True)

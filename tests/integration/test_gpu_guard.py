@@ -1,0 +1,111 @@
+"""A real agent with a stand-in for NVML: whoever else wants the GPU gets it at once (B2, B3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rae_node import procs
+from tests.fake_nvml import GPU, LOST, FakeNvml
+from tools.devmesh import DevMesh, wait_until
+
+BODY = {
+    "kind": "cli", "params": {"command": "sleep", "args": ["600"]},
+    "requirements": {"gpu": True}, "timeout_s": 600,
+}  # fmt: skip
+
+TROUBLE = {
+    "a foreign process": ([GPU, "proc 0 1 100 0"], "foreign_gpu_process", "yield_owner"),
+    "load": (["gpu GPU-0 16384 300 91"], "gpu_percent_high", "yield_owner"),
+    "memory": (["gpu GPU-0 16384 14337 0"], "vram_gb_high", "yield_owner"),
+    "an error": ([GPU, "error nvmlDeviceGetMemoryInfo 999"], "blind_gpu", "yield_guard"),
+    "a lost GPU": (
+        [GPU, f"error nvmlDeviceGetUtilizationRates {LOST}"],
+        "blind_gpu",
+        "yield_guard",
+    ),
+    "a hang": ([GPU, "hang nvmlDeviceGetUtilizationRates"], "blind_gpu", "yield_guard"),
+}
+
+
+@pytest.fixture
+def mesh(fake_nvml: FakeNvml) -> Iterator[DevMesh]:
+    """One node with one GPU; a machine that is busy with tests is no owner."""
+    with DevMesh(
+        ("n1",), node={"guard_busy_sec": 0.2, "guard_idle_sec": 0.5}, env=fake_nvml.env
+    ) as one:
+        yield one
+
+
+def submit(mesh: DevMesh) -> str:
+    return mesh.rae.submit([BODY])[0].task_id
+
+
+def running(mesh: DevMesh, task_id: str) -> int:
+    """Wait until the task's own process lives; returns its pid."""
+
+    def found() -> int | None:
+        below = procs.descendants(mesh.nodes["n1"].pid)
+        sleeps = [pid for pid in below if b"sleep\x00600" in procs.read_proc(f"{pid}/cmdline")]
+        return sleeps[0] if sleeps else None
+
+    pid: int = wait_until(found, 30, f"{task_id} runs")
+    return pid
+
+
+def reasons(mesh: DevMesh) -> list[str]:
+    return list(mesh.admin.node("n1").reasons)
+
+
+def history(mesh: DevMesh, task_id: str) -> list[Any]:
+    return mesh.rae.events(task_id=task_id).events
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_b3_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
+    mesh: DevMesh, fake_nvml: FakeNvml, trouble: str
+) -> None:
+    lines, code, reason = TROUBLE[trouble]
+    task_id = submit(mesh)
+    pid = running(mesh, task_id)
+    fake_nvml.show(*lines)
+    given_back = wait_until(
+        lambda: [event for event in history(mesh, task_id) if event.reason == reason],
+        30,
+        "the task is given back",
+    )[0]
+    assert given_back.detail["stopped_ms"] > 0
+    assert not procs.is_alive(pid)
+    wait_until(lambda: code in reasons(mesh), 10, "control knows why")
+    later = submit(mesh)
+    states = [event.to_state for event in history(mesh, task_id)]
+    assert states[:4] == ["queued", "leased", "running", "waiting"] or states[3] == "queued"
+    assert not [event for event in history(mesh, later) if event.to_state == "leased"]
+    fake_nvml.show(GPU)
+    running(mesh, "one of the two, when the GPU is free again")
+
+
+def test_b1_our_own_task_may_use_the_whole_gpu(mesh: DevMesh, fake_nvml: FakeNvml) -> None:
+    task_id = submit(mesh)
+    pid = running(mesh, task_id)
+    fake_nvml.show("gpu GPU-0 16384 16000 100", f"proc 0 {pid} 15700 100")
+    looks = fake_nvml.calls().count("nvmlDeviceGetUtilizationRates")
+    wait_until(
+        lambda: fake_nvml.calls().count("nvmlDeviceGetUtilizationRates") >= looks + 5,
+        20,
+        "the guard has looked again and again",
+    )
+    assert procs.is_alive(pid) and mesh.rae.task(task_id).state.value == "running"
+    # The same use is foreign as soon as it is somebody else's.
+    fake_nvml.show("gpu GPU-0 16384 16000 100", "proc 0 1 15700 100")
+    wait_until(lambda: not procs.is_alive(pid), 20, "the task is stopped")
+
+
+def test_b1_a_dev_node_says_which_sources_it_has(mesh: DevMesh) -> None:
+    assert "load, gpu" in mesh.nodes["n1"].owner("status")
+    assert (mesh.nodes["n1"].root / "agent" / "auto_runner.py").is_file()
+    assert "ALLOWS work" in mesh.nodes["n1"].owner("dry-run")
+    assert Path(mesh.nodes["n1"].root / "logs" / "decisions.jsonl").is_file()

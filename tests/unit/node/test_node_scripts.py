@@ -1,0 +1,349 @@
+"""The owner's scripts in a tree like /opt/rae-node, as /usr/bin/python3 runs them; the report."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rae_node import checks, config, report
+from rae_node.assemble import PACKAGE_DATA
+from rae_node.errors import NodeError
+from rae_node.guard.sources.gpu import PCI_DEVICES, nvidia_gpus
+from rae_node.paths import Layout
+from tests.fake_nvml import GPU, LOST, FakeNvml
+
+READY = """\
+RAE COMPUTE NODE \N{EN DASH} AUTOMATION STATUS
+----------------------------------
+Automation enabled: YES
+Auto-start on boot: YES
+User activity protection: ACTIVE
+GPU protection: ACTIVE
+Safe for unattended operation: YES
+
+READY FOR CENTRAL CONTROL
+"""
+
+
+@dataclass
+class Tree:
+    """A node's folder, with programs of its own first on the PATH."""
+
+    layout: Layout
+    programs: Path
+    env: dict[str, str]
+
+    def set(self, file: str, *keys: str, to: object) -> None:
+        """Change a value in config.yaml or runtime.yaml; None takes it away."""
+        path = self.layout.agent / file
+        data = part = yaml.safe_load(path.read_text())
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = to
+        path.write_text(yaml.safe_dump(data))
+
+    def program(self, name: str, script: str) -> None:
+        """Put a program on the PATH."""
+        (self.programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self.programs / name).chmod(0o755)
+
+    def run(
+        self, script: str, *argv: str, python: str = sys.executable
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one of the scripts."""
+        command = [python, str(self.layout.agent / script), *argv]
+        return subprocess.run(
+            command, env=self.env, capture_output=True, text=True, timeout=60, check=False, cwd="/"
+        )
+
+    def check(self, script: str, *argv: str) -> tuple[int, list[str]]:
+        """Exit code and reasons of a guard script."""
+        done = self.run(script, *argv)
+        assert done.returncode in {0, 1}, done.stderr
+        found = json.loads(done.stdout)
+        assert found["verdict"] == ("DO NOT RUN" if done.returncode else "SAFE TO RUN")
+        assert bool(found["why"]) == bool(done.returncode)
+        return done.returncode, found["reasons"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, fake_nvml: FakeNvml) -> Tree:
+    """All is well here: nobody is logged in, the GPU rests, the unit is enabled."""
+    layout, programs = Layout(tmp_path / "opt"), tmp_path / "bin"
+    layout.create()
+    programs.mkdir()
+    shutil.copytree(PACKAGE_DATA / "agent", layout.agent, dirs_exist_ok=True)
+    body = config.dev_config("n1", "http://127.0.0.1:8080")
+    del body["guard_sources"]
+    layout.config_file.write_text(yaml.safe_dump({**body, "capabilities": {"gpu": True}}))
+    runtime = config.dev_runtime()
+    runtime["safety"]["idle_required_minutes"] = 0  # tests are made in terminals
+    layout.runtime_file.write_text(yaml.safe_dump(runtime))
+    secret = {"enrolment_secret": "s", "control_public_keys": ["k"]}
+    (layout.agent / "enrolment.json").write_text(json.dumps(secret))
+    env = {**os.environ, **fake_nvml.env, "PATH": f"{programs}:/usr/bin:/bin"}
+    found = Tree(layout, programs, env)
+    found.program("loginctl", "exit 0")
+    found.program("systemctl", "echo enabled")
+    return found
+
+
+USER, GPU_LOAD = "check_user_idle.py", "check_gpu_load.py"
+
+
+def test_b2_b3_a_free_machine_is_safe_to_run(tree: Tree) -> None:
+    assert tree.check(USER) == (0, [])
+    assert tree.check(GPU_LOAD) == (0, [])
+
+
+def test_b2_a_session_a_foreign_gpu_process_and_a_pause_are_not(
+    tree: Tree, fake_nvml: FakeNvml
+) -> None:
+    shown = "Id=2\\nClass=user\\nType=x11\\nState=active\\nActive=yes\\nRemote=no\\nTTY=tty2\\n"
+    tree.program(
+        "loginctl", f"[ $1 = list-sessions ] && echo '2 1000 anna seat0 tty2' || printf '{shown}'"
+    )
+    fake_nvml.show(GPU, f"proc 0 {os.getpid()} 100 5")
+    (tree.layout.run / "pause.json").write_text('{"until": null}')
+    assert tree.check(USER) == (1, ["graphical_session", "foreign_gpu_process", "paused"])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "reasons"),
+    [
+        ("gpu GPU-0 16384 300 90", []),
+        ("gpu GPU-0 16384 300 91", ["gpu_percent_high"]),
+        ("gpu GPU-0 16384 14336 0", []),
+        ("gpu GPU-0 16384 14337 0", ["vram_gb_high"]),
+    ],
+)
+def test_b3_the_limits_are_those_of_runtime_yaml_and_equal_is_safe(
+    tree: Tree, fake_nvml: FakeNvml, gpu: str, reasons: list[str]
+) -> None:
+    fake_nvml.show(gpu)
+    assert tree.check(GPU_LOAD) == (bool(reasons), reasons)
+
+
+BREAK: dict[str, tuple[Callable[[Tree, FakeNvml], object], str]] = {
+    "loginctl is missing": (lambda tree, _: no_loginctl(tree), "blind_logind"),
+    "loginctl hangs": (lambda tree, _: tree.program("loginctl", "sleep 600"), "blind_logind"),
+    "loginctl raves": (lambda tree, _: tree.program("loginctl", "echo x"), "blind_logind"),
+    "NVML fails": (lambda _, nvml: nvml.show(GPU, "error nvmlInitWithFlags 9"), "blind_gpu"),
+    "a GPU is lost": (
+        lambda _, nvml: nvml.show(GPU, f"error nvmlDeviceGetHandleByIndex_v2 {LOST}"),
+        "blind_gpu",
+    ),
+    "NVML hangs": (lambda _, nvml: nvml.show(GPU, "hang nvmlDeviceGetMemoryInfo"), "blind_gpu"),
+    "NVML is missing": (lambda tree, _: no_nvml(tree), "blind_gpu"),
+    "no GPU is there": (lambda _, nvml: nvml.show(""), "blind_gpu"),
+    "a bad runtime.yaml": (
+        lambda tree, _: tree.layout.runtime_file.write_text("automation: 3"),
+        "failed",
+    ),
+    "no config.yaml": (lambda tree, _: tree.layout.config_file.unlink(), "failed"),
+}
+
+
+def no_loginctl(tree: Tree) -> None:
+    """Not on the PATH, whatever the machine has."""
+    (tree.programs / "loginctl").unlink()
+    tree.env["PATH"] = str(tree.programs)
+
+
+def no_nvml(tree: Tree) -> None:
+    """A library that cannot be loaded, found first whatever the machine has."""
+    (tree.programs / "libnvidia-ml.so.1").touch()
+    tree.env["LD_LIBRARY_PATH"] = str(tree.programs)
+
+
+@pytest.mark.parametrize("trouble", BREAK)
+def test_b2_b3_a_source_that_is_missing_hangs_or_raises_is_do_not_run(
+    tree: Tree, fake_nvml: FakeNvml, trouble: str
+) -> None:
+    make, reason = BREAK[trouble]
+    make(tree, fake_nvml)
+    assert tree.check(USER) == (1, [reason])
+    if reason != "blind_logind":
+        assert tree.check(GPU_LOAD) == (1, [reason])
+
+
+@pytest.mark.parametrize("argument", ["--help", "--root", "--nonsense"])
+def test_b2_b3_an_argument_that_it_does_not_know_is_do_not_run(tree: Tree, argument: str) -> None:
+    assert tree.check(USER, argument) == (1, ["failed"])
+    assert tree.check(GPU_LOAD, argument) == (1, ["failed"])
+
+
+def test_b2_an_answer_that_nobody_can_read_is_do_not_run(tree: Tree) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, str(tree.layout.agent / USER)]
+        done = subprocess.run(command, env=tree.env, stdout=full, timeout=60, check=False)
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("key", ["detect_active_user", "enabled"])
+def test_b1_switched_off_automation_or_protection_is_do_not_run(tree: Tree, key: str) -> None:
+    tree.set("runtime.yaml", "automation" if key == "enabled" else "safety", key, to=False)
+    assert tree.check(USER)[0] == 1
+
+
+def test_b7_the_dry_run_prints_the_four_cases_and_executes_nothing(
+    tree: Tree, fake_nvml: FakeNvml
+) -> None:
+    before = sorted(tree.layout.root.rglob("*"))
+    fake_nvml.show(GPU, f"proc 0 {os.getpid()} 100 5")
+    done = tree.run("auto_runner.py", "--dry-run")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert [" ".join(line.split()[:4]) for line in lines[1:5]] == [
+        "User active BLOCKS work:", "User idle ALLOWS work", "GPU busy BLOCKS work:",
+        "GPU free ALLOWS work",
+    ]  # fmt: skip
+    assert lines[5].startswith("Now, really  BLOCKS work: a program that is not ours uses the GPU")
+    made = [path for path in tree.layout.root.rglob("*") if "__pycache__" not in str(path)]
+    assert sorted(made) == before
+
+
+def test_b7_the_dry_run_says_what_blinds_the_guard(tree: Tree) -> None:
+    tree.program("loginctl", "echo 'no bus here' >&2; exit 1")
+    done = tree.run("auto_runner.py", "--dry-run")
+    assert done.returncode == 0 and "no bus here" in done.stdout
+
+
+def test_c2_capabilities_are_printed_as_json(tree: Tree) -> None:
+    found = json.loads(tree.run("capabilities.py").stdout)
+    assert found["node_id"] == "n1" and found["gpu"][0]["uuid"] == "GPU-0"
+
+
+def test_the_executor_says_whether_a_command_is_allowed(tree: Tree) -> None:
+    yes = tree.run("executor.py", "--", "echo", "hello")
+    assert yes.returncode == 0 and "nothing was run" in yes.stdout
+    no = tree.run("executor.py", "--", "rm", "-rf", "x")
+    assert no.returncode == 1 and "allow-list" in no.stderr
+
+
+@pytest.mark.parametrize("script", ["auto_runner.py", "main.py"])
+def test_a13_main_and_auto_runner_start_the_agent_of_their_own_tree(
+    tree: Tree, script: str
+) -> None:
+    (tree.layout.agent / "enrolment.json").unlink()
+    done = tree.run(script)
+    assert done.returncode == 1
+    assert f"{tree.layout.agent}/enrolment.json is no enrolment" in done.stderr
+
+
+def test_b4_a_python_without_the_agent_is_handed_over_to_the_installed_one(tree: Tree) -> None:
+    bare = str(Path(sys.base_prefix) / "bin" / "python3")
+    alone = tree.run(USER, python=bare)
+    assert alone.returncode == 1 and "install the agent below" in alone.stderr
+    assert "Traceback" not in alone.stderr
+    installed = tree.layout.root / "current" / "bin"
+    installed.mkdir(parents=True)
+    tree.program("python", f'exec {sys.executable} "$@"')
+    (tree.programs / "python").rename(installed / "python")
+    assert tree.run(USER, python=bare).returncode == 0
+
+
+def rae_node(tree: Tree, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rae_node", *argv, "--root", str(tree.layout.root)]
+    return subprocess.run(
+        command, env=tree.env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_b8_the_report_is_word_for_word_when_everything_holds(tree: Tree) -> None:
+    done = rae_node(tree, "report")
+    assert (done.returncode, done.stdout, done.stderr) == (0, READY, "")
+
+
+Change = Callable[[Tree], object]
+FAILING: dict[str, tuple[Change, str, str]] = {
+    "automation is off": (
+        lambda tree: tree.set("runtime.yaml", "automation", "enabled", to=False),
+        "Automation enabled: NO", "automation.enabled",
+    ),
+    "auto_start is off": (
+        lambda tree: tree.set("runtime.yaml", "automation", "auto_start", to=False),
+        "Auto-start on boot: NO", "auto_start",
+    ),
+    "the unit is disabled": (
+        lambda tree: tree.program("systemctl", "echo disabled; exit 1"),
+        "Auto-start on boot: NO", "systemctl enable rae-node.service",
+    ),
+    "nobody looks for users": (
+        lambda tree: tree.set("runtime.yaml", "safety", "detect_active_user", to=False),
+        "User activity protection: INACTIVE", "detect_active_user",
+    ),
+    "a source is left out": (
+        lambda tree: tree.set("config.yaml", "guard_sources", to=["logind", "load", "gpu"]),
+        "User activity protection: INACTIVE", "leaves out tty",
+    ),
+    "logind is blind": (
+        lambda tree: tree.program("loginctl", "exit 1"),
+        "User activity protection: INACTIVE", "systemd-logind",
+    ),
+    "the GPU is left out": (
+        lambda tree: tree.set("config.yaml", "guard_sources", to=["logind", "tty", "load"]),
+        "GPU protection: INACTIVE", "leaves out gpu",
+    ),
+    "NVML is missing": (no_nvml, "GPU protection: INACTIVE", "libnvidia-ml.so.1"),
+    "the isolation is too weak": (
+        lambda tree: tree.set("config.yaml", "min_isolation", to="bubblewrap"),
+        "Safe for unattended operation: NO", "min_isolation",
+    ),
+    "it is not enrolled": (
+        lambda tree: (tree.layout.agent / "enrolment.json").unlink(),
+        "Safe for unattended operation: NO", "raectl nodes enrol",
+    ),
+    "a file is wrong": (
+        lambda tree: tree.layout.runtime_file.write_text("{}"),
+        "GPU protection: INACTIVE", "runtime.yaml",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("failing", FAILING)
+def test_b8_the_report_refuses_when_one_thing_does_not_hold(tree: Tree, failing: str) -> None:
+    change, line, words = FAILING[failing]
+    change(tree)
+    done = rae_node(tree, "report")
+    shown, _, wrong = done.stdout.partition("\n\nFAILURE REPORT\n")
+    assert done.returncode == 1 and line in shown.splitlines()
+    assert words in wrong and "READY" not in done.stdout
+    assert "Safe for unattended operation: NO" in shown.splitlines()
+
+
+def test_b8_a_machine_that_declares_no_gpu_and_shows_none_counts_as_protected(tree: Tree) -> None:
+    no_nvml(tree)
+    tree.set("config.yaml", "capabilities", "gpu", to=False)
+    shown = rae_node(tree, "report").stdout
+    assert ("GPU protection: ACTIVE" in shown) is not bool(nvidia_gpus(PCI_DEVICES))
+
+
+def test_b8_an_agent_that_holds_its_lock_and_does_not_answer_is_not_safe(tree: Tree) -> None:
+    with (tree.layout.run / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lines = report.collect(tree.layout, reader=lambda: "enabled")
+    assert "does not answer" in report.rendered(lines)
+
+
+def test_b8_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:
+    def nobody() -> str:
+        raise NodeError("blind", "systemctl cannot be asked")
+
+    lines = report.collect(tree.layout, reader=nobody)
+    assert (lines[1].word, lines[1].problems) == ("NO", ("systemctl cannot be asked",))
+
+
+def test_what_is_wrong_with_the_arguments_is_said() -> None:
+    with pytest.raises(NodeError, match="takes no arguments"):
+        checks.answer(["user"])
