@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rae_node.guard.policy import Decision, Reading, Rules, decide, yield_reason
-from rae_node.guard.sources.base import Watched
+from rae_node.guard.policy import (
+    Decision,
+    Reading,
+    Rules,
+    decide,
+    follow_gpu,
+    gpu_must_rest,
+    yield_reason,
+)
+from rae_node.guard.sources.base import Watched, look_once
 from rae_node.guard.sources.load import LoadSource, Sample
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.log import DecisionLog
+from rae_node.paths import Layout
 from rae_protocol.models import Availability
+from tests.unit.node.fakes import FAST, Rig, until
 
 RULES = Rules(True, True, {"cpu_percent": 80.0})
 CLEAR = Reading("load", measures={"cpu_percent": 80.0})
@@ -203,3 +216,68 @@ def test_b6_decisions_are_kept_for_seven_days(tmp_path: Path) -> None:
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["decisions-2026-01-09.jsonl", "decisions.jsonl"]
     assert (tmp_path / "decisions.jsonl").read_text().count("\n") == 2
+
+
+def decisions(layout: Layout) -> list[dict[str, Any]]:
+    file = layout.logs / "decisions.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_b6_each_change_is_logged_once_and_with_every_reason(
+    make_rig: Callable[..., Rig], layout: Layout
+) -> None:
+    rig = make_rig()
+    rig.owner.present = True
+    until(lambda: not rig.agent.guard.decision.safe, "the owner is seen")
+    rig.agent.outfit.pause.set(None)
+    rig.agent.guard.look_now(0, 10)
+    rig.agent.guard.look_now(0, 10)
+    shown = [(entry["safe"], entry["reasons"]) for entry in decisions(layout)]
+    assert shown == [(True, []), (False, ["owner_active"]), (False, ["paused", "owner_active"])]
+
+
+def test_b6_what_flaps_is_logged_a_few_times_a_minute_and_trouble_is_named(
+    make_rig: Callable[..., Rig], layout: Layout
+) -> None:
+    rig = make_rig(settings=replace(FAST, decisions_per_minute=4.0))
+    for present in (True, False) * 5:
+        rig.owner.present = present
+        rig.agent.guard.look_now(0, 10)
+    assert [entry["safe"] for entry in decisions(layout)] == [True, False, True, False]
+
+
+def test_b6_a_stop_is_always_logged(make_rig: Callable[..., Rig], layout: Layout) -> None:
+    rig = make_rig(settings=replace(FAST, decisions_per_minute=1.0))
+    rig.control.give(params={"command": "sleep", "args": ["600"]})
+    until(rig.running, "the task runs")
+    rig.owner.present = True
+    until(lambda: rig.control.of("yield"), "the task is handed back")
+    assert [entry["stopped"] for entry in decisions(layout)] == [0, 1]
+
+
+def test_a_source_that_cannot_tell_says_why(tmp_path: Path) -> None:
+    class Failing:
+        name = "failing"
+
+        def read(self) -> Reading:
+            raise OSError("no such device")
+
+    readings, problems = look_once([Failing(), PauseSource(tmp_path / "pause", Wall())], 5)
+    assert [one.present for one in readings] == [None, False]
+    assert problems == ["no such device"]
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 20), st.booleans()), max_size=40))
+def test_b10_no_run_of_the_gpu_is_longer_than_its_bound(steps: list[tuple[float, bool]]) -> None:
+    now, since, last, run = 0.0, 0.0, -1000.0, None
+    for pause, wanted in steps:
+        now += pause
+        run = follow_gpu(run, now, False, rest_s=10)
+        working = wanted and not gpu_must_rest(run, longest_s=60)
+        run = follow_gpu(run, now, working, rest_s=10)
+        if not working:
+            continue
+        if now - last >= 10:
+            since = now
+        last = now
+        assert now - since <= 60 + 20  # the run and one more step of work
