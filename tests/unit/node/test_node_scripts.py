@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import json
 import os
@@ -347,3 +348,9 @@ def test_b8_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:
 def test_what_is_wrong_with_the_arguments_is_said() -> None:
     with pytest.raises(NodeError, match="takes no arguments"):
         checks.answer(["user"])
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE_DATA / "agent").glob("*.py")))
+def test_any_python_3_can_read_the_scripts_before_it_says_that_it_is_too_old(file: Path) -> None:
+
+    ast.parse(file.read_text(), feature_version=(3, 7))

@@ -341,6 +341,7 @@ class Agent:
             in_words("gpu_rest"): self.slots.free() != () and not self._free_slots(),
         }
         words = [in_words(code) for code in self.guard.decision.reasons]
+        words += self.guard.problems() if not self.guard.decision.safe else []
         return [*words, *(text for text, holds in found.items() if holds)]
 
     def _goodbye(self) -> None:

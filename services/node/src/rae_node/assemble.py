@@ -17,7 +17,7 @@ from rae_node.config import NodeConfig, RuntimeConfig, SourceName
 from rae_node.gpu import NvmlChild
 from rae_node.guard.sources.base import Source
 from rae_node.guard.sources.gpu import GpuSource
-from rae_node.guard.sources.load import LoadSource
+from rae_node.guard.sources.load import LoadSource, measure
 from rae_node.guard.sources.logind import LogindSource
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.guard.sources.tty import TtySource
@@ -126,7 +126,7 @@ def build_sources(
         "tty": lambda: TtySource(
             idle_s, clock, ours=lambda device: procs.only_on_terminal(ours(), device)
         ),
-        "load": lambda: LoadSource(settings.load_window_sec),
+        "load": lambda: LoadSource(settings.load_window_sec, take=lambda: measure(ours())),
         "gpu": lambda: GpuSource(config.capabilities.gpu, NvmlChild(), ours=ours),
     }
     return {name: every[name]() for name in names or config.guard_sources}

@@ -98,7 +98,12 @@ class NodeConfig(_Section):
     io_class: Literal["best-effort", "idle"] = "best-effort"
     io_level: Annotated[int, Field(ge=0, le=7)] = 6
     mem_soft_mb: Annotated[float, Field(gt=0)] | None = None
-    guard_sources: list[SourceName] = ["logind", "tty", "load", "gpu"]
+    guard_sources: Annotated[list[SourceName], Field(min_length=1)] = [
+        "logind",
+        "tty",
+        "load",
+        "gpu",
+    ]
     gpu_longest_run_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 180
     gpu_rest_minutes: Minutes = 10
 

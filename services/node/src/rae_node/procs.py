@@ -37,9 +37,9 @@ def only_on_terminal(pids: Collection[int], device: int) -> bool:
     return all(pid in pids for pid in all_pids() if stat_of(pid)[4:5] == [number])
 
 
-def own_cpu_seconds() -> float:
-    """CPU time of the agent with everything it ever started (and waited for)."""
-    return sum(int(value) for pid in own_pids() for value in stat_of(pid)[11:15]) / TICK
+def cpu_seconds(pids: Collection[int]) -> float:
+    """CPU time of processes with everything they ever started (and waited for)."""
+    return sum(int(value) for pid in pids for value in stat_of(pid)[11:15]) / TICK
 
 
 def machine_cpu_seconds() -> tuple[float, float]:

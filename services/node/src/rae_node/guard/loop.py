@@ -104,6 +104,10 @@ class Guard:
         """Seconds until polling may go on."""
         return max(0.0, self._cooldown_until - self._clock.boot())
 
+    def problems(self) -> list[str]:
+        """Why sources are blind, with the way out; for people."""
+        return [source.problem for source in self._sources if source.problem]
+
     def _run(self) -> None:
         settings = self._settings
         while not self._stopping:
@@ -171,7 +175,7 @@ class Guard:
             "availability": decision.availability.value,
             "reasons": list(decision.reasons),
             "measures": {key: value for item in readings for key, value in item.measures.items()},
-            "blind": {one.name: one.problem for one in self._sources if one.problem},
+            "problems": self.problems(),
             "stopped": report.count,
             "stopped_ms": round(report.ms, 1),
         }

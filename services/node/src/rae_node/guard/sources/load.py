@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from rae_node import procs
@@ -23,9 +23,9 @@ class Sample:
     own: float
 
 
-def measure() -> Sample:
+def measure(ours: Collection[int]) -> Sample:
     """Read /proc. Raises OSError, ValueError."""
-    own = procs.own_cpu_seconds()
+    own = procs.cpu_seconds(ours)
     busy, total = procs.machine_cpu_seconds()
     return Sample(busy, total, own)
 
@@ -39,7 +39,7 @@ class LoadSource:
         self,
         window_s: float,
         *,
-        take: Callable[[], Sample] = measure,
+        take: Callable[[], Sample] = lambda: measure(procs.own_pids()),
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
