@@ -89,7 +89,7 @@ def test_a_session_of_which_something_is_unknown_makes_blind() -> None:
     [
         (None, "systemd-logind"),
         ("echo 'Failed to connect to bus' >&2; exit 1", "Failed to connect to bus"),
-        ("sleep 600", "timed out"),
+        ("exec sleep 600", "timed out"),
     ],
 )
 def test_b2_a_missing_failing_or_hanging_loginctl_makes_blind(

@@ -117,6 +117,7 @@ def build_sources(
     clock: Clock,
     *,
     names: Sequence[SourceName] | None = None,
+    nvml: NvmlChild | None = None,
     ours: Callable[[], Collection[int]] = procs.own_pids,
 ) -> dict[SourceName, Source]:
     """The guard's detectors: those of config.yaml, or the named ones. `ours`: our processes."""
@@ -127,7 +128,7 @@ def build_sources(
             idle_s, clock, ours=lambda device: procs.only_on_terminal(ours(), device)
         ),
         "load": lambda: LoadSource(settings.load_window_sec, take=lambda: measure(ours())),
-        "gpu": lambda: GpuSource(config.capabilities.gpu, NvmlChild(), ours=ours),
+        "gpu": lambda: GpuSource(config.capabilities.gpu, nvml or NvmlChild(), ours=ours),
     }
     return {name: every[name]() for name in names or config.guard_sources}
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rae_node import procs
 from rae_node.assemble import build_sources
 from rae_node.config import NodeConfig, RuntimeConfig, SourceName, load_both
 from rae_node.errors import NodeError
+from rae_node.gpu import NvmlChild
 from rae_node.guard.loop import rules_of
 from rae_node.guard.policy import Decision, Reading, Rules, decide, in_words
 from rae_node.guard.sources.base import look_once
@@ -25,7 +27,7 @@ from rae_node.paths import Layout
 from rae_node.settings import Settings
 from rae_protocol.clock import SystemClock
 
-PATIENCE_S = 8.0  # longer than any source's own limit, so that it can say what is wrong
+PATIENCE_S = 6.0  # longer than any source's own limit, so that it can say what is wrong
 
 
 def look(
@@ -43,9 +45,12 @@ def look(
     def ours() -> frozenset[int]:
         return frozenset(procs.predecessors(layout.root))
 
-    sources = build_sources(config, runtime, Settings(), clock, names=names, ours=ours)
-    pause = PauseSource(layout.run / "pause.json", clock)
-    return look_once([*sources.values(), pause], PATIENCE_S)
+    with closing(NvmlChild()) as nvml:
+        sources = build_sources(
+            config, runtime, Settings(), clock, names=names, nvml=nvml, ours=ours
+        )
+        pause = PauseSource(layout.run / "pause.json", clock)
+        return look_once([*sources.values(), pause], PATIENCE_S)
 
 
 def user_idle(layout: Layout) -> tuple[Decision, list[str]]:

@@ -19,7 +19,7 @@ DESKTOP = frozenset(
 )
 REST_PERCENT = 10.0
 REST_VRAM_MB = 1024.0
-_TIMEOUT_S = 5.0  # then the child is killed; the guard itself waits much less
+_TIMEOUT_S = 3.0  # then the child is killed; the guard itself waits much less
 
 
 class Nvml(Protocol):

@@ -57,7 +57,8 @@ class LoadSource:
         first_at, first = self._samples[0]
         if now - first_at >= _SHORTEST_S and sample.total > first.total:
             foreign = (sample.busy - first.busy) - (sample.own - first.own)
-            self._last = 100 * max(0.0, foreign) / (sample.total - first.total)
+            # The kernel's idle times may go back a little, and make more than everything busy.
+            self._last = min(100.0, 100 * max(0.0, foreign) / (sample.total - first.total))
         self._samples.append((now, sample))
         # The oldest one stays until another is old enough to take its place.
         while len(self._samples) > 1 and now - self._samples[1][0] >= self._window:
