@@ -16,7 +16,7 @@ class Settings:
 
     poll_wait_sec: float = 25.0
     guard_busy_sec: float = 1.0
-    guard_idle_sec: float = 5.0
+    guard_idle_sec: float = 10.0
     source_timeout_sec: float = 0.5
     first_look_sec: float = 5.0
     decisions_per_minute: float = 10.0
