@@ -40,7 +40,7 @@ def nvml(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> FakeNv
 def node(nvml: FakeNvml) -> Iterator[DevMesh]:
     """One node with one GPU, which the guard looks at five times as often as it would."""
     settings = {"guard_busy_sec": 0.2, "guard_idle_sec": 0.5}
-    with DevMesh(("n1",), node=settings, env=nvml.env) as mesh:
+    with DevMesh(("n1",), node=settings, env=lambda _who: nvml.env) as mesh:
         yield mesh
 
 
