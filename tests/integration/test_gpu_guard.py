@@ -38,8 +38,11 @@ def nvml(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> FakeNv
 
 @pytest.fixture(scope="module")
 def node(nvml: FakeNvml) -> Iterator[DevMesh]:
-    """One node with one GPU, which the guard looks at five times as often as it would."""
-    settings = {"guard_busy_sec": 0.2, "guard_idle_sec": 0.5}
+    """One node with one GPU, which the guard looks at five times as often as it would.
+
+    With more patience: a machine that is busy with tests must not look like a hung driver.
+    """
+    settings = {"guard_busy_sec": 0.2, "guard_idle_sec": 0.5, "source_timeout_sec": 2.5}
     with DevMesh(("n1",), node=settings, env=lambda _who: nvml.env) as mesh:
         yield mesh
 
