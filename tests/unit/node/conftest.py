@@ -15,6 +15,7 @@ from rae_node.assemble import PACKAGE_DATA
 from rae_node.capabilities import Machine
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
+from rae_node.live import Live
 from rae_node.log import EventLog
 from rae_node.outfit import Outfit
 from rae_node.paths import Layout
@@ -63,8 +64,10 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
             sections[section].update(values)
         owner, clock = Idle(), SystemClock()
         pause = PauseSource(layout.run / "pause.json", clock)
+        checked = files.RuntimeConfig.model_validate(sections)
+        live = Live(layout.config_file, layout.runtime_file, {}, node, checked)
         outfit = Outfit(
-            layout=layout, config=node, runtime=files.RuntimeConfig.model_validate(sections),
+            layout=layout, config=node, live=live,
             settings=settings, client=control, clock=clock,  # type: ignore[arg-type]
             isolation=isolation or ProcessIsolation(layout.root), machine=machine,
             machine_id="m", allowed=load_allowlist([PACKAGE_DATA / "allowlist.d"]),

@@ -151,7 +151,7 @@ def test_what_is_not_installed_is_not_offered() -> None:
         ("- {path: /bin/sh, args: [['(']]}", "no regular expression"),
         ("- {path: /bin/sh, args: [[a, b, c]]}", r"args\.0"),
         ("- {path: /bin/sh, shell: true}", "shell"),
-        ("[", "cannot be read"),
+        ("[", "no valid YAML"),
     ],
 )
 def test_a_broken_file_is_named_with_the_field(tmp_path: Path, text: str, problem: str) -> None:

@@ -133,7 +133,7 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
 
 def look(terminals: Terminals, ours: Callable[[int], bool] = lambda _: False) -> bool | None:
     folder, clock, _ = terminals
-    return TtySource(600, clock, ours=ours, folder=folder).read().present
+    return TtySource(lambda: 600, clock, ours=ours, folder=folder).read().present
 
 
 def test_b2_a_terminal_counts_until_it_was_idle_for_long_enough(terminals: Terminals) -> None:
@@ -158,7 +158,7 @@ def test_b2_a_virtual_console_counts_too(terminals: Terminals) -> None:
 
 def test_where_there_are_no_terminals_to_look_at_the_source_is_blind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="pts"):
-        TtySource(600, Later(), ours=lambda _: False, folder=tmp_path).read()
+        TtySource(lambda: 600, Later(), ours=lambda _: False, folder=tmp_path).read()
 
 
 def test_a_terminal_that_only_our_own_work_uses_is_left_out(terminals: Terminals) -> None:

@@ -240,7 +240,7 @@ def test_a13_main_and_auto_runner_start_the_agent_of_their_own_tree(
     (tree.layout.agent / "enrolment.json").unlink()
     done = tree.run(script)
     assert done.returncode == 1
-    assert f"{tree.layout.agent}/enrolment.json is no enrolment" in done.stderr
+    assert f"{tree.layout.agent}/enrolment.json cannot be read" in done.stderr
 
 
 def test_b4_a_python_without_the_agent_is_handed_over_to_the_installed_one(tree: Tree) -> None:

@@ -24,6 +24,7 @@ from rae_node.link import Link
 from rae_node.local_socket import open_door
 from rae_node.outfit import Outfit
 from rae_node.poller import Poller, Want
+from rae_node.recovery import Sweeper
 from rae_node.runners.base import Runner
 from rae_node.runners.cli import CliRunner
 from rae_node.runners.llm import LlmRunner, present_models
@@ -85,6 +86,13 @@ class Agent:
             cool=self.guard.begin_cooldown,
             ended=self._ended,
         )
+        self._sweeper = Sweeper(
+            outfit.layout.workdir,
+            outfit.clock,
+            outfit.log,
+            outfit.settings.sweep_sec,
+            self._disk_low,
+        )
         self._door = open_door(self)
 
     def start(self) -> None:
@@ -95,6 +103,15 @@ class Agent:
         self.link.start()
         self.poller.start()
         self.delivery.start()
+        self._sweeper.start()
+
+    def look_at_files(self) -> None:
+        """Take over what the owner changed. Called about once a second."""
+        event = self.outfit.live.look()
+        if event is not None:
+            self._log.warning(event, problem=self.outfit.live.problem)
+            self.guard.wake()
+            self.poller.wake()
 
     def shut_down(self) -> None:
         """Kill the work, hand it back, say goodbye; bounded, for the owner may be waiting."""
@@ -111,6 +128,7 @@ class Agent:
             goodbye.join(max(0.2, limit - self._clock.boot()))
         self.guard.stop()
         self.delivery.stop()
+        self._sweeper.stop()
         self._door.close()
         self._log.info("agent_stopped", exit_code=self.exit_code)
 
@@ -235,7 +253,19 @@ class Agent:
             and not self.draining
             and not self._stopping
             and self.strong_enough()
+            and not self._disk_low()
+            and not self._spool_full()
         )
+
+    def _disk_low(self) -> bool:
+        """Whether a task would soon meet a full disk."""
+        layout, least = self.outfit.layout, self.outfit.settings.disk_low_mb
+        free = [capabilities.disk_free_mb(folder) for folder in (layout.workdir, layout.spool)]
+        return any(mb is not None and mb < least for mb in free)
+
+    def _spool_full(self) -> bool:
+        """Whether so much waits for control that more work could not be kept."""
+        return self.spool.size > self.outfit.settings.spool_max_mb * 1024 * 1024
 
     def strong_enough(self) -> bool:
         """Whether the isolation reaches what the owner asks for."""
@@ -325,7 +355,9 @@ class Agent:
         """Why the node does not work now, as codes."""
         weak = [] if self.strong_enough() else ["isolation_too_weak"]
         rest = ["gpu_rest"] if self._gpu_rests() else []
-        return [*self.guard.decision.reasons, *weak, *rest][:32]
+        full = ["disk_low"] if self._disk_low() else []
+        full += ["spool_full"] if self._spool_full() else []
+        return [*self.guard.decision.reasons, *weak, *rest, *full][:32]
 
     def obstacles(self) -> list[str]:
         """Why no task is taken now, in words; nothing when one may come."""
@@ -337,6 +369,8 @@ class Agent:
             f"isolation is '{level}', below min_isolation '{minimum}'": not self.strong_enough(),
             "an operator drains this node; `raectl nodes resume` ends that": self.draining,
             "the agent ends": self._stopping,
+            in_words("disk_low"): self._disk_low(),
+            in_words("spool_full"): self._spool_full(),
             "every slot is taken": not self.slots.free(),
             in_words("gpu_rest"): self.slots.free() != () and not self._free_slots(),
         }

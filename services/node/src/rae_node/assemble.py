@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from rae_node.guard.sources.logind import LogindSource
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.guard.sources.tty import TtySource
 from rae_node.isolation import ProcessIsolation
+from rae_node.live import Live
 from rae_node.log import EventLog
 from rae_node.outfit import Outfit
 from rae_node.paths import Layout, write_file
@@ -36,6 +38,7 @@ from rae_node.startup import (
     read_credentials,
     read_enrolment,
 )
+from rae_node.yamlfile import read_yaml
 from rae_protocol.clock import Clock, SystemClock
 from rae_protocol.node_client import NodeClient
 
@@ -56,7 +59,7 @@ def prepare_dev(data: Path, node_id: str, layout: Layout) -> None:
         _write_yaml(layout.runtime_file, files.dev_runtime())
     if not layout.config_file.exists():
         _write_yaml(layout.config_file, files.dev_config(node_id, url))
-    config = files.read_yaml(layout.config_file)
+    config = read_yaml(layout.config_file)
     # A dev control takes a free port at each start: the node's file follows it.
     if isinstance(config, dict) and config.get("rae_endpoint") != url:
         _write_yaml(layout.config_file, {**config, "rae_endpoint": url})
@@ -80,14 +83,15 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         config.rae_endpoint,
         config.node_id,
         read_timeout_s=settings.http_timeout_sec,
-        **read_enrolment(Path(config.enrolment_file or layout.agent / "enrolment.json")),
+        **read_enrolment(config.enrolment_file or str(layout.agent / "enrolment.json"), os.environ),
     )
     clock = SystemClock()
+    live = Live(layout.config_file, layout.runtime_file, rest, config, runtime)
     pause = PauseSource(layout.run / "pause.json", clock)
     outfit = Outfit(
         layout=layout,
         config=config,
-        runtime=runtime,
+        live=live,
         settings=settings,
         client=client,
         clock=clock,
@@ -96,7 +100,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         machine_id=machine_id(layout),
         allowed=allowed,
         task_folders=[Path(path) for path in task_paths],
-        sources=(*build_sources(config, runtime, settings, clock).values(), pause),
+        sources=(*build_sources(config, lambda: live.runtime, settings, clock).values(), pause),
         pause=pause,
         log=log,
     )
@@ -112,7 +116,7 @@ def allow_list(config: NodeConfig, layout: Layout) -> AllowList:
 
 def build_sources(
     config: NodeConfig,
-    runtime: RuntimeConfig,
+    runtime: Callable[[], RuntimeConfig],
     settings: Settings,
     clock: Clock,
     *,
@@ -121,11 +125,12 @@ def build_sources(
     ours: Callable[[], Collection[int]] = procs.own_pids,
 ) -> dict[SourceName, Source]:
     """The guard's detectors: those of config.yaml, or the named ones. `ours`: our processes."""
-    idle_s = runtime.safety.idle_required_minutes * 60
     every: dict[SourceName, Callable[[], Source]] = {
         "logind": LogindSource,
         "tty": lambda: TtySource(
-            idle_s, clock, ours=lambda device: procs.only_on_terminal(ours(), device)
+            lambda: runtime().safety.idle_required_minutes * 60,
+            clock,
+            ours=lambda device: procs.only_on_terminal(ours(), device),
         ),
         "load": lambda: LoadSource(settings.load_window_sec, take=lambda: measure(ours())),
         "gpu": lambda: GpuSource(config.capabilities.gpu, nvml or NvmlChild(), ours=ours),

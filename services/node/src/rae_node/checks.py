@@ -47,7 +47,7 @@ def look(
 
     with closing(NvmlChild()) as nvml:
         sources = build_sources(
-            config, runtime, Settings(), clock, names=names, nvml=nvml, ours=ours
+            config, lambda: runtime, Settings(), clock, names=names, nvml=nvml, ours=ours
         )
         pause = PauseSource(layout.run / "pause.json", clock)
         return look_once([*sources.values(), pause], PATIENCE_S)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -26,18 +25,21 @@ from rae_node.paths import (
     only_dev_node,
     socket_path,
 )
+from rae_node.settings import seconds_of
 
 _Verb = Callable[[argparse.Namespace], int]
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _EPILOG = "exit codes: 0 done; 1 refused or failed, the sentence on stderr says why; 2 wrong usage"
 
 
 def parse_duration(text: str) -> float:
     """`90s`, `30m`, `2h`, `1d`; a bare number is seconds. Raises ArgumentTypeError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text.strip())
-    if match is None or float(match[1]) <= 0:
+    try:
+        found = float(str(seconds_of(text)))
+    except ValueError:
+        found = 0.0
+    if found <= 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no duration; write 90s, 30m or 2h")
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from rae_node import assemble  # noqa: PLC0415 - the other verbs answer faster without it
-    from rae_node.settings import parse_overrides  # noqa: PLC0415
+    from rae_node.settings import parse_overrides  # noqa: PLC0415 - as above
 
     overrides = parse_overrides(options.overrides)
     layout = Layout(options.root.absolute())
@@ -122,7 +124,7 @@ def _run(options: argparse.Namespace) -> int:
     # The kernel may hand a signal to any thread (one that forks, say), and Python acts on it only
     # when this one runs again: without the time limit a SIGTERM could be lost.
     while not agent.done.wait(1.0):
-        pass
+        agent.look_at_files()
     agent.shut_down()
     lock.release()
     return agent.exit_code

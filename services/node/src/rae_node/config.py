@@ -10,10 +10,18 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from rae_node.errors import ConfigError, first_problem, listed
-from rae_node.settings import known_settings
+from rae_node.settings import known_settings, seconds_of
+from rae_node.yamlfile import line_of, parse_yaml
 from rae_protocol.names import NodeId, Word
 
 PLACEHOLDER = "100.x.x.x"
@@ -25,6 +33,9 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Period = Annotated[float, Field(gt=0, le=86400)]
 SourceName = Literal["logind", "tty", "load", "gpu"]
 Count = Annotated[int, Field(ge=0, le=64)]
+Duration = Annotated[float, BeforeValidator(seconds_of), Field(ge=0, le=365 * 86400)]
+# How long the workspaces of ended tasks are kept, in seconds: (succeeded, failed).
+PROFILES: Mapping[str, tuple[float, float]] = {"rae": (0.0, 0.0), "miner": (86400.0, 7 * 86400.0)}
 
 
 class _Section(BaseModel):
@@ -76,6 +87,13 @@ class Declared(_Section):
     llm: list[Word] | None = None
 
 
+class WorkspaceConfig(_Section):
+    """How long ended workspaces stay: seconds, or 90s, 30m, 24h, 7d; None is the profile's."""
+
+    keep_success: Duration | None = None
+    keep_failed: Duration | None = None
+
+
 class NodeConfig(_Section):
     """`config.yaml`: A10's keys, then ours, all optional."""
 
@@ -106,6 +124,14 @@ class NodeConfig(_Section):
     ]
     gpu_longest_run_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 180
     gpu_rest_minutes: Minutes = 10
+
+    profile: Literal["rae", "miner"] = "rae"
+    workspace: WorkspaceConfig = WorkspaceConfig()
+
+    def keep_s(self, *, succeeded: bool) -> float:
+        """Seconds for which an ended task's workspace stays."""
+        mine = self.workspace.keep_success if succeeded else self.workspace.keep_failed
+        return PROFILES[self.profile][0 if succeeded else 1] if mine is None else mine
 
     @field_validator("rae_endpoint")
     @classmethod
@@ -180,16 +206,17 @@ def refuse_public_http(url: str, look_up: Callable[[str], list[str]] = resolve) 
 
 def load_runtime(file: Path, overrides: Mapping[str, object] | None = None) -> RuntimeConfig:
     """Read `runtime.yaml`, with `--set` values put over it. Raises ConfigError."""
-    data = _read(file)
+    data, tree = _read(file)
     for section, model in _SECTIONS.items():
         if isinstance(data.get(section), dict):
             data[section] |= _of(model, overrides)
-    return _validate(RuntimeConfig, data, file)
+    return _validate(RuntimeConfig, data, file, tree)
 
 
 def load_node_config(file: Path, overrides: Mapping[str, object] | None = None) -> NodeConfig:
     """Read `config.yaml`, with `--set` values put over it. Raises ConfigError."""
-    return _validate(NodeConfig, _read(file) | _of(NodeConfig, overrides), file)
+    data, tree = _read(file)
+    return _validate(NodeConfig, data | _of(NodeConfig, overrides), file, tree)
 
 
 def load_both(
@@ -222,12 +249,19 @@ def refuse_unknown(overrides: Iterable[str]) -> None:
 
 
 def check_file(file: Path) -> str:
-    """Validate a config.yaml or runtime.yaml, told apart by what is in it. Raises ConfigError."""
-    if set(_read(file)) & set(_SECTIONS):
+    """Validate a config.yaml or runtime.yaml, told apart by what is in it. Raises ConfigError.
+
+    Where the other one lies beside it, both are checked together.
+    """
+    kind = "runtime.yaml" if set(_read(file)[0]) & set(_SECTIONS) else "config.yaml"
+    config, runtime = file.with_name("config.yaml"), file.with_name("runtime.yaml")
+    if file.name == kind and config.exists() and runtime.exists():
+        load_both(config, runtime)
+    elif kind == "runtime.yaml":
         load_runtime(file)
-        return "runtime.yaml"
-    load_node_config(file)
-    return "config.yaml"
+    else:
+        load_node_config(file)
+    return kind
 
 
 def dev_config(node_id: str, url: str) -> dict[str, Any]:
@@ -247,31 +281,27 @@ def _of(model: type[_Section], overrides: Mapping[str, object] | None) -> dict[s
     return {name: value for name, value in (overrides or {}).items() if name in model.model_fields}
 
 
-def read_yaml(file: Path) -> Any:
-    """What is in a file. Raises ConfigError."""
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    data = read_yaml(file)
+def _read(file: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+    data, tree = parse_yaml(file)
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds `name: value` lines; this one does not")
-    return data
+    return data, tree
 
 
-def _validate(model: type[C], data: dict[str, Any], file: Path) -> C:
+def _validate(model: type[C], data: dict[str, Any], file: Path, tree: yaml.Node | None) -> C:
     try:
         return model.model_validate(data)
     except ValidationError as error:
         first, hint = error.errors(include_url=False)[0], ""
         if first["type"] == "extra_forbidden":
-            inner: dict[str, type[_Section]] = {**_SECTIONS, "capabilities": Declared}
-            owner = inner.get(str(first["loc"][0]), model)
+            inner: dict[str, type[_Section]] = {
+                **_SECTIONS, "capabilities": Declared, "workspace": WorkspaceConfig,
+            }  # fmt: skip
+            owner = inner.get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
             hint = f"; known here are {listed(owner.model_fields, limit=99)}"
-        raise ConfigError(f"{file}: {first_problem(error, 'the file')}{hint}") from error
+        line = line_of(tree, first["loc"])
+        where = f"{file}:{line}" if line else str(file)
+        raise ConfigError(f"{where}: {first_problem(error, 'the file')}{hint}") from error
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -17,7 +17,7 @@ class Delivery:
 
     def __init__(self, outfit: Outfit, spool: Spool, link: Link) -> None:
         self._client, self._log, self._spool, self._link = outfit.client, outfit.log, spool, link
-        self._keep_trying = outfit.runtime.execution.retry_on_disconnect
+        self._outfit = outfit
         self._pauses = Pauses(outfit.settings.retry_base_sec, outfit.settings.spool_retry_cap_sec)
         self._wake = threading.Event()
         self._stopping = False
@@ -82,7 +82,10 @@ class Delivery:
     def _settle(self, entry: Entry, error: RaeError) -> bool:
         found, attrs = verdict(error), {"task_id": entry.lease.task_id, "rc": error.rc}
         refused = found is Verdict.REFUSED and error.status != 404
-        gives_up = isinstance(error, Unreachable) and not self._keep_trying
+        gives_up = (
+            isinstance(error, Unreachable)
+            and not self._outfit.runtime.execution.retry_on_disconnect
+        )
         if refused:
             self._log.error(f"{entry.kind}_refused", error=error.message, **attrs)
         elif found in {Verdict.STALE, Verdict.REFUSED} or gives_up:

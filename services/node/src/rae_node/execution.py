@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rae_node import recovery
 from rae_node.capabilities import memory_limit_mb, slot_devices
 from rae_node.delivery import Delivery
 from rae_node.errors import (
@@ -34,6 +35,8 @@ from rae_protocol.names import MAX_LOG_BYTES, MAX_LOG_CHUNK, MAX_RESULT_BYTES
 
 MIB = 1024 * 1024
 BAD_NAMES = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
+# C6's words for our phases; docs/architecture.md has them beside control's states.
+PHASES = {"preparing": "PREP", "running": "RUNNING", "delivering": "UPLOADING"}
 COOLING = frozenset({"owner", "guard", "paused", "infrastructure", "no_gpu"})
 
 
@@ -160,18 +163,36 @@ class TaskRun:
         self._ack()
         task = self.task
         workspace = Workspace.create(self._outfit.layout.workdir, task.task_id, task.attempt)
+        self._enter("preparing", workspace)
+        ended: str | None = None
         try:
             runner = self._bench.runners.get(task.kind)
             if runner is None:
                 raise TaskFailure("E_INVALID", f"This node runs no tasks of kind '{task.kind}'")
             plan = runner.plan(task, workspace)
             self._fetch_inputs(workspace)
-            return self._supervised(plan, workspace)
+            body = self._supervised(plan, workspace)
+            ended = "DONE" if body["status"] == "succeeded" else "FAILED"
+            return body
         except TaskFailure as failure:
+            ended = "FAILED"
             self._bench.spool.discard_staging(self.lease)
             return self._result("failed", error=failure)
         finally:
-            self._close(workspace)
+            self._close(workspace, ended)
+
+    def _enter(self, phase: str, workspace: Workspace) -> None:
+        """Begin a phase, and note it where it is found after a crash."""
+        self.phase = phase
+        try:
+            recovery.write_state(workspace.path, self._state(PHASES[phase]))
+        except OSError as error:  # it only informs: no reason to give up the work
+            self._log.info("state_not_written", task_id=self.task.task_id, error=str(error))
+
+    def _state(self, state: str, keep_s: float = 0.0) -> recovery.State:
+        return recovery.State(
+            **self.lease.model_dump(), state=state, at=self._clock.wall(), keep_s=keep_s
+        )
 
     def _ack(self) -> None:
         sent = self._clock.boot()
@@ -199,7 +220,6 @@ class TaskRun:
             self._log.info("quiet_not_confirmed", task_id=self.task.task_id, rc=error.rc)
 
     def _fetch_inputs(self, workspace: Workspace) -> None:
-        self.phase = "preparing"
         for name, given in self.task.inputs.items():
             self._check_stop()
             try:
@@ -263,7 +283,7 @@ class TaskRun:
             raise HandBack("deadline", "no heartbeat was answered in time")
         if outcome.cause in {"failed", "killed"}:
             raise HandBack("infrastructure", outcome.problem or "the supervisor was told to end")
-        self.phase = "delivering"
+        self._enter("delivering", workspace)
         value, failure = conclude(outcome, plan, workspace, limit)
         if failure is not None:
             return self._result("failed", value, failure, outcome)
@@ -298,7 +318,7 @@ class TaskRun:
                 progress=plan.result == "note",
             )
             self._handle = self._outfit.isolation.start(spec)
-            self.phase = "running"
+            self._enter("running", workspace)
             return self._handle
 
     def _follow(self, handle: Handle, workspace: Workspace) -> None:
@@ -361,14 +381,23 @@ class TaskRun:
         if self._stop is not None and self.stopped_ms is None:
             self.stopped_ms = (self._clock.boot() - self._stop.decided_at) * 1000
 
-    def _close(self, workspace: Workspace) -> None:
-        """Wipe. Whatever went wrong before: nothing may live when the task is handed back."""
+    def _close(self, workspace: Workspace, ended: str | None) -> None:
+        """Wipe, or put aside what `ended` and stays for a while. A yield always wipes.
+
+        Whatever went wrong before: nothing may live when the task is handed back.
+        """
         handle = self._handle
         if handle is not None and self.alive():
             handle.kill()
             if not self.wait_quiet(self._settings.kill_confirm_sec):
                 self.kill_hard()
             handle.gone.wait()
+        keep_s = self._outfit.config.keep_s(succeeded=ended == "DONE") if ended else 0.0
+        try:
+            if ended and keep_s > 0:
+                recovery.keep(workspace.path, self._state(ended, keep_s))
+        except OSError as error:
+            self._log.warning("workspace_not_kept", task_id=self.task.task_id, error=str(error))
         try:
             if handle is None or not handle.wipe(self._settings.wipe_confirm_sec):
                 workspace.wipe()

@@ -219,6 +219,7 @@ def status(agent: Agent) -> dict[str, Any]:
         "cooldown_left_s": round(agent.guard.cooldown_left_s(), 1),
         "paused_until": outfit.pause.until() if outfit.pause.read().present else None,
         "draining": agent.draining,
+        "files": outfit.live.problem or "as they were read",
         "guard_sources": outfit.config.guard_sources,
         "isolation": outfit.isolation.level,
         "min_isolation": outfit.config.min_isolation,

@@ -1,4 +1,4 @@
-"""What an agent is made of: shared by all its parts, made once, never changed."""
+"""What an agent is made of: shared by all its parts and made once; only `runtime` may change."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rae_node.config import NodeConfig, RuntimeConfig
 from rae_node.guard.sources.base import Source
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.isolation import Isolation
+from rae_node.live import Live
 from rae_node.log import EventLog
 from rae_node.paths import Layout
 from rae_node.runners.cli import AllowList
@@ -25,7 +26,7 @@ class Outfit:
 
     layout: Layout
     config: NodeConfig
-    runtime: RuntimeConfig
+    live: Live
     settings: Settings
     client: NodeClient
     clock: Clock
@@ -37,3 +38,8 @@ class Outfit:
     sources: Sequence[Source]
     pause: PauseSource
     log: EventLog
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """`runtime.yaml` as it holds now: ask each time."""
+        return self.live.runtime

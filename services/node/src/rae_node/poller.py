@@ -38,7 +38,6 @@ class Poller:
         self._outfit, self._link, self._slots = outfit, link, slots
         self._want, self._on_task, self._on_commands = want, on_task, on_commands
         self._clock, self._log = outfit.clock, outfit.log
-        self._interval_s = outfit.runtime.execution.poll_interval_sec
         self._pauses = Pauses(outfit.settings.retry_base_sec, outfit.settings.retry_cap_sec)
         self._changed = threading.Condition()
         self._newest: tuple[int, Want] | None = None
@@ -88,6 +87,10 @@ class Poller:
             with self._changed:
                 hurried = self._clock.boot() - began < min(1.0, wait / 2)
                 self._done(number, polled, refused=refused, hurried=hurried)
+
+    @property
+    def _interval_s(self) -> float:
+        return self._outfit.runtime.execution.poll_interval_sec
 
     def _next(self) -> tuple[int, Want, float, int] | None:
         """Wait until a new poll is due (number, slots, seconds, epoch); None when it is over."""

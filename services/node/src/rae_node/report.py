@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from rae_node.checks import look
 from rae_node.config import PLACEHOLDER, NodeConfig, RuntimeConfig, SourceName, load_both
@@ -136,7 +136,8 @@ def _able(layout: Layout, config: NodeConfig) -> Problems:
     if PLACEHOLDER in config.rae_endpoint:
         found.append(f"rae_endpoint is {config.rae_endpoint}; put control's address there")
     try:
-        read_enrolment(Path(config.enrolment_file or layout.agent / "enrolment.json"))
+        source = config.enrolment_file or str(layout.agent / "enrolment.json")
+        read_enrolment(source, dict(os.environ))
     except NodeError as error:
         found.append(error.message)
     try:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import yaml
 
 from rae_node.errors import ConfigError, listed
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds_of(value: object) -> object:
+    """`90s`, `30m`, `2h`, `1d` in seconds; numbers (also as text) stay. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", value.strip())
+    if match is None:
+        raise ValueError("is no duration; write 90s, 30m, 2h or 7d")
+    return float(match[1]) * _UNITS[match[2] or "s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,9 @@ class Settings:
     probe_timeout_sec: float = 5.0
     input_max_mb: float = 1024.0
     stdio_max_mb: float = 64.0
+    sweep_sec: float = 60.0
+    spool_max_mb: float = 1024.0
+    disk_low_mb: float = 256.0
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:

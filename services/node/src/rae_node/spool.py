@@ -46,6 +46,7 @@ class Spool:
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
         self._taken: set[str] = set()
+        self._bytes: dict[str, int] = {}
 
     def load(self) -> None:
         """Read what an earlier agent left; what it did not finish writing goes. Raises OSError."""
@@ -61,6 +62,7 @@ class Spool:
                 if missing := [name for name, file in entry.artifacts() if not file.exists()]:
                     raise ValueError(f"artifacts are missing: {listed(missing)}")
                 self._entries[lease.lease_id] = entry
+                self._bytes[lease.lease_id] = _size(path)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 self._log.warning("spool_entry_unreadable", entry=path.name, error=str(error))
                 shutil.rmtree(path, ignore_errors=True)
@@ -88,6 +90,7 @@ class Spool:
                 part.rename(final)
                 sync_folder(self._folder)
                 self._entries[lease.lease_id] = Entry(kind, lease, body, final)
+                self._bytes[lease.lease_id] = _size(final)
         except OSError:  # most likely the disk is full: leave nothing half-written on it
             self.discard_staging(lease)
             raise
@@ -119,6 +122,7 @@ class Spool:
             current = self._entries.get(entry.lease.lease_id)
             if current is entry:
                 del self._entries[entry.lease.lease_id]
+                self._bytes.pop(entry.lease.lease_id, None)
                 shutil.rmtree(entry.folder, ignore_errors=True)
             self._taken.discard(entry.lease.lease_id)
 
@@ -127,5 +131,15 @@ class Spool:
         with self._lock:
             return [entry.lease for entry in self._entries.values()]
 
+    @property
+    def size(self) -> int:
+        """Bytes that wait; what is not delivered keeps the node from taking more work."""
+        with self._lock:
+            return sum(self._bytes.values())
+
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())

@@ -8,13 +8,15 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-from rae_node import procs, proctree
+from rae_node import procs
 from rae_node.errors import ConfigError, NodeError
 from rae_node.log import EventLog
 from rae_node.paths import Layout, write_file
+from rae_node.recovery import recover
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
 
@@ -62,9 +64,7 @@ def end_predecessors(layout: Layout, bound_s: float, log: EventLog) -> None:
         raise NodeError("predecessor_alive", f"Of an earlier agent, {error}; end them") from error
     if killed:
         log.warning("predecessors_killed", count=killed)
-    for folder in layout.workdir.iterdir():
-        log.info("leftover_workspace_wiped", folder=folder.name)
-        proctree.wipe(str(folder))
+    recover(layout, log)
 
 
 def machine_id(layout: Layout, source: Path = Path("/etc/machine-id")) -> str:
@@ -81,19 +81,48 @@ def machine_id(layout: Layout, source: Path = Path("/etc/machine-id")) -> str:
     return hashlib.sha256(f"rae-node\n{text}".encode()).hexdigest()[:32]
 
 
-def read_enrolment(file: Path) -> dict[str, Any]:
-    """The node's secret, its kind and control's keys for NodeClient. Raises ConfigError."""
+def read_secret(source: str, environ: MutableMapping[str, str]) -> str:
+    """A secret by its source: `env:NAME`, `credential:NAME` (systemd's), or a file.
+
+    What stood in the environment is taken out of it, so that nobody inherits it. Raises ConfigError
+    with the source, never with the secret.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "env":
+        if name not in environ:
+            raise ConfigError(f"{source}: {name} is not set; set it in the agent's environment")
+        return environ.pop(name)
+    file = Path(source)
+    if kind == "credential":
+        folder = environ.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            raise ConfigError(
+                f"{source}: systemd passed none; add LoadCredential={name} to the unit"
+            )
+        file = Path(folder, Path(name).name)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        secret, kind = str(data["enrolment_secret"]), str(data.get("kind", "hmac"))
-        keys = [str(key) for key in data.get("control_public_keys", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{file} is no enrolment ({type(error).__name__}); enrol this node with "
+            f"{source} cannot be read ({type(error).__name__}); enrol this node with "
             "`raectl nodes enrol` and put the answer there"
         ) from error
+
+
+def read_enrolment(source: str, environ: MutableMapping[str, str]) -> dict[str, Any]:
+    """The node's secret, its kind and control's keys for NodeClient. Raises ConfigError."""
+    try:
+        data = json.loads(read_secret(source, environ))
+        secret, kind = str(data["enrolment_secret"]), str(data.get("kind", "hmac"))
+        keys = [str(key) for key in data.get("control_public_keys", [])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # Not "from error": a parser's complaint quotes what it read.
+        raise ConfigError(
+            f"{source} is no enrolment ({type(error).__name__}); enrol this node with "
+            "`raectl nodes enrol` and put the answer there"
+        ) from None
     if kind == "hmac" and not keys:
-        raise ConfigError(f"{file}: control_public_keys is missing; tasks could not be checked")
+        raise ConfigError(f"{source}: control_public_keys is missing; tasks could not be checked")
     return {"secret": secret, "kind": kind, "public_keys": keys}
 
 

@@ -52,9 +52,7 @@ class Guard:
     ) -> None:
         self.decision = UNSEEN
         self.ready = threading.Event()
-        safety = outfit.runtime.safety
-        self._rules = rules_of(outfit.runtime)
-        self._cooldown_s = safety.cooldown_minutes * 60
+        self._outfit = outfit
         self._sources = [Watched(source) for source in outfit.sources]
         self._clock, self._settings, self._log = outfit.clock, outfit.settings, outfit.log
         self._decisions = DecisionLog(outfit.layout.logs)
@@ -97,8 +95,11 @@ class Guard:
 
     def begin_cooldown(self) -> None:
         """A task was yielded: wait before asking for more."""
-        self._cooldown_until = self._clock.boot() + self._cooldown_s
+        self._cooldown_until = self._clock.boot() + self._cooldown_s()
         self._wake.set()
+
+    def _cooldown_s(self) -> float:
+        return self._outfit.runtime.safety.cooldown_minutes * 60
 
     def cooldown_left_s(self) -> float:
         """Seconds until polling may go on."""
@@ -143,10 +144,10 @@ class Guard:
         patience_s = settings.first_look_sec if first else settings.source_timeout_sec
         readings = [source.reading(patience_s) for source in self._sources]
         before = self.decision
-        decision = decide(self._rules, readings, self.cooldown_left_s())
+        decision = decide(rules_of(self._outfit.runtime), readings, self.cooldown_left_s())
         decided_at = self._clock.boot()
         if before.safe and not decision.safe:
-            self._cooldown_until = decided_at + self._cooldown_s
+            self._cooldown_until = decided_at + self._cooldown_s()
         self.decision = decision
         if decision != before:
             self._changed()  # first, so that no work arrives for what is being stopped

@@ -113,6 +113,8 @@ _WORDS = {
     "automation_disabled": "automation.enabled is false in runtime.yaml",
     "user_protection_inactive": "safety.detect_active_user is false in runtime.yaml",
     "paused": "the owner paused this node; `rae-node resume` ends that",
+    "disk_low": "the disk of workdir or spool is nearly full; make room",
+    "spool_full": "results wait for control; the node takes no more until some are delivered",
     "cooldown": "the cooldown after the last interruption is not over",
     "graphical_session": "a graphical session is active, locked or not",
     "remote_session": "somebody works here from afar",

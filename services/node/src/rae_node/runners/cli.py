@@ -9,10 +9,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from rae_node.config import read_yaml
 from rae_node.errors import ConfigError, TaskFailure, first_problem, listed
 from rae_node.runners.base import Params, Plan, parse_params
 from rae_node.workspace import Workspace
+from rae_node.yamlfile import read_yaml
 from rae_protocol.models import LeasedTask
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")

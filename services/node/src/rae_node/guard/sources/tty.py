@@ -23,7 +23,7 @@ class TtySource:
 
     def __init__(
         self,
-        idle_s: float,
+        idle_s: Callable[[], float],
         clock: Clock,
         *,
         ours: Callable[[int], bool],
@@ -43,5 +43,5 @@ class TtySource:
         except FileNotFoundError:  # closed in this moment
             return False
         # A stamp of the future (somebody set the clock back) counts as use.
-        recent = self._clock.wall() - stat.st_atime < self._idle_s + _GRAIN_S
+        recent = self._clock.wall() - stat.st_atime < self._idle_s() + _GRAIN_S
         return recent and not self._ours(stat.st_rdev)

@@ -1,0 +1,84 @@
+"""YAML files that people write: read strictly, and every mistake has its line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rae_node.errors import ConfigError
+
+MAX_BYTES = 1024 * 1024
+
+
+def read_yaml(file: Path) -> Any:
+    """What is in a file. Raises ConfigError, also for a name that stands there twice."""
+    return parse_yaml(file)[0]
+
+
+def parse_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
+    """What is in a file, and its tree for `line_of`. Raises ConfigError."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ConfigError(
+            f"{file} cannot be read: {why}; check that it exists and its mode"
+        ) from error
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{file} is larger than a settings file can be; name another file")
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_doubles(tree, file)
+        return yaml.safe_load(text), tree
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error)
+        raise ConfigError(
+            f"{file}{line}: this is no valid YAML ({what}); mend that line"
+        ) from error
+
+
+def line_of(tree: yaml.Node | None, place: Sequence[str | int]) -> int | None:
+    """The line (from 1) of the deepest part of `place` that is there; None without a tree."""
+    line = None if tree is None else tree.start_mark.line + 1
+    for part in place:
+        child: yaml.Node | None = None
+        if isinstance(tree, yaml.MappingNode):
+            for key, value in tree.value:
+                if key.value == str(part):
+                    line, child = key.start_mark.line + 1, value
+        elif isinstance(tree, yaml.SequenceNode) and str(part) in map(str, range(len(tree.value))):
+            child = tree.value[int(part)]
+            line = child.start_mark.line + 1
+        if child is None:
+            break
+        tree = child
+    return line
+
+
+def _refuse_doubles(tree: yaml.Node | None, file: Path) -> None:
+    """A name that stands there twice would silently mean its last value."""
+    waiting, seen = [tree], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            names: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                name = str(key.value)
+                if name in names:
+                    raise ConfigError(
+                        f"{file}:{line}: {name} stands there twice, first in line {names[name]}; "
+                        "remove one of them"
+                    )
+                names[name] = line
+                waiting.append(value)

@@ -1,0 +1,304 @@
+"""state.json, kept workspaces, a bounded spool, and files that change while the agent runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rae_node.config import NodeConfig, check_file, dev_config, dev_runtime, load_both
+from rae_node.errors import ConfigError
+from rae_node.live import Live
+from rae_node.log import EventLog
+from rae_node.paths import Layout
+from rae_node.recovery import KEPT, State, Sweeper, expired, keep, read_state, recover, write_state
+from rae_protocol.clock import SystemClock
+from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, until
+
+MakeRig = Callable[..., Rig]
+RUNNING = State("t1", 1, "lease-00000001", "RUNNING", 1000.0)
+
+
+def make_workspace(layout: Layout, name: str = "t1.1") -> Path:
+    folder = layout.workdir / name
+    (folder / "work").mkdir(parents=True)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def states_of(layout: Layout) -> list[str]:
+    return [state.state for item in layout.workdir.iterdir() if (state := read_state(item))]
+
+
+def test_c6_a_state_comes_back_as_it_was_written(layout: Layout) -> None:
+    folder = make_workspace(layout)
+    write_state(folder, RUNNING)
+    write_state(folder, replace(RUNNING, state="UPLOADING"))
+    assert read_state(folder) == replace(RUNNING, state="UPLOADING")
+    assert names(folder) == ["state.json", "work"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", "{", '{"task_id": 5}', "x" * 100_000, json.dumps({"task_id": "t1"})]
+)
+def test_a_state_that_cannot_be_read_says_nothing(layout: Layout, content: str | None) -> None:
+    folder = make_workspace(layout)
+    if content is not None:
+        (folder / "state.json").write_text(content)
+    assert read_state(folder) is None
+
+
+def test_a_state_never_leads_out_of_the_workspace(layout: Layout, tmp_path: Path) -> None:
+    folder, outside = make_workspace(layout), tmp_path / "outside"
+    outside.write_text("mine")
+    (folder / "state.json").symlink_to(outside)
+    (folder / "state.json.part").symlink_to(outside)
+    assert read_state(folder) is None
+    write_state(folder, RUNNING)
+    assert outside.read_text() == "mine"
+    assert read_state(folder) == RUNNING
+    (folder / "state.json").unlink()
+    os.mkfifo(folder / "state.json")
+    assert read_state(folder) is None
+
+
+def test_c6_a_running_task_has_its_state_in_its_workspace(
+    make_rig: MakeRig, layout: Layout
+) -> None:
+    rig = make_rig()
+    rig.control.give(params={"command": "sleep", "args": ["600"]})
+    until(rig.running, "the task runs")
+    assert states_of(layout) == ["RUNNING"]
+
+
+def test_a12_nothing_of_an_ended_task_stays_by_default(make_rig: MakeRig, layout: Layout) -> None:
+    rig = make_rig()
+    rig.run(params={"command": "true"})
+    until(lambda: not list(layout.workdir.iterdir()), "the workspace is gone")
+
+
+@pytest.mark.parametrize(("command", "state"), [("true", "DONE"), ("false", "FAILED")])
+def test_z_the_miner_profile_keeps_what_ended(
+    make_rig: MakeRig, layout: Layout, command: str, state: str
+) -> None:
+    rig = make_rig(profile="miner")
+    rig.run(params={"command": command})
+    (folder,) = layout.workdir.iterdir()
+    found = read_state(folder)
+    assert folder.name.endswith(KEPT) and (folder / "logs" / "exec.log").exists()
+    assert found and found.state == state
+    assert found.keep_s == {"DONE": 24 * 3600, "FAILED": 7 * 24 * 3600}[state]
+
+
+def test_z_a_yield_wipes_in_every_profile(make_rig: MakeRig, layout: Layout) -> None:
+    rig = make_rig(profile="miner")
+    rig.control.give(params={"command": "sleep", "args": ["600"]})
+    until(rig.running, "the task runs")
+    rig.owner.present = True
+    rig.agent.guard.wake()
+    until(lambda: rig.control.of("yield"), "the task is handed back")
+    assert list(layout.workdir.iterdir()) == []
+
+
+def test_the_sweeper_takes_what_is_over_and_everything_when_the_disk_is_low(
+    layout: Layout, quiet_log: EventLog
+) -> None:
+    clock, low = SystemClock(), [False]
+    for name, age in (("old", 100.0), ("fresh", 1.0), ("future", -100.0)):
+        state = replace(RUNNING, state="DONE", at=clock.wall() - age, keep_s=50)
+        keep(make_workspace(layout, name), state)
+    make_workspace(layout, "t9.1")  # of a task that runs
+    sweeper = Sweeper(layout.workdir, clock, quiet_log, 60, lambda: low[0])
+    assert sweeper.sweep() == 2
+    assert names(layout.workdir) == ["fresh.kept", "t9.1"]
+    low[0] = True
+    assert sweeper.sweep() == 1
+    assert names(layout.workdir) == ["t9.1"]
+    assert not list(expired(layout.workdir, clock.wall()))
+
+
+def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
+    layout: Layout, tmp_path: Path
+) -> None:
+    write_state(make_workspace(layout, "t1.1"), RUNNING)
+    write_state(
+        make_workspace(layout, "t2.1"),
+        State("t2", 1, "lease-00000002", "UPLOADING", 1000.0),
+    )
+    make_workspace(layout, "t3.1")
+    keep(make_workspace(layout, "t4.1"), replace(RUNNING, state="DONE", keep_s=1e9))
+    (layout.spool / "lease-00000002").mkdir()
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        recover(layout, EventLog("n1", stream))
+    assert names(layout.workdir) == ["t4.1.kept"]
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    fates = {line["task_id"]: line["attrs"].get("becomes") for line in told if line["task_id"]}
+    assert fates == {"t1": "queued elsewhere", "t2": "its result waits"}
+
+
+def test_c6_an_agent_that_was_killed_leaves_a_state_that_the_next_one_finds(
+    layout: Layout,
+) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from rae_node.recovery import *\n"
+        "state = State('t1', 1, 'lease-00000001', 'RUNNING', time.time())\n"
+        "while True: write_state(Path(sys.argv[1]), state); print('x', flush=True)"
+    )
+    folder = make_workspace(layout)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    for _ in range(50):
+        writer.stdout.readline()
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    found = read_state(folder)
+    assert found is not None and found.state == "RUNNING"
+
+
+def test_a_full_spool_takes_no_more_work_until_control_is_back(make_rig: MakeRig) -> None:
+    rig = make_rig(settings=replace(FAST, spool_max_mb=0.0001))
+    until(lambda: rig.control.of("poll"), "a poll")
+    rig.control.fail["result"] = UNREACHABLE
+    rig.control.give(params={"command": "echo", "args": ["x" * 500]})
+    until(lambda: "spool_full" in rig.agent.reasons(), "the spool is full")
+    assert not rig.agent.may_take()
+    rig.control.fail.clear()
+    rig.agent.delivery.wake()
+    until(rig.agent.may_take, "work again")
+
+
+def test_a_full_disk_keeps_work_away(make_rig: MakeRig) -> None:
+    rig = make_rig(settings=replace(FAST, disk_low_mb=1e12))
+    until(lambda: rig.control.of("heartbeat"), "a heartbeat")
+    assert "disk_low" in rig.control.of("heartbeat")[-1].reasons
+    assert rig.control.of("poll") == []
+
+
+# Files that change
+
+
+@pytest.fixture
+def files(layout: Layout) -> Layout:
+    layout.config_file.write_text(yaml.safe_dump(dev_config("n1", "http://127.0.0.1:1")))
+    layout.runtime_file.write_text(yaml.safe_dump(dev_runtime()))
+    return layout
+
+
+def live_of(layout: Layout) -> Live:
+    config, runtime = load_both(layout.config_file, layout.runtime_file)
+    return Live(layout.config_file, layout.runtime_file, {}, config, runtime)
+
+
+def change(file: Path, section: str, name: str, value: object) -> None:
+    data = yaml.safe_load(file.read_text())
+    data[section][name] = value
+    file.write_text(yaml.safe_dump(data))
+
+
+def test_a_good_change_of_runtime_yaml_counts_at_once(files: Layout) -> None:
+    live = live_of(files)
+    assert live.look() is None
+    change(files.runtime_file, "safety", "max_cpu_percent", 55)
+    assert live.look() == "config_changed"
+    assert (live.runtime.safety.max_cpu_percent, live.problem) == (55, None)
+    assert live.look() is None
+
+
+def test_a_bad_change_keeps_the_old_one_and_says_why(files: Layout) -> None:
+    live = live_of(files)
+    change(files.runtime_file, "safety", "max_cpu_percent", 155)
+    assert live.look() == "config_rejected"
+    assert live.runtime.safety.max_cpu_percent == 100
+    assert "safety.max_cpu_percent" in str(live.problem)
+    files.runtime_file.unlink()
+    assert live.look() == "config_rejected"
+    files.runtime_file.write_text(yaml.safe_dump(dev_runtime()))
+    live.look()
+    assert live.problem is None
+
+
+def test_config_yaml_counts_from_the_next_start_on(files: Layout) -> None:
+    live = live_of(files)
+    data = yaml.safe_load(files.config_file.read_text())
+    files.config_file.write_text(yaml.safe_dump({**data, "tags": ["new"]}))
+    assert live.look() == "config_waits"
+    assert "restart the agent" in str(live.problem)
+
+
+def test_a_running_agent_obeys_a_tightened_limit(make_rig: MakeRig, files: Layout) -> None:
+    rig = make_rig()
+    until(lambda: rig.control.of("poll"), "a poll")
+    change(files.runtime_file, "automation", "enabled", False)
+    sections = yaml.safe_load(files.runtime_file.read_text())
+    sections["execution"]["heartbeat_interval_sec"] = 0.2
+    files.runtime_file.write_text(yaml.safe_dump(sections))
+    data = yaml.safe_load(files.config_file.read_text())
+    files.config_file.write_text(yaml.safe_dump({**data, "heartbeat_interval_sec": 0.2}))
+    rig.agent.look_at_files()
+    until(lambda: "automation_disabled" in rig.agent.reasons(), "it is off")
+    assert not rig.agent.may_take()
+
+
+# What check-config says
+
+
+def test_check_config_names_line_field_and_what_is_allowed(files: Layout) -> None:
+    text = files.runtime_file.read_text().replace("max_cpu_percent: 100", "max_cpu_percent: 101")
+    files.runtime_file.write_text(text)
+    line = 1 + text[: text.index("max_cpu_percent")].count("\n")
+    with pytest.raises(ConfigError) as caught:
+        check_file(files.runtime_file)
+    assert f"runtime.yaml:{line}: safety.max_cpu_percent" in caught.value.message
+    assert "less than or equal to 100" in caught.value.message
+
+
+def test_check_config_sees_a_name_that_stands_there_twice(files: Layout) -> None:
+    text = files.config_file.read_text()
+    files.config_file.write_text(text + "trusted: false\n")
+    lines = text.count("\n")
+    with pytest.raises(ConfigError, match=rf"config.yaml:{lines + 1}: trusted .* twice"):
+        check_file(files.config_file)
+
+
+def test_check_config_names_the_line_of_broken_yaml(files: Layout) -> None:
+    files.config_file.write_text("node_id: n1\ntrusted: [\n")
+    with pytest.raises(ConfigError, match=r"config.yaml:3: this is no valid YAML"):
+        check_file(files.config_file)
+
+
+def test_check_config_holds_the_two_files_against_each_other(files: Layout) -> None:
+    change(files.runtime_file, "execution", "heartbeat_interval_sec", 15)
+    with pytest.raises(ConfigError, match="make them equal"):
+        check_file(files.runtime_file)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("24h", 86400), ("7d", 604800), ("90s", 90), (0, 0), (1.5, 1.5)]
+)
+def test_c4_retention_is_written_as_people_do(value: object, seconds: float) -> None:
+    data = {**dev_config("n1", "http://127.0.0.1:1"), "workspace": {"keep_failed": value}}
+    config = NodeConfig.model_validate(data)
+    assert config.keep_s(succeeded=False) == seconds
+    assert config.keep_s(succeeded=True) == 0
+
+
+@pytest.mark.parametrize("value", ["tomorrow", "-5s", True, "5 weeks"])
+def test_a_wrong_retention_is_refused(value: object) -> None:
+    data = {**dev_config("n1", "http://127.0.0.1:1"), "workspace": {"keep_failed": value}}
+    with pytest.raises(ValueError, match="keep_failed"):
+        NodeConfig.model_validate(data)
