@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from rae_control.api import admin, http, nodes, tasks, work
@@ -33,6 +34,7 @@ def create_app(mesh: Mesh) -> Flask:
     app.register_error_handler(RaeError, _known)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
+    app.after_request(partial(_count, mesh))
     app.after_request(_no_store)
     app.teardown_request(http.close_streams)
     return app
@@ -68,6 +70,15 @@ def _unknown(error: Exception) -> Response:
     request_id = secrets.token_hex(6)
     log.error("request %s failed", request_id, exc_info=error)
     return error_response(RaeError("internal", request_id=request_id))
+
+
+def _count(mesh: Mesh, response: Response) -> Response:
+    # The rule, not the path: there are as many as there are operations.
+    rule = "unknown" if request.url_rule is None else request.url_rule.rule
+    method = request.method if request.url_rule is not None else ""
+    operation = f"{method} {rule.removeprefix('/api/v1')}".strip()
+    mesh.metrics.answered(operation, response.status_code)
+    return response
 
 
 def _no_store(response: Response) -> Response:

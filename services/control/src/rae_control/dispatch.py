@@ -223,6 +223,7 @@ class Dispatcher:
                     self._keeper.in_flight.discard(task_id)
                 if claimed is not None:
                     return self._leased(entry, claimed)
+                state.metrics.claim_lost()
         return None
 
     def _lease_id(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import gevent
+from prometheus_client import CollectorRegistry
 
 from rae_control.auth import Authenticator
 from rae_control.config import ControlConfig
@@ -12,6 +13,7 @@ from rae_control.dispatch import Dispatcher
 from rae_control.ledger import views
 from rae_control.ledger.store import Moved
 from rae_control.ledger.tasks import LIVE
+from rae_control.metrics import MeshCollector, Metrics
 from rae_control.queue import Op, RqQueue
 from rae_control.reaper import Reaper
 from rae_control.reconcile import QueueKeeper
@@ -24,9 +26,10 @@ class Mesh(State):
     """Everything behind the HTTP API. One per process."""
 
     def __init__(
-        self, data: Path, config: ControlConfig, clock: Clock, queue: RqQueue, roots: list[bytes]
-    ) -> None:
-        super().__init__(data, config, clock)
+        self, data: Path, config: ControlConfig, clock: Clock, queue: RqQueue, roots: list[bytes],
+        registry: CollectorRegistry | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(data, config, clock, Metrics(registry or CollectorRegistry()))
         tokens = self.ledger.read(lambda db: views.all_rows(db, "tokens"))
         self.auth = Authenticator(roots, self.nodes, tokens, clock, config.skew_s)
         self.keeper = QueueKeeper(
@@ -36,6 +39,7 @@ class Mesh(State):
         )  # fmt: skip
         self.dispatch = Dispatcher(self, self.keeper, self.auth.signer)
         self.reaper = Reaper(self, self.dispatch.tell_cancel)
+        self.metrics.registry.register(MeshCollector(self))
         self.retention = Retention(self, self.states.subtract)
         loops = (self.keeper.run, self.reaper.run, self.retention.run)
         self._greenlets = [gevent.spawn(loop) for loop in loops]

@@ -59,6 +59,17 @@ class Op:
     worker: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The Redis server's own words; unknown before the first look."""
+
+    version: str = "0"
+    used_memory: int = 0
+    aof: bool = False
+    aof_ok: bool = False
+    policy: str = "unknown"
+
+
 class RqQueue:
     """The queue as the mesh needs it. Methods raise QueueUnavailable when Redis does not answer."""
 
@@ -84,6 +95,18 @@ class RqQueue:
         """Raises QueueUnavailable when Redis is away."""
         with _redis_errors():
             self._redis.ping()
+
+    def health(self) -> Health:
+        """What the server says of itself."""
+        with _redis_errors():
+            info: Any = self._redis.info()
+        return Health(
+            version=str(info["redis_version"]),
+            used_memory=int(info["used_memory"]),
+            aof=bool(info.get("aof_enabled")),
+            aof_ok=info.get("aof_last_write_status", "ok") == "ok",
+            policy=str(info.get("maxmemory_policy", "unknown")),
+        )
 
     def close(self) -> None:
         """Close all connections."""

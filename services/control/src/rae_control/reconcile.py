@@ -7,6 +7,7 @@ dropped; when it is back, the comparison with the ledger brings everything back.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from rae_control.core.lanes import LaneTable
 from rae_control.core.leases import LeaseTable
 from rae_control.errors import QueueUnavailable
 from rae_control.ledger import views
-from rae_control.queue import Op, RqQueue
+from rae_control.queue import Health, Op, RqQueue
 from rae_control.writer import LedgerWriter
 from rae_protocol.clock import Clock
 
@@ -51,7 +52,9 @@ class QueueKeeper:
     ) -> None:
         self.queue = queue
         self.available = True
-        self.repairs = 0
+        self.repairs: Counter[str] = Counter()
+        self.health = Health()
+        self.compared, self.compare_took = clock.boot(), 0.0
         # Taken from the queue by a claim that is not committed yet.
         self.in_flight: set[str] = set()
         self._writer, self._lanes, self._leases = writer, lanes, leases
@@ -127,6 +130,7 @@ class QueueKeeper:
 
         Counts first; every sixth time also lane by lane, because equal counts may hide a swap.
         """
+        began = self._clock.boot()
         full = self._compare_now or self._round % FULL_EVERY == 0
         self._compare_now = False
         self._round += 1
@@ -144,6 +148,9 @@ class QueueKeeper:
         for lane_id in have:
             if lane_id not in self._lanes.lanes and lane_id not in busy:
                 self.queue.forget_lane(lane_id)
+        self.health = self.queue.health()
+        self.compared = self._clock.boot()
+        self.compare_took = self.compared - began
         if fixed:
             log.warning("queue repaired: %d tasks pushed again", sum(fixed.values()))
             self._pushed(fixed)
@@ -164,7 +171,7 @@ class QueueKeeper:
         else:
             ops += [Op("push", task_id, lane_id) for task_id in wanted]
         self.queue.apply(ops)
-        self.repairs += len(ops)
+        self.repairs.update(op.verb for op in ops)
         return len(missing)
 
     def _repair_started(self, lanes: set[str], fresh: set[str]) -> None:
@@ -180,4 +187,4 @@ class QueueKeeper:
                 and (t not in shown or f"{lease.node_id}.{lease.slot}" in fresh)
             ]
         self.queue.apply(ops)
-        self.repairs += len(ops)
+        self.repairs.update(op.verb for op in ops)

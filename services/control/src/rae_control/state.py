@@ -21,6 +21,7 @@ from rae_control.files import BlobStore, LogStore
 from rae_control.ledger import views
 from rae_control.ledger.store import Ledger, Moved, Row, Tx
 from rae_control.ledger.tasks import LIVE
+from rae_control.metrics import Metrics
 from rae_control.nodes import NodeEntry, NodeTable
 from rae_control.writer import LedgerWriter
 from rae_protocol.clock import Clock
@@ -63,8 +64,8 @@ class Signals:
 class State(ABC):
     """The ledger with everything that is derived from it. Rebuilt from the ledger at the start."""
 
-    def __init__(self, data: Path, config: ControlConfig, clock: Clock) -> None:
-        self.data, self.config, self.clock = data, config, clock
+    def __init__(self, data: Path, config: ControlConfig, clock: Clock, metrics: Metrics) -> None:
+        self.data, self.config, self.clock, self.metrics = data, config, clock, metrics
         self.limits = Limits(
             config.retry_backoff_s, config.retry_backoff_max_s, config.interruption_pause_s,
             config.interruption_pause_max_s, config.max_interruptions,
@@ -80,7 +81,7 @@ class State(ABC):
         self.backlog: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
         self.states: Counter[str] = Counter()
         self._load()
-        self.writer = LedgerWriter(self.ledger, self._moved)
+        self.writer = LedgerWriter(self.ledger, self._moved, metrics.committed)
 
     def close(self) -> None:
         """Finish pending writes, let another process in."""
@@ -133,7 +134,9 @@ class State(ABC):
 
     def _moved(self, moved: Sequence[Moved]) -> None:
         """Memory follows a commit. Runs between commits, so it must not block."""
+        now = self.clock.boot()
         for move in moved:
+            self.metrics.moved(move, self.leases.get(move.lease_id or ""), now)
             self._count(move)
             self._follow_lease(move)
             self.follow_task(move)

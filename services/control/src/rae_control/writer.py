@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -26,15 +27,23 @@ class LedgerWriter:
     `listener` hears what moved, in commit order, before any caller goes on.
     """
 
-    def __init__(self, ledger: Ledger, listener: Callable[[Sequence[Moved]], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, listener: Callable[[Sequence[Moved]], None],
+        committed: Callable[[float, int], None],
+    ) -> None:  # fmt: skip
         self._ledger = ledger
-        self._listener = listener
+        self._listener, self._committed = listener, committed
         self._pending: list[tuple[Callable[[Tx], Any], AsyncResult]] = []
         self._wake, self._idle = Event(), Event()
         self._idle.set()
         self._writers = ThreadPool(1)
         self._readers = ThreadPool(2)
         self._greenlet = gevent.spawn(self._loop)
+
+    @property
+    def backlog(self) -> int:
+        """How many writes wait for the next commit."""
+        return len(self._pending)
 
     def write(self, function: Callable[[Tx], T]) -> T:
         """Run in the next transaction; returns when it is on the disk. Raises what it raised."""
@@ -66,10 +75,12 @@ class LedgerWriter:
 
     def _commit(self, batch: Sequence[tuple[Callable[[Tx], Any], AsyncResult]]) -> None:
         functions = [function for function, _ in batch]
+        began = time.perf_counter()
         try:
             done: tuple[list[Outcome[Any]], list[Moved]]
             done = self._writers.apply(self._ledger.transact, (functions,))
             outcomes, moved = done
+            self._committed(time.perf_counter() - began, len(batch))
             self._listener(moved)
         except BaseException:
             # What memory holds may not be what the ledger holds any more: only a fresh start is

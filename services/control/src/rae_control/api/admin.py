@@ -13,6 +13,7 @@ from rae_control.api.work import send_blob
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import views
 from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.metrics import CONTENT_TYPE
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_BLOB_BYTES, MAX_JSON_BYTES
@@ -104,6 +105,11 @@ def blueprint(mesh: Mesh) -> Blueprint:
                 open_polls=mesh.dispatch.open_polls,
             )
         )
+
+    @bp.get("/metrics")
+    def metrics() -> Response:
+        http.role_call(mesh, "read")
+        return Response(mesh.metrics.text(), content_type=CONTENT_TYPE)
 
     @bp.get("/openapi.json")
     def openapi() -> Response:

@@ -161,5 +161,6 @@ OPERATIONS: tuple[Operation, ...] = (
               m.OperatorNote, errors=("unknown_token", "not_found")),
     Operation("GET", "/healthz", "none", "Does the process answer?", m.Health),
     Operation("GET", "/readyz", "none", "Does the ledger take commits?", m.Ready),
+    Operation("GET", "/metrics", "read", "For Prometheus, text format 0.0.4", TEXT),
     Operation("GET", "/openapi.json", "none", "This document", "application/json"),
 )  # fmt: skip

@@ -200,6 +200,12 @@ def states(db: apsw.Connection) -> dict[str, int]:
     return {row["state"]: row["tasks"] for row in rows}
 
 
+def stored(db: apsw.Connection) -> int:
+    """Bytes that rows refer to; content of several submitters counts for each."""
+    sql = "SELECT (SELECT total(size) FROM blobs) + (SELECT total(size) FROM artifacts) AS bytes"
+    return int(fetch(db, sql)[0]["bytes"])
+
+
 def all_rows(db: apsw.Connection, table: str) -> list[Row]:
     """All nodes or all tokens."""
     return fetch(db, {"nodes": "SELECT * FROM nodes", "tokens": "SELECT * FROM tokens"}[table])
