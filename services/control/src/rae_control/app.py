@@ -11,6 +11,8 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from rae_control.api import admin, http, nodes, tasks, work
+from rae_control.core.limits import Bucket
+from rae_control.log import facts
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 
@@ -31,7 +33,7 @@ def create_app(mesh: Mesh) -> Flask:
         for module in (work, nodes, tasks, admin):
             bp = module.blueprint(mesh)
             app.register_blueprint(bp, url_prefix=prefix or None, name=f"{prefix or '/'}{bp.name}")
-    app.register_error_handler(RaeError, _known)
+    app.register_error_handler(RaeError, partial(_known, mesh, Bucket(1.0, 50.0, 50.0, 0.0)))
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
     app.after_request(partial(_count, mesh))
@@ -50,7 +52,14 @@ def error_response(error: RaeError) -> Response:
     return response
 
 
-def _known(error: RaeError) -> Response:
+def _known(mesh: Mesh, bucket: Bucket, error: RaeError) -> Response:
+    # Who may not come in is told, but not as often as he knocks.
+    if error.status in {401, 403, 429, 503} and not bucket.take(mesh.clock.boot()):
+        log.warning(
+            "request_refused",
+            extra=facts(rc=error.rc, method=request.method, path=request.path[:200],
+                        peer=request.remote_addr, cause=error.cause),
+        )  # fmt: skip
     return error_response(error)
 
 
@@ -68,7 +77,7 @@ def _http(error: HTTPException) -> Response:
 
 def _unknown(error: Exception) -> Response:
     request_id = secrets.token_hex(6)
-    log.error("request %s failed", request_id, exc_info=error)
+    log.error("request_failed", exc_info=error, extra=facts(request_id=request_id))
     return error_response(RaeError("internal", request_id=request_id))
 
 

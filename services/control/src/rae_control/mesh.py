@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 import gevent
@@ -13,6 +15,7 @@ from rae_control.dispatch import Dispatcher
 from rae_control.ledger import views
 from rae_control.ledger.store import Moved
 from rae_control.ledger.tasks import LIVE
+from rae_control.log import facts
 from rae_control.metrics import MeshCollector, Metrics
 from rae_control.queue import Op, RqQueue
 from rae_control.reaper import Reaper
@@ -20,6 +23,8 @@ from rae_control.reconcile import QueueKeeper
 from rae_control.retention import Retention
 from rae_control.state import State
 from rae_protocol.clock import Clock
+
+log = logging.getLogger(__name__)
 
 
 class Mesh(State):
@@ -42,6 +47,9 @@ class Mesh(State):
         self.metrics.registry.register(MeshCollector(self))
         self.retention = Retention(self, self.states.subtract)
         loops = (self.keeper.run, self.reaper.run, self.retention.run)
+        log.info(
+            "control_started", extra=facts(incarnation=self.ledger.incarnation, pid=os.getpid())
+        )
         self._greenlets = [gevent.spawn(loop) for loop in loops]
 
     def close(self) -> None:
@@ -49,6 +57,7 @@ class Mesh(State):
         gevent.killall(self._greenlets)
         super().close()
         self.keeper.queue.close()
+        log.info("control_stopped", extra=facts(pid=os.getpid()))
 
     def follow_task(self, move: Moved) -> None:
         """The queue follows."""

@@ -12,6 +12,7 @@ from rae_control.core.leases import Lease
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.store import Row, Tx
+from rae_control.log import facts
 from rae_control.state import State
 from rae_protocol.errors import RaeError
 
@@ -33,7 +34,7 @@ class Reaper:
                 self.tick()
             except RaeError as error:
                 # The ledger cannot write (disk full): the next look finds the same work again.
-                log.error("reaper: %s", error)
+                log.error("reaper_failed", extra=facts(error=str(error)))
 
     def tick(self) -> None:
         """Look once at everything that time may have ended."""
@@ -42,9 +43,7 @@ class Reaper:
         self._last = now
         # Stopped (SIGSTOP, a suspend, a starved machine): nobody could be heard in that time.
         if gap > max(2.0, 3 * state.config.reaper_interval_s):
-            log.warning(
-                "control did not run for %.1f s; leases and nodes are granted that time", gap
-            )
+            log.warning("control_was_stopped", extra=facts(seconds_granted=round(gap, 1)))
             state.leases.grant(gap)
             for node in state.nodes:
                 node.heard += gap
@@ -58,6 +57,9 @@ class Reaper:
                     limits=state.limits, fenced=False,
                 )
             )  # fmt: skip
+            log.warning(
+                "lease_expired", extra=facts(lease.node_id, lease.task_id, attempt=lease.attempt)
+            )
             self._tell_cancel(lease, "lease_expired")
         self._silent_nodes(now)
         for lease_id in [fence for fence, until in state.fences.items() if now > until]:
@@ -73,7 +75,7 @@ class Reaper:
                 continue
             seen = state.clock.wall() - (now - node.heard)
             row = state.write(partial(_offline, node_id=node.node_id, seen=seen))
-            log.warning("node %s is offline: not heard for %.0f s", node.node_id, now - node.heard)
+            log.warning("node_offline", extra=facts(node.node_id, silent_s=round(now - node.heard)))
             state.node_changed(row)
 
 

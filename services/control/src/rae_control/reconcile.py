@@ -18,6 +18,7 @@ from rae_control.core.lanes import LaneTable
 from rae_control.core.leases import LeaseTable
 from rae_control.errors import QueueUnavailable
 from rae_control.ledger import views
+from rae_control.log import facts
 from rae_control.queue import Health, Op, RqQueue
 from rae_control.writer import LedgerWriter
 from rae_protocol.clock import Clock
@@ -81,7 +82,7 @@ class QueueKeeper:
     def unavailable(self, error: QueueUnavailable) -> None:
         """Somebody else noticed that Redis is away."""
         if self.available:
-            log.warning("queue unavailable: %s", error)
+            log.warning("queue_unavailable", extra=facts(error=str(error)))
         self.available = False
         self._compare_now = True
 
@@ -105,7 +106,7 @@ class QueueKeeper:
                     self._compare()
                     due = self._clock.boot() + self._interval
                 if not self.available:
-                    log.warning("queue available again")
+                    log.warning("queue_available", extra=facts())
                 self.available = True
             except QueueUnavailable as error:
                 self.unavailable(error)
@@ -152,7 +153,7 @@ class QueueKeeper:
         self.compared = self._clock.boot()
         self.compare_took = self.compared - began
         if fixed:
-            log.warning("queue repaired: %d tasks pushed again", sum(fixed.values()))
+            log.warning("queue_repaired", extra=facts(pushed=sum(fixed.values())))
             self._pushed(fixed)
 
     def _repair_lane(self, lane_id: str) -> int:

@@ -14,6 +14,7 @@ import gevent
 
 from rae_control.ledger import retention
 from rae_control.ledger.store import Tx
+from rae_control.log import facts
 from rae_control.state import State
 from rae_protocol.errors import RaeError
 
@@ -50,7 +51,7 @@ class Retention:
             try:
                 self.sweep()
             except (RaeError, OSError) as error:
-                log.error("retention: %s; the next sweep tries again", error)
+                log.error("retention_failed", extra=facts(error=str(error)))
 
     def sweep(self) -> None:
         """Summarise what is over, and remove what nobody refers to any more."""
@@ -64,6 +65,7 @@ class Retention:
         before = state.clock.wall() - state.config.retention_days * DAY_S
         while done := state.write(partial(self._batch, before=before)):
             self._removed(done)
+            log.info("tasks_summarised", extra=facts(tasks=done.total()))
             gevent.sleep(BATCH_S)
         lanes, newest = state.read(retention.empty_lanes)
         for start in range(0, len(lanes), BATCH):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ LOCK_WAIT_S = 15.0
 
 def build(settings: dict[str, Any]) -> tuple[Mesh, Flask]:
     """The mesh over `settings["data"]` and the application in front of it. Raises ControlError."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     data = Path(settings["data"])
     roots = load_roots(data)
     config = ControlConfig.model_validate(settings["config"])

@@ -15,6 +15,7 @@ from gevent.threadpool import ThreadPool
 
 from rae_control.files import in_thread
 from rae_control.ledger.store import Ledger, Moved, Outcome, Tx
+from rae_control.log import facts
 
 T = TypeVar("T")
 MAX_BATCH = 256
@@ -85,7 +86,7 @@ class LedgerWriter:
         except BaseException:
             # What memory holds may not be what the ledger holds any more: only a fresh start is
             # safe, and it costs nobody anything (leases are granted a full period).
-            log.critical("the ledger's writer failed; this process ends", exc_info=True)
+            log.critical("writer_failed", exc_info=True, extra=facts())
             os._exit(70)
         for (_, answer), outcome in zip(batch, outcomes, strict=True):
             if outcome.error is not None:

@@ -17,6 +17,8 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
+from rae_control.log import LOGGING
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -55,6 +57,7 @@ class Application(BaseApplication):  # type: ignore[misc]
             # No proxy stands in front: SCRIPT_NAME and its like are anybody's words.
             "forwarded_allow_ips": "",
             "loglevel": "warning",
+            "logconfig_dict": LOGGING,
             "limit_request_line": 8190,
             "post_fork": self._post_fork,
             "worker_exit": self._worker_exit,

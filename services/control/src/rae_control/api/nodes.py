@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger import views
 from rae_control.ledger.store import Row, Tx
+from rae_control.log import facts
 from rae_control.nodes import NodeEntry, info_json
 from rae_protocol import models
 from rae_protocol.errors import RaeError
@@ -23,6 +25,8 @@ from rae_protocol.names import MAX_JSON_BYTES, MAX_REGISTER_BYTES
 
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
+
+log = logging.getLogger(__name__)
 
 
 def blueprint(mesh: Mesh) -> Blueprint:
@@ -148,6 +152,7 @@ def _register(mesh: Mesh, entry: NodeEntry, request: models.RegisterRequest) -> 
         )
     )  # fmt: skip
     fresh = mesh.node_changed(row)
+    log.info("node_registered", extra=facts(fresh.node_id, version=request.version))
     # Listed as unfinished: open for one more ttl, so that the result can still come. What is over
     # is named at once: the node counts new deadlines from this answer.
     commands = _renew(mesh, fresh.node_id, request.unfinished, now)
@@ -252,6 +257,7 @@ def _operate(mesh: Mesh, node_id: str, verb: str, reason: str | None) -> NodeEnt
     wanted = (reason or "by the operator") if verb == "drain" else None
     row = mesh.write(partial(ledger_nodes.set_draining, node_id=node_id, reason=wanted))
     entry = mesh.node_changed(row)
+    log.info(f"node_{verb}", extra=facts(node_id, reason=reason))
     entry.order(models.Command.model_validate({"command": verb, "reason": reason}))
     return entry
 

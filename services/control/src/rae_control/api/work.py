@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from rae_control.files import PIECE, in_thread
 from rae_control.ledger import results
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.log import facts
 from rae_control.nodes import NodeEntry
 from rae_protocol import models
 from rae_protocol.errors import RaeError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=models.LeaseRef)
 PART = "artifacts/"
+log = logging.getLogger(__name__)
 
 
 def blueprint(mesh: Mesh) -> Blueprint:
@@ -120,7 +123,8 @@ def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
             )
         )
         if cordoned:
-            mesh.node_changed(mesh.read(lambda db: _node_row(db, entry.node_id)))
+            node = mesh.node_changed(mesh.read(lambda db: _node_row(db, entry.node_id)))
+            log.warning("node_cordoned", extra=facts(node.node_id, reason=node.cordoned))
         if state is None:
             raise _stale(ref.task_id, ref.attempt, "yield")
         mesh.fences.pop(ref.lease_id, None)
