@@ -308,7 +308,7 @@ def test_dependents_run_when_everything_they_need_has_succeeded(api: Api) -> Non
     api.join("n1")
     join = {**ECHO, "task_id": "join", "depends_on": ["a", "b"]}
     api.submit({**ECHO, "task_id": "a"}, {**ECHO, "task_id": "b"}, join)
-    assert "a, b" in api.task("join")["why"][0]
+    assert "a (queued), b (queued)" in api.task("join")["why"][0]
     for _ in range(2):
         api.result("n1", api.take("n1"))
     assert api.task("join")["state"] == "queued"

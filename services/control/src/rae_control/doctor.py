@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import version as installed
 from pathlib import Path
 
 import apsw
-import rq
 
 from rae_control.config import ControlConfig
 from rae_control.errors import ControlError
@@ -56,8 +56,8 @@ def examine(
     sqlite = apsw.sqlite_lib_version()
     yield Finding("sqlite", tuple(map(int, sqlite.split("."))) >= SQLITE_LEAST, sqlite,
                   "pip install -U apsw (older ones can corrupt a WAL database)")  # fmt: skip
-    tested = " and ".join(RQ_TESTED)
-    yield Finding("rq", rq.VERSION.startswith(RQ_TESTED), f"{rq.VERSION}, tested are {tested}",
+    queue, tested = installed("rq"), " and ".join(RQ_TESTED)
+    yield Finding("rq", queue.startswith(RQ_TESTED), f"{queue}, tested are {tested}",
                   "install the version that constraints.txt names")  # fmt: skip
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     yield Finding("open files", soft >= polls + OTHER_FILES, f"{soft} for {polls} long polls",

@@ -43,7 +43,7 @@ class Metrics:
     """What is counted as it happens. A call costs about a microsecond."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
         self._claims = self._counter("claims", "Claims by whether the ledger confirmed", "outcome")
         self._results = self._counter("results", "Attempts that ended by a word", "outcome")

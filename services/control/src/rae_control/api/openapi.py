@@ -7,6 +7,7 @@ from collections import defaultdict
 from functools import cache
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from rae_control import __version__
@@ -63,13 +64,13 @@ _MULTIPART: Json = {
 @cache
 def document() -> bytes:
     """The document as it is served. The same for every mesh, so it is made once."""
-    used = {
+    used: set[type[BaseModel]] = {
         model
         for operation in OPERATIONS
         for model in (*operation.bodies, operation.answer)
         if not isinstance(model, str)
     } | {models.ErrorBody, models.LeasedTask}
-    ordered = sorted(used, key=lambda model: model.__name__)
+    ordered: list[type[BaseModel]] = sorted(used, key=lambda model: model.__name__)
     _, schemas = models_json_schema([(m, "validation") for m in ordered], ref_template=_REF)
     paths: defaultdict[str, Json] = defaultdict(dict)
     for operation in OPERATIONS:

@@ -79,7 +79,7 @@ class Operation:
     @property
     def rcs(self) -> tuple[str, ...]:
         """Every error that the operation may answer."""
-        media = BODY_ERRORS if self.bodies else ()
+        media: tuple[str, ...] = BODY_ERRORS if self.bodies else ()
         if self.bodies == (BYTES,):
             media = ("invalid_body", "length_required", "body_too_large")
         query = ("invalid_query",) if self.query else ()

@@ -189,10 +189,17 @@ def _detail(mesh: Mesh, row: Row) -> models.TaskView:
         lane = mesh.lanes.lanes.get(row["lane_id"])
         nodes = [
             why.NodeNow(
-                n.facts, n.state, n.availability.value, mesh.dispatch.free_slots(n, n.facts.slots)
+                n.facts,
+                n.state,
+                n.availability.value,
+                mesh.dispatch.free_slots(n, n.facts.slots),
+                n.reasons,
+                n.cordoned or n.draining,
+                n.poll is not None,
+                n.poll.vram_free_mb if n.poll else None,
+                bool(n.info and n.info.trusted),
             )
             for n in mesh.nodes
-            if n.online
         ]
         ahead = mesh.read(lambda db: views.ahead_of(db, row))
         requirements = lane.requirements if lane else {"runners": [row["kind"]]}
@@ -200,7 +207,14 @@ def _detail(mesh: Mesh, row: Row) -> models.TaskView:
     elif row["state"] == "waiting":
         needs = mesh.read(lambda db: views.unfinished_needs(db, row["task_id"]))
         left = None if row["not_before"] is None else row["not_before"] - mesh.clock.wall()
-        reasons = why.why_waiting(needs, left, row["fence"] is not None)
+        lease = row["fence"]
+        fence = None if lease is None else mesh.read(lambda db: views.node_of(db, lease))
+        pause = why.pause_after(
+            row["reason"], row["failures"], row["max_attempts"], row["in_row"]
+        )  # fmt: skip
+        reasons = why.why_waiting(needs, left, fence, pause)
+    elif row["state"] == "leased":
+        reasons = [f"Node {row['node_id']} has it and has not confirmed that it starts."]
     else:
         reasons = []
     return view.model_copy(update={"why": reasons})

@@ -11,12 +11,22 @@ from rae_control.core.matching import Canonical, NodeFacts, slot_kind, unmet
 
 @dataclass(frozen=True, slots=True)
 class NodeNow:
-    """A node at this moment: whether it may get work, and what it would say."""
+    """A node at this moment: whether it may get work, and what it would say.
+
+    `reasons` are the guard's words, `note` the operator's (drain) or ours (cordon). `polls` says
+    whether it asks for work now, `vram_free_mb` what it measured then. `claims_trust`: its own
+    configuration says trusted, whatever the enrolment says.
+    """
 
     facts: NodeFacts
     state: str
     availability: str
     free_slots: Sequence[str]
+    reasons: Sequence[str] = ()
+    note: str | None = None
+    polls: bool = True
+    vram_free_mb: float | None = None
+    claims_trust: bool = False
 
 
 _AWAY = {
@@ -24,6 +34,7 @@ _AWAY = {
     "paused": "its owner paused it",
     "blind": "it cannot tell whether its owner is there",
 }
+_GONE = frozenset({"offline", "enrolled", "revoked"})
 
 
 def why_queued(
@@ -32,36 +43,44 @@ def why_queued(
     """Sentences, the most telling first. `ahead` counts tasks before this one in its lane."""
     if not queue_available:
         return ["The queue is not reachable (Redis is away); the task runs when it is back."]
-    if not nodes:
-        return ["No node is online."]
+    online = [node for node in nodes if node.state not in _GONE]
+    gone = [
+        f"Node {node.facts.node_id} would fit, but it is {node.state}."
+        for node in nodes
+        if node.state in _GONE and node.state != "enrolled" and not unmet(req, node.facts)
+    ]
+    if not online:
+        return ["No node is online.", *gone][:8]
     fitting = []
     misfits: Counter[str] = Counter()
-    for node in nodes:
+    for node in online:
         missing = unmet(req, node.facts)
         if missing:
             misfits.update(missing)
         else:
             fitting.append(node)
-    if not fitting:
-        sentences = [f"None of the {len(nodes)} online node(s) fits:"]
-        sentences += [f"{what} ({count} of them lack it)" for what, count in misfits.most_common(5)]
-        return sentences
-    return _why_busy(req, fitting, ahead)
+    if fitting:
+        return _why_busy(req, fitting, ahead)
+    sentences = [f"None of the {len(online)} online node(s) fits:"]
+    sentences += [f"{what} ({count} of them lack it)" for what, count in misfits.most_common(5)]
+    if req.get("trusted"):
+        sentences += [
+            f"Node {node.facts.node_id} calls itself trusted, but was not enrolled with --trusted."
+            for node in online
+            if node.claims_trust and not node.facts.trusted
+        ]
+    return [*sentences, *gone][:8]
 
 
 def _why_busy(req: Canonical, fitting: Sequence[NodeNow], ahead: int) -> list[str]:
     out: list[str] = []
     free: list[str] = []
     for node in fitting:
-        name = node.facts.node_id
-        if node.state != "online":
-            out.append(f"Node {name} fits, but it is {node.state}.")
-        elif node.availability != "open":
-            out.append(f"Node {name} fits, but {_AWAY.get(node.availability, node.availability)}.")
-        elif not any(slot.startswith(slot_kind(req, node.facts)) for slot in node.free_slots):
-            out.append(f"Node {name} fits, but all its slots of that kind are busy.")
+        hindrance = _hindrance(req, node)
+        if hindrance is None:
+            free.append(node.facts.node_id)
         else:
-            free.append(name)
+            out.append(f"Node {node.facts.node_id} fits, but {hindrance}.")
     if ahead:
         out.insert(0, f"{ahead} task(s) of the same lane are before it.")
     if free and not out:
@@ -69,17 +88,50 @@ def _why_busy(req: Canonical, fitting: Sequence[NodeNow], ahead: int) -> list[st
     return out[:8]
 
 
-def why_waiting(unfinished: Sequence[str], seconds_left: float | None, fenced: bool) -> list[str]:
-    """Sentences for a task that is not queued yet."""
+def _hindrance(req: Canonical, node: NodeNow) -> str | None:
+    """What keeps a fitting node from taking the task now."""
+    if node.state != "online":
+        return f"it is {node.state}" + (f": {node.note}" if node.note else "")
+    if node.availability != "open":
+        words = f" ({', '.join(node.reasons[:3])})" if node.reasons else ""
+        return f"{_AWAY.get(node.availability, node.availability)}{words}"
+    if not any(slot.startswith(slot_kind(req, node.facts)) for slot in node.free_slots):
+        return "all its slots of that kind are busy"
+    if not node.polls:
+        return "it does not ask for work at this moment"
+    needed = req.get("vram_gb", 0) * 1024
+    if node.vram_free_mb is not None and needed > node.vram_free_mb:
+        return f"only {node.vram_free_mb / 1024:.1f} of {needed / 1024:g} GB of VRAM are free now"
+    return None
+
+
+def why_waiting(
+    unfinished: Sequence[str], seconds_left: float | None, fence: str | None, pause: str | None
+) -> list[str]:
+    """Sentences for a task that is not queued yet.
+
+    `fence` names the node where its earlier attempt may live; `pause` what the pause is for, None
+    when it is the submitter's own not_before.
+    """
     out = []
     if unfinished:
         more = f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
         out.append(f"It waits for {', '.join(unfinished[:5])}{more}.")
     if seconds_left is not None and seconds_left > 0:
-        out.append(f"It waits {seconds_left:.0f} s more (not_before, or a pause after an attempt).")
-    if fenced:
-        out.append("It waits until its earlier attempt is surely dead.")
+        what = "as its submitter asked (not_before)" if pause is None else f"a pause after {pause}"
+        out.append(f"It waits {seconds_left:.0f} s more, {what}.")
+    if fence is not None:
+        out.append(f"It waits until its earlier attempt on {fence} is surely dead.")
     return out or ["It is about to be queued."]
+
+
+def pause_after(reason: str, failures: int, max_attempts: int, in_row: int) -> str | None:
+    """What a task's pause is for, by the reason of its last transition."""
+    if reason in {"submitted", "requeued", "due"}:
+        return None
+    if in_row:
+        return f"{in_row} interruptions in a row, the last: {reason}"
+    return f"failure {failures} of {max_attempts}: {reason}"
 
 
 def why_nothing(

@@ -140,14 +140,20 @@ def events(
 
 
 def unfinished_needs(db: apsw.Connection, task_id: str) -> list[str]:
-    """The dependencies that have not succeeded yet."""
+    """The dependencies that have not succeeded yet, each with its state."""
     rows = fetch(
         db,
-        "SELECT n.task_id FROM dependencies d JOIN tasks n ON n.task_id = d.needs"
+        "SELECT n.task_id, n.state FROM dependencies d JOIN tasks n ON n.task_id = d.needs"
         " WHERE d.task_id = ? AND n.state != 'succeeded' ORDER BY n.seq",
         (task_id,),
     )
-    return [row["task_id"] for row in rows]
+    return [f"{row['task_id']} ({row['state']})" for row in rows]
+
+
+def node_of(db: apsw.Connection, lease_id: str) -> str:
+    """Where an attempt ran."""
+    rows = fetch(db, "SELECT node_id FROM attempts WHERE lease_id = ?", (lease_id,))
+    return str(rows[0]["node_id"]) if rows else "its node"
 
 
 def ahead_of(db: apsw.Connection, row: Row) -> int:
