@@ -24,6 +24,8 @@ from rae_protocol.clock import SystemClock
 
 LEDGER = "ledger.db"
 SECRETS = ("root.key", "root.previous.key", "credentials.json")
+# What a restore replaces; anything else in the folder (nodes of `serve --dev`) is not its business.
+_OURS = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", "blobs", "logs", *SECRETS)
 _MEMBER = re.compile(
     r"(ledger\.db|root\.key|root\.previous\.key|credentials\.json"
     r"|blobs/([0-9a-f]{2})/\2[0-9a-f]{62}|logs/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.[0-9]{1,7}\.log)"
@@ -147,9 +149,10 @@ def _swap(data: Path, fresh: Path, there: list[Path]) -> None:
         aside = data / f"before-{fresh.name}"
         aside.mkdir(mode=0o700)
         for path in there:
-            path.rename(aside / path.name)
+            if path.name in _OURS:
+                path.rename(aside / path.name)
     for path in fresh.iterdir():
-        path.rename(data / path.name)
+        path.replace(data / path.name)
 
 
 def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:

@@ -52,14 +52,23 @@ def _summarise_one(tx: Tx, task: Row) -> None:
         tx.run(f"DELETE FROM {table} WHERE task_id = ?", task["task_id"])  # noqa: S608 - our names
 
 
-def drop_blobs(tx: Tx, before: float, limit: int) -> int:
-    """Forget uploads that no task reads; their bytes go when nobody else has them."""
-    return tx.run(
-        "DELETE FROM blobs WHERE (sha256, submitter) IN (SELECT sha256, submitter FROM blobs b"
-        " WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM task_blobs r JOIN tasks t"
-        " USING (task_id) WHERE r.sha256 = b.sha256 AND t.submitter = b.submitter) LIMIT ?)",
-        before, limit,
-    )  # fmt: skip
+_UNREAD = """created_at < ? AND NOT EXISTS (SELECT 1 FROM task_blobs r JOIN tasks t USING (task_id)
+    WHERE r.sha256 = blobs.sha256 AND t.submitter = blobs.submitter)"""
+
+
+def unread_blobs(db: apsw.Connection, before: float) -> list[tuple[str, str]]:
+    """Uploads (sha256, submitter) that no task reads."""
+    rows = fetch(db, f"SELECT sha256, submitter FROM blobs WHERE {_UNREAD}", (before,))  # noqa: S608
+    return [(row["sha256"], row["submitter"]) for row in rows]
+
+
+def drop_blobs(tx: Tx, blobs: Sequence[tuple[str, str]], before: float) -> None:
+    """Forget those that still nobody reads; their bytes go when nobody else has them."""
+    for sha256, submitter in blobs:
+        tx.run(
+            f"DELETE FROM blobs WHERE sha256 = ? AND submitter = ? AND {_UNREAD}",  # noqa: S608
+            sha256, submitter, before,
+        )  # fmt: skip
 
 
 def empty_lanes(db: apsw.Connection) -> tuple[list[str], int]:
