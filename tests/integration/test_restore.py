@@ -23,8 +23,8 @@ def test_after_a_restore_nodes_stop_old_work_and_the_tasks_run_again(
     tasks = install_stamp(tmp_path)
     mesh = make_mesh("n1", node={"task_paths": [str(tasks)]})
     stamps = tmp_path / "stamps"
-    task = mesh.rae.submit([{"kind": "python", "params": {
-        "task": "stamp", "params": {"stamps": str(stamps), "seconds": 10}}}])[0].task_id  # fmt: skip
+    params = {"task": "stamp", "params": {"stamps": str(stamps), "seconds": 10}}
+    task = mesh.rae.submit([{"kind": "python", "params": params}])[0].task_id
     wait_until(lambda: mesh.rae.task(task).state.value == "running", 20, "it runs")
     archive = tmp_path / "backup.tar"
     rae_control("backup", str(archive), "--data", str(mesh.data))
