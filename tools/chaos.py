@@ -220,7 +220,8 @@ def campaign(
     with DevMesh((), control=control, data=disks.data, env=env) as mesh:
         stamps, tasks = folder / "stamps", install_stamp(folder)
         for name in names:
-            mesh.add_node(name, {"task_paths": [str(tasks)], "max_concurrent_cpu": 2})
+            settings = {"task_paths": [str(tasks)], "max_concurrent_cpu": 2, "disk_low_mb": 1}
+            mesh.add_node(name, settings)
         for name in names:
             mesh.wait_node(name, "online")
         clients = [
