@@ -50,7 +50,7 @@ def not_for_rq_workers(task_id: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One step to bring the queue after the ledger: push, drop, start or finish a task."""
+    """One step to bring the queue after the ledger: push, drop, start, finish; clear a lane."""
 
     verb: str
     task_id: str
@@ -124,8 +124,12 @@ class RqQueue:
         return lanes[int(found[0]) - 1], found[1].decode()
 
     def apply(self, ops: Sequence[Op]) -> None:
-        """Bring the queue after the ledger, in order. Each step may be repeated without harm."""
-        steps = {"push": self._push, "start": self._start, "finish": self._finish}
+        """Bring the queue after the ledger, in order.
+
+        A task that is pushed twice stands there twice: the claim that meets the second one fails
+        in the ledger, and that is cheaper than to search a long lane with each push.
+        """
+        steps = {"push": self._push, "start": self._start, "clear": self._clear}
         for first in range(0, len(ops), _ROUND_TRIP):
             with _redis_errors(), self._redis.pipeline(transaction=False) as pipe:
                 for op in ops[first : first + _ROUND_TRIP]:
@@ -134,7 +138,6 @@ class RqQueue:
 
     def _push(self, op: Op, pipe: Any) -> None:
         queue = self._queue(op.lane_id)
-        pipe.lrem(queue.key, 0, op.task_id)
         pipe.sadd(queue.redis_queues_keys, queue.key)
         self._job(op).save(pipeline=pipe, include_meta=False)
         queue.push_job_id(op.task_id, pipeline=pipe, at_front=op.front)
@@ -142,13 +145,15 @@ class RqQueue:
     def _start(self, op: Op, pipe: Any) -> None:
         queue, job = self._queue(op.lane_id), self._job(op)
         pipe.sadd(queue.redis_queues_keys, queue.key)
-        pipe.lrem(queue.key, 0, op.task_id)
         job.save(pipeline=pipe, include_meta=False)
         job.prepare_for_execution(op.worker, pipeline=pipe)
         self._executions[op.task_id] = Execution.create(
             job, _DAYS, pipeline=pipe, worker_name=op.worker
         )
         self._worker(op.worker).set_state(WorkerStatus.BUSY, pipeline=pipe)
+
+    def _clear(self, op: Op, pipe: Any) -> None:
+        pipe.delete(self._queue(op.lane_id).key)
 
     def _finish(self, op: Op, pipe: Any) -> None:
         job, queue = self._job(op), self._queue(op.lane_id)

@@ -170,6 +170,7 @@ class QueueKeeper:
         if len(missing) == len(wanted) or len(missing) < 50:
             ops += [Op("push", task_id, lane_id) for task_id in missing]
         else:
+            ops = [Op("clear", "", lane_id)]
             ops += [Op("push", task_id, lane_id) for task_id in wanted]
         self.queue.apply(ops)
         self.repairs.update(op.verb for op in ops)
@@ -181,11 +182,10 @@ class QueueKeeper:
         for lane_id in {*lanes, *(lease.lane_id for lease in wanted.values())}:
             shown = self.queue.started(lane_id)
             ops += [Op("finish", t, lane_id) for t in shown if t not in wanted]
-            ops += [
-                Op("start", t, lane_id, worker=f"{lease.node_id}.{lease.slot}")
-                for t, lease in wanted.items()
-                if lease.lane_id == lane_id
-                and (t not in shown or f"{lease.node_id}.{lease.slot}" in fresh)
-            ]
+            for t, lease in wanted.items():
+                worker = f"{lease.node_id}.{lease.slot}"
+                if lease.lane_id == lane_id and (t not in shown or worker in fresh):
+                    # An old file of Redis may have it as queued, still.
+                    ops += [Op("drop", t, lane_id), Op("start", t, lane_id, worker=worker)]
         self.queue.apply(ops)
         self.repairs.update(op.verb for op in ops)
