@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +20,19 @@ from rae_node.errors import (
     is_node_trouble,
     verdict,
 )
+from rae_node.inputs import Inputs
 from rae_node.isolation import Handle, Limits, Outcome, Spec, rlimits
 from rae_node.link import Link
 from rae_node.outcome import artifacts_of, conclude, time_limit
 from rae_node.outfit import Outfit
-from rae_node.pauses import Pauses
 from rae_node.runners.base import Plan, Runner, environment
 from rae_node.spool import Spool
-from rae_node.workspace import Workspace, fetch_url, inline_bytes
+from rae_node.workspace import Workspace
 from rae_protocol.errors import RaeError, Unreachable
-from rae_protocol.models import LeasedInput, LeasedTask, LeaseRef
-from rae_protocol.names import MAX_LOG_BYTES, MAX_LOG_CHUNK, MAX_RESULT_BYTES
+from rae_protocol.models import LeasedTask, LeaseRef
+from rae_protocol.names import MAX_LOG_BYTES, MAX_LOG_CHUNK
 
 MIB = 1024 * 1024
-BAD_NAMES = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 # C6's words for our phases; docs/architecture.md has them beside control's states.
 PHASES = {"preparing": "PREP", "running": "RUNNING", "delivering": "UPLOADING"}
 COOLING = frozenset({"owner", "guard", "paused", "infrastructure", "no_gpu"})
@@ -170,7 +168,9 @@ class TaskRun:
             if runner is None:
                 raise TaskFailure("E_INVALID", f"This node runs no tasks of kind '{task.kind}'")
             plan = runner.plan(task, workspace)
-            self._fetch_inputs(workspace)
+            Inputs(
+                self._outfit, self._bench.link, self.lease, self._stop_set, self._check_stop
+            ).fetch(task.inputs, workspace)
             body = self._supervised(plan, workspace)
             ended = "DONE" if body["status"] == "succeeded" else "FAILED"
             return body
@@ -218,52 +218,6 @@ class TaskRun:
             )
         except RaeError as error:
             self._log.info("quiet_not_confirmed", task_id=self.task.task_id, rc=error.rc)
-
-    def _fetch_inputs(self, workspace: Workspace) -> None:
-        for name, given in self.task.inputs.items():
-            self._check_stop()
-            try:
-                self._fetch_input(name, given, workspace)
-            except OSError as error:
-                if error.errno in BAD_NAMES:
-                    text = f"Input '{name}' cannot have this name: {error.strerror}"
-                    raise TaskFailure("E_INPUT", text) from error
-                raise
-
-    def _fetch_input(self, name: str, given: LeasedInput, workspace: Workspace) -> None:
-        target = workspace.target(name)
-        if given.inline is not None:
-            target.write_bytes(inline_bytes(name, given))
-        elif given.url is not None:
-            limit = given.size or int(self._settings.input_max_mb * MIB)
-            hosts = self._outfit.config.input_url_hosts
-            timeout_s = self._settings.http_timeout_sec
-            fetch_url(name, given.url, target, hosts, limit, timeout_s, self._check_stop)
-        else:
-            self._fetch_from_control(name, given, workspace)
-        workspace.settle(name, given)
-
-    def _fetch_from_control(self, name: str, given: LeasedInput, workspace: Workspace) -> None:
-        """Try until it is there or the lease is over: control being away is no fault of anybody."""
-        pauses = Pauses(self._settings.retry_base_sec, self._settings.retry_cap_sec)
-        limit = given.size if given.size is not None else MAX_RESULT_BYTES
-        while True:
-            target = workspace.target(name)
-            try:
-                return self._bench.link.call(
-                    lambda: self._client.fetch_input(self.lease, name, target, limit)  # noqa: B023 - called within this round
-                )
-            except RaeError as error:
-                found = verdict(error)
-                if found is Verdict.STALE:
-                    raise Dropped(f"input: {error.rc}") from error
-                if found is Verdict.REFUSED:
-                    raise TaskFailure("E_INPUT", f"Input '{name}': {error.message}") from error
-            except ValueError as error:
-                if pauses.failures >= 3:
-                    raise TaskFailure("E_INPUT", f"Input '{name}': {error}") from error
-            self._stop_set.wait(pauses.next())
-            self._check_stop()
 
     def _supervised(self, plan: Plan, workspace: Workspace) -> dict[str, Any]:
         limit = time_limit(self.task, self._outfit.runtime, plan)
