@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -47,7 +47,7 @@ class BearerAuth(AuthBase):
 
 
 class Transport:
-    """Calls to one control host. One instance serves several threads (a session each).
+    """Calls to one control host. One instance serves several threads.
 
     `retry=True` is only for calls that may be repeated: it repeats after connection errors and
     429/502/503/504, honouring `Retry-After`.
@@ -71,7 +71,7 @@ class Transport:
         self._sleep = sleep
         self._now = now
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
-        self._local = threading.local()
+        self._idle: list[requests.Session] = []
 
     def call(
         self,
@@ -97,18 +97,19 @@ class Transport:
             failure: RemoteError | Unreachable
             pause = self._backoff.delay(attempt, self._rng)
             try:
-                response = self._session().request(
-                    method,
-                    self.url + path,
-                    params=params,
-                    data=data,
-                    files=files,
-                    auth=auth,
-                    headers={"Content-Type": content_type} if content_type else None,
-                    timeout=(self._connect, self._read + wait_s),
-                    stream=stream,
-                    allow_redirects=False,
-                )
+                with self._session() as session:
+                    response = session.request(
+                        method,
+                        self.url + path,
+                        params=params,
+                        data=data,
+                        files=files,
+                        auth=auth,
+                        headers={"Content-Type": content_type} if content_type else None,
+                        timeout=(self._connect, self._read + wait_s),
+                        stream=stream,
+                        allow_redirects=False,
+                    )
             except requests.RequestException as error:
                 failure = Unreachable(f"{self.url} did not answer ({type(error).__name__})")
                 may_repeat = retry
@@ -127,13 +128,19 @@ class Transport:
                 raise failure from cause
             self._sleep(pause)
 
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
+    @contextmanager
+    def _session(self) -> Iterator[requests.Session]:
+        # Kept between threads: one that lives for a single task would connect anew each time. A
+        # streamed answer holds its connection, not the session.
+        try:
+            session = self._idle.pop()
+        except IndexError:
             session = requests.Session()
             session.trust_env = False  # a proxy of the desktop's owner is not ours to use
-            self._local.session = session
-        return session
+        try:
+            yield session
+        finally:
+            self._idle.append(session)
 
     def _adopt_clock(self, response: requests.Response) -> None:
         date = response.headers.get("Date")
