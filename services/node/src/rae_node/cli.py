@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     pause.add_argument("duration", nargs="?", type=parse_duration, help=until)
     verb("resume", "end the pause", _resume)
     status = verb("status", "show what the agent does, and why it takes no task", _status)
-    for talks in (pause, status):
+    doctor = verb("doctor", "look at every precondition, and say how to mend what fails", _doctor)
+    for talks in (pause, status, doctor):
         talks.add_argument("--json", action="store_true", help="for programs")
     verb("dry-run", "what the guard would do, in four cases and now; executes nothing", _dry_run)
     verb("report", "whether this node is ready to work unattended, and why not", _report)
@@ -192,6 +193,15 @@ def _report(options: argparse.Namespace) -> int:
     lines = report.collect(_layout(options))
     print(report.rendered(lines))
     return 0 if report.ready(lines) else 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rae_node import doctor  # noqa: PLC0415 - as above
+
+    found = list(doctor.examine(_layout(options), dev=options.data is not None))
+    shown = json.dumps(doctor.as_json(found), indent=2) if options.json else doctor.rendered(found)
+    print(shown)
+    return 0 if doctor.healthy(found) else 1
 
 
 def _allows(options: argparse.Namespace) -> int:

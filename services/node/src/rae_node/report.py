@@ -141,15 +141,22 @@ def _able(layout: Layout, config: NodeConfig) -> Problems:
     except NodeError as error:
         found.append(error.message)
     try:
-        with (layout.run / "lock").open() as lock:  # made by the agent alone, with its owner
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        pass  # no agent has ever run: it makes the folder
-    except BlockingIOError:
-        try:
+        if lock_held(layout):
             ask(socket_path(layout.root), {"verb": "status"})
-        except NodeError as error:
-            found.append(f"an agent holds its lock but does not answer: {error.message}")
+    except NodeError as error:
+        found.append(f"an agent holds its lock but does not answer: {error.message}")
     except OSError as error:
         found.append(f"the agent's lock cannot be taken ({error}); check the folder's owner")
     return tuple(found)
+
+
+def lock_held(layout: Layout) -> bool:
+    """Whether an agent runs here. Raises OSError."""
+    try:
+        with (layout.run / "lock").open() as lock:  # made by the agent alone, with its owner
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass  # no agent has ever run: it makes the folder
+    return False

@@ -1,0 +1,220 @@
+"""`rae-node doctor`: looks at every precondition of an agent. The rules are in doctor_rules."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rae_node import doctor_rules as rules
+from rae_node.assemble import allow_list
+from rae_node.capabilities import disk_free_mb
+from rae_node.checks import look
+from rae_node.config import NodeConfig, RuntimeConfig, load_both, refuse_public_http, resolve
+from rae_node.doctor_rules import Finding, Owned
+from rae_node.errors import NodeError
+from rae_node.gpu import Gpu
+from rae_node.gpu import probe as probe_gpu
+from rae_node.guard.policy import Reading
+from rae_node.guard.sources.gpu import PCI_DEVICES, nvidia_gpus
+from rae_node.isolation import Level, ProcessIsolation
+from rae_node.local_socket import ask
+from rae_node.paths import Layout, socket_path
+from rae_node.report import UNIT, lock_held, unit_state
+from rae_node.runners.llm import present_models
+from rae_node.runners.python import untrusted
+from rae_node.startup import read_enrolment
+from rae_protocol.errors import RaeError
+from rae_protocol.transport import BearerAuth, Transport
+
+_TIMEOUT_S = 5.0
+_CONTROLLERS = "/sys/fs/cgroup/cgroup.controllers"
+
+
+def _text(file: str) -> str | None:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _healthz(url: str) -> float:
+    """Seconds that control's clock is ahead. Raises RaeError."""
+    transport = Transport(url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S)
+    transport.call("GET", "/healthz", auth=BearerAuth(None))
+    return transport.clock_offset_s
+
+
+def _owned(path: Path) -> Owned | None:
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return Owned(info.st_uid, info.st_mode & 0o7777, os.access(path, os.W_OK))
+
+
+@dataclass(frozen=True, slots=True)
+class Eyes:
+    """What the doctor sees with."""
+
+    python: Sequence[int] = sys.version_info[:3]
+    uid: int = os.getuid()
+    level: Level = ProcessIsolation.level
+    text: Callable[[str], str | None] = _text
+    owned: Callable[[Path], Owned | None] = _owned
+    free_mb: Callable[[Path], float | None] = disk_free_mb
+    resolve: Callable[[str], list[str]] = resolve
+    healthz: Callable[[str], float] = _healthz
+    gpus: Callable[[float], Sequence[Gpu] | None] = probe_gpu
+    gpus_on_bus: Callable[[], int] = lambda: len(nvidia_gpus(PCI_DEVICES))
+    look: Callable[..., tuple[list[Reading], list[str]]] = look
+    models: Callable[[str, float], list[str] | None] = present_models
+    unit: Callable[[], str] = unit_state
+
+
+def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Finding]:
+    """Every finding, as it is made. `dev`: a node that nobody installed."""
+    home = eyes.owned(layout.run) or eyes.owned(layout.root)
+    agent_uid = eyes.uid if home is None else home.uid
+    yield rules.python(eyes.python)
+    yield from _machine(layout, agent_uid, eyes)
+    yield _agent(layout)
+    yield _unit(dev, eyes)
+    try:
+        config, runtime = load_both(layout.config_file, layout.runtime_file)
+    except NodeError as error:
+        fix = "mend the file that is named; `rae-node check-config FILE` looks at one alone"
+        yield rules.bad("config", error.message, fix)
+        yield rules.note("the rest", "secret, control, guard, models and tasks wait for the files")
+        return
+    yield rules.good("config", f"{layout.config_file} and runtime.yaml agree")
+    yield _secret(layout, config, agent_uid, eyes)
+    yield from _control(config, eyes)
+    yield rules.isolation(eyes.level, config.min_isolation)
+    switches = {file: eyes.text(file) for file in rules.NAMESPACE_FILES}
+    yield rules.namespaces(switches, config.min_isolation != "process")
+    declared = config.capabilities.gpu
+    gpus = None if declared is False else eyes.gpus(_TIMEOUT_S)
+    yield rules.gpu(declared, eyes.gpus_on_bus(), gpus)
+    yield from _guard(layout, config, runtime, eyes)
+    yield from rules.models(config, eyes.models(config.ollama_url, 2.0))
+    yield from _tasks(layout, config)
+
+
+def _machine(layout: Layout, agent_uid: int, eyes: Eyes) -> Iterator[Finding]:
+    for path in (layout.agent, layout.workdir, layout.spool, layout.logs, layout.run):
+        private = path in {layout.workdir, layout.spool}
+        yield rules.folder(path, eyes.owned(path), agent_uid, eyes.uid, private)
+    for path in (layout.workdir, layout.spool):
+        if eyes.owned(path):
+            yield rules.disk(path.name, path, eyes.free_mb(path))
+    yield rules.cgroup(eyes.text(_CONTROLLERS))
+
+
+def _agent(layout: Layout) -> Finding:
+    try:
+        path, running = socket_path(layout.root), lock_held(layout)
+        if running:
+            ask(path, {"verb": "status"})
+    except (NodeError, OSError) as error:
+        return rules.agent(True, str(error))
+    return rules.agent(running, "")
+
+
+def _unit(dev: bool, eyes: Eyes) -> Finding:
+    try:
+        return rules.unit("" if dev else eyes.unit(), UNIT, dev)
+    except NodeError as error:
+        return rules.unit(error.message, UNIT, dev)
+
+
+def _secret(layout: Layout, config: NodeConfig, agent_uid: int, eyes: Eyes) -> Finding:
+    file = Path(config.enrolment_file or layout.agent / "enrolment.json")
+    seen, problem = eyes.owned(file), ""
+    if seen is not None and eyes.uid not in {0, seen.uid, agent_uid}:
+        what = f"{file} is not yours to read; ask as root or as the agent's user"
+        return rules.note("enrolment", what)
+    try:
+        read_enrolment(file)
+    except NodeError as error:
+        problem = error.message
+    return rules.secret(file, seen, agent_uid, problem)
+
+
+def _control(config: NodeConfig, eyes: Eyes) -> Iterator[Finding]:
+    url, refused, problem, offset = config.rae_endpoint, "", "", None
+    try:
+        addresses = eyes.resolve(urlsplit(url).hostname or "")
+        refuse_public_http(url, lambda _: addresses)
+    except OSError:
+        addresses = []
+    except ValueError as error:
+        refused = str(error)
+    if addresses and not refused:
+        try:
+            offset = eyes.healthz(url)
+        except RaeError as error:
+            problem = error.message
+    yield from rules.control(url, refused, addresses, problem)
+    if offset is not None:
+        yield rules.clock(offset)
+
+
+def _guard(
+    layout: Layout, config: NodeConfig, runtime: RuntimeConfig, eyes: Eyes
+) -> Iterator[Finding]:
+    for name in rules.ALL_SOURCES:
+        reading, problems = None, [""]
+        if name in config.guard_sources:  # one at a time, so that each problem has its source
+            readings, problems = eyes.look(layout, config, runtime, (name,))
+            reading = next(one for one in readings if one.source == name)
+        yield rules.source(name, reading, problems[0] if problems else "")
+
+
+def _tasks(layout: Layout, config: NodeConfig) -> Iterator[Finding]:
+    try:
+        found = allow_list(config, layout)
+    except NodeError as error:
+        yield rules.bad("allow-list", error.message, "mend the entry, or take the file away")
+    else:
+        absent = found.missing()
+        yield rules.good("allow-list", f"{len(found.offered())} commands may run")
+        if absent:
+            what = f"not installed, so not offered: {', '.join(absent)}"
+            yield rules.note("allow-list", what)
+    yield rules.trusted(_distrusted(layout, config))
+
+
+def _distrusted(layout: Layout, config: NodeConfig) -> Iterator[str]:
+    for folder in map(Path, config.task_paths or []):
+        if not folder.is_dir():
+            yield f"{folder} of task_paths is no folder"
+        for file in sorted(folder.glob("*.py")):
+            why = untrusted(file, layout.workdir)
+            if why is not None:
+                yield why
+
+
+def healthy(findings: Sequence[Finding]) -> bool:
+    """Whether nothing failed."""
+    return all(one.state != "FAIL" for one in findings)
+
+
+def rendered(findings: Sequence[Finding]) -> str:
+    """For people."""
+    lines = []
+    for one in findings:
+        lines.append(f"{one.state:4}  {one.name:22} {one.what}")
+        lines += [f"      fix: {one.fix}"] if one.fix else []
+    failed = sum(one.state == "FAIL" for one in findings)
+    end = f"{failed} of {len(findings)} failed." if failed else "Nothing failed."
+    return "\n".join([*lines, "", end])
+
+
+def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """For programs."""
+    return {"ok": healthy(findings), "checks": [asdict(one) for one in findings]}

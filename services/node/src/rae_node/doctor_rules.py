@@ -1,0 +1,256 @@
+"""What the doctor thinks of what it saw. Pure: facts in, findings out."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rae_node.config import NodeConfig, SourceName
+from rae_node.gpu import Gpu
+from rae_node.guard.policy import Reading, in_words
+from rae_node.isolation import Level, at_least
+from rae_node.runners.llm import has_model
+
+MIN_PYTHON = (3, 10)
+MIN_DISK_MB = 1024
+MAX_OFFSET_S = 60.0  # control refuses signatures beyond it
+ALL_SOURCES: tuple[SourceName, ...] = ("logind", "tty", "load", "gpu")
+STAND_INS = {
+    "memory": "the supervisor adds up a task's memory and kills with E_OOM instead",
+    "cpu": "nice (cpu_nice) stands in",
+    "io": "io_class and io_level stand in",
+    "pids": "nothing counts a task's processes instead",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line. A FAIL says what and why, and how to mend it."""
+
+    name: str
+    state: Literal["ok", "FAIL", "note"]
+    what: str
+    fix: str = ""
+
+
+def good(name: str, what: str) -> Finding:
+    """It holds."""
+    return Finding(name, "ok", what)
+
+
+def note(name: str, what: str) -> Finding:
+    """Worth knowing; nothing has to be done."""
+    return Finding(name, "note", what)
+
+
+def bad(name: str, what: str, fix: str) -> Finding:
+    """It keeps the node from working."""
+    return Finding(name, "FAIL", what, fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A file or folder: whose it is, its mode, and whether the asking user may write there."""
+
+    uid: int
+    mode: int
+    writable: bool
+
+
+def python(version: Sequence[int]) -> Finding:
+    """The interpreter."""
+    shown = ".".join(map(str, version[:3]))
+    if tuple(version[:2]) >= MIN_PYTHON:
+        return good("python", shown)
+    return bad("python", f"{shown} is too old; 3.10 or newer is needed", "install python3.10")
+
+
+def folder(path: Path, seen: Owned | None, agent: int, asking: int, private: bool) -> Finding:
+    """One of the node's folders. `agent`, `asking`: uids; `private`: for the agent alone."""
+    name = f"folder {path.name}"
+    if seen is None:
+        mode = "700" if private else "755"
+        return bad(name, f"{path} is missing", f"install -d -m {mode} -o {agent} {path}")
+    if seen.uid not in {agent, 0} or (private and seen.uid != agent):
+        why = f"{path} belongs to uid {seen.uid}, and the agent is uid {agent}"
+        return bad(name, why, f"chown {agent} {path}")
+    open_to = 0o077 if private else stat.S_IWOTH
+    if seen.mode & open_to:
+        what = "is open to other users" if private else "can be written by everybody"
+        fix = f"chmod {'700' if private else 'o-w'} {path}"
+        return bad(name, f"{path} {what} (mode {seen.mode:04o})", fix)
+    if asking in {0, agent} and seen.uid == agent and not seen.writable:
+        why = f"{path} cannot be written (mode {seen.mode:04o}, or a read-only file system)"
+        return bad(name, why, f"chmod u+rwx {path}, or mount its disk read-write")
+    return good(name, f"{path}, uid {seen.uid}, mode {seen.mode:04o}")
+
+
+def secret(file: Path, seen: Owned | None, agent: int, problem: str) -> Finding:
+    """The enrolment. `problem`: why it cannot be used."""
+    name = "enrolment"
+    if seen is None:
+        why, enrol = f"{file} is missing: control does not know this node", "raectl nodes enrol"
+        return bad(name, why, f"`{enrol} NODE --json` prints what belongs into it, with mode 0600")
+    if seen.uid not in {agent, 0}:
+        return bad(name, f"{file} belongs to uid {seen.uid}, a stranger", f"chown {agent} {file}")
+    if seen.mode & 0o027:
+        why = f"{file} holds a secret and is open to others (mode {seen.mode:04o})"
+        return bad(name, why, f"chmod 600 {file}")
+    if problem:
+        return bad(name, problem, f"`raectl nodes enrol NODE --json` prints what {file} must hold")
+    return good(name, f"{file}, mode {seen.mode:04o}")
+
+
+def disk(name: str, path: Path, free_mb: float | None) -> Finding:
+    """Room for tasks, or for results."""
+    name = f"disk of {name}"
+    if free_mb is None:
+        return bad(name, f"the free space of {path} cannot be read", f"check that {path} exists")
+    if free_mb < MIN_DISK_MB:
+        why = f"{free_mb:.0f} MiB are free at {path}; {MIN_DISK_MB} is the least to work with"
+        return bad(name, why, f"delete files on the disk of {path} (`df -h {path}`)")
+    return good(name, f"{free_mb:.0f} MiB free")
+
+
+def control(url: str, refused: str, addresses: Sequence[str], problem: str) -> list[Finding]:
+    """The way to control. `refused`: why it may not be used; `problem`: of asking it."""
+    endpoint = "put control's address into rae_endpoint of config.yaml"
+    if not addresses:
+        return [bad("control address", f"{url} has no address: the name is not known", endpoint)]
+    if refused:
+        fix = "use https, or control's Tailscale address, as rae_endpoint of config.yaml"
+        return [bad("control address", refused, fix)]
+    found = [good("control address", f"{url} is {', '.join(addresses)}")]
+    if problem:
+        fix = "check that control runs, that `tailscale status` shows it, and rae_endpoint"
+        return [*found, bad("control", problem, fix)]
+    return [*found, good("control", f"{url}/healthz answers")]
+
+
+def clock(offset_s: float) -> Finding:
+    """This clock beside control's `Date`."""
+    if abs(offset_s) <= MAX_OFFSET_S:
+        return good("clock", f"{offset_s:+.0f} s to control's")
+    why = f"control's clock is {offset_s:+.0f} s from this one; {MAX_OFFSET_S:.0f} s are allowed"
+    return bad("clock", why, "timedatectl set-ntp true, here and on control")
+
+
+def isolation(level: Level, minimum: Level) -> Finding:
+    """How tasks are boxed here, beside what the owner asks for."""
+    if at_least(level, minimum):
+        return good("isolation", f"'{level}' reaches min_isolation '{minimum}'")
+    why = f"'{level}' is below min_isolation '{minimum}': no task is taken"
+    fix = f"install what '{minimum}' needs, or set min_isolation: {level} in config.yaml"
+    return bad("isolation", why, fix)
+
+
+NAMESPACE_FILES = {
+    "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl -w {key}=1"),
+    "/proc/sys/user/max_user_namespaces": ("0", "sysctl -w {key}=10000"),
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
+        "1",
+        "give bubblewrap an AppArmor profile with `userns,`, or sysctl -w {key}=0",
+    ),
+}
+
+
+def namespaces(texts: Mapping[str, str | None], needed: bool) -> Finding:
+    """User namespaces, as the kernel's switches have them; bubblewrap needs them."""
+    for file, (off, fix) in NAMESPACE_FILES.items():
+        if (texts.get(file) or "").strip() == off:
+            what = f"{file} is {off}: bubblewrap cannot make user namespaces"
+            key = file.removeprefix("/proc/sys/").replace("/", ".")
+            how = fix.format(key=key)
+            return bad("namespaces", what, how) if needed else note("namespaces", what)
+    return good("namespaces", "user namespaces are allowed")
+
+
+def cgroup(controllers: str | None) -> Finding:
+    """Which of cgroup v2's controllers are there; what stands in for the others."""
+    if controllers is None:
+        return note("cgroup", f"no cgroup v2 here; {'; '.join(STAND_INS.values())}")
+    missing = [name for name in STAND_INS if name not in controllers.split()]
+    if not missing:
+        return good("cgroup", controllers.strip())
+    return note("cgroup", "; ".join(f"no {name} controller: {STAND_INS[name]}" for name in missing))
+
+
+def gpu(declared: bool | None, on_bus: int, gpus: Sequence[Gpu] | None) -> Finding:
+    """The GPUs that NVML shows, beside what is declared and what is on the bus."""
+    if declared is False:
+        return good("gpu", "config.yaml declares none")
+    if gpus:
+        return good("gpu", ", ".join(one.name for one in gpus))
+    if declared is None and not on_bus:
+        return good("gpu", "none here, none declared")
+    there = f"{on_bus} on the bus" if on_bus else "gpu: true in config.yaml"
+    fix = "make `nvidia-smi` work (the driver), or set capabilities.gpu: false in config.yaml"
+    return bad("gpu", f"NVML shows no GPU, but there is {there}", fix)
+
+
+def source(name: SourceName, reading: Reading | None, problem: str) -> Finding:
+    """One of the guard's sources; None is one that config.yaml leaves out."""
+    title = f"guard {name}"
+    if reading is None:
+        return note(title, "left out by guard_sources in config.yaml: it protects nobody")
+    if reading.present is None or None in reading.measures.values():
+        why = f"{name} is blind: {problem or 'a measure is missing'}; blind counts as in use"
+        fix = f"mend it, or take {name} out of guard_sources in config.yaml"
+        return bad(title, why, fix)
+    seen = [in_words(reading.code or name)] if reading.present else []
+    seen += [f"{key} {value:.1f}" for key, value in reading.measures.items() if value is not None]
+    return good(title, "; ".join(seen) or "sees nobody")
+
+
+def models(config: NodeConfig, present: list[str] | None) -> list[Finding]:
+    """Ollama and the model of each declared role."""
+    roles, url = config.capabilities.llm or [], config.ollama_url
+    if present is None:
+        what = f"Ollama does not answer at {url}"
+        if not roles:
+            return [note("ollama", f"{what}, and no role is declared: no llm tasks come here")]
+        fix = "systemctl start rae-ollama, or take the roles out of capabilities.llm"
+        return [bad("ollama", f"{what}, which the roles {', '.join(roles)} need", fix)]
+    found = [good("ollama", f"answers at {url}")]
+    host = url.removeprefix("http://")
+    for role in roles:
+        model = config.llm_models.get(role)
+        if model is None:
+            fix = f"add `{role}: MODEL` to llm_models in config.yaml"
+            found.append(bad(f"model {role}", f"llm_models has no model for role {role}", fix))
+        elif has_model(present, model):
+            found.append(good(f"model {role}", model))
+        else:
+            fix = f"OLLAMA_HOST={host} ollama pull {model}"
+            found.append(bad(f"model {role}", f"Ollama lacks {model}", fix))
+    return found
+
+
+def trusted(problems: Iterable[str]) -> Finding:
+    """The folders and files of Python tasks."""
+    told = "; ".join(problems)
+    if not told:
+        return good("task paths", "nobody else can write there")
+    fix = "chown root and chmod go-w what is named, or take it out of task_paths"
+    return bad("task paths", told, fix)
+
+
+def agent(running: bool, problem: str) -> Finding:
+    """Lock and socket of an agent."""
+    if problem:
+        return bad("agent", problem, "look at the agent's log, then end it and start it again")
+    return good("agent", "runs and answers" if running else "does not run; its lock is free")
+
+
+def unit(state: str, name: str, dev: bool) -> Finding:
+    """The unit at boot. `state`: what systemd says, or why it cannot be asked."""
+    if dev:
+        return note("unit", "a dev node is started by hand: `rae-node run --dev`")
+    if state == "enabled":
+        return good("unit", f"{name} is enabled")
+    return bad(
+        "unit", f"{name} at boot: {state}", f"install the unit, then systemctl enable {name}"
+    )

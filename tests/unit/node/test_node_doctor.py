@@ -1,0 +1,272 @@
+"""`rae-node doctor`: a test for every line that can fail, and real folders and files."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rae_node import config as files
+from rae_node import doctor_rules as rules
+from rae_node.cli import main
+from rae_node.config import NodeConfig
+from rae_node.doctor import Eyes, as_json, examine, healthy, rendered
+from rae_node.doctor_rules import Finding, Owned
+from rae_node.errors import NodeError
+from rae_node.gpu import Gpu
+from rae_node.guard.policy import Reading
+from rae_node.paths import Layout
+from rae_protocol.errors import RemoteError, Unreachable
+from tests.unit.node.fakes import Rig
+
+CARD = Gpu("NVIDIA GeForce RTX 4080", 16376, "GPU-1", "550", "12.4")
+HERE, PRIVATE = Path("/x/run"), Path("/x/spool")
+MINE = Owned(1000, 0o700, True)
+
+
+def node(**fields: Any) -> NodeConfig:
+    return NodeConfig.model_validate({**files.dev_config("n1", "http://127.0.0.1:1"), **fields})
+
+
+def fails(finding: Finding, *words: str) -> None:
+    """It fails, says these words, and tells how to mend it."""
+    assert finding.state == "FAIL", finding
+    assert finding.what and finding.fix
+    assert all(word in f"{finding.what} {finding.fix}" for word in words), finding
+
+
+ROLES = node(capabilities={"llm": ["python-specialist"]})
+FAILING: dict[str, tuple[Finding, tuple[str, ...]]] = {
+    "an old Python": (rules.python((3, 9, 2)), ("3.9.2", "3.10")),
+    "a missing folder": (rules.folder(PRIVATE, None, 7, 7, True), ("missing", "install -d -m 700")),
+    "a stranger's folder": (
+        rules.folder(HERE, replace(MINE, uid=5), 7, 7, False), ("uid 5", "chown 7 /x/run"),
+    ),
+    "root's spool": (rules.folder(PRIVATE, replace(MINE, uid=0), 7, 7, True), ("chown 7",)),
+    "an open spool": (
+        rules.folder(PRIVATE, replace(MINE, mode=0o755), 1000, 1000, True), ("0755", "chmod 700"),
+    ),
+    "a folder for everybody": (
+        rules.folder(HERE, replace(MINE, mode=0o777), 1000, 1000, False), ("chmod o-w",),
+    ),
+    "a read-only folder": (
+        rules.folder(HERE, replace(MINE, writable=False), 1000, 0, False), ("read-write",),
+    ),
+    "no enrolment": (rules.secret(HERE, None, 7, ""), ("raectl nodes enrol",)),
+    "a stranger's secret": (rules.secret(HERE, MINE, 7, ""), ("chown 7 /x/run",)),
+    "a readable secret": (
+        rules.secret(HERE, replace(MINE, mode=0o644), 1000, ""), ("0644", "chmod 600 /x/run"),
+    ),
+    "an empty enrolment": (rules.secret(HERE, MINE, 1000, "it is empty"), ("it is empty",)),
+    "a full disk": (rules.disk("spool", HERE, 12), ("12 MiB", "df -h /x/run")),
+    "an unreadable disk": (rules.disk("spool", HERE, None), ("cannot be read",)),
+    "an unknown name": (rules.control("http://c", "", [], "")[0], ("rae_endpoint",)),
+    "a public address": (rules.control("http://c", "public", ["8.8.8.8"], "")[0], ("https",)),
+    "a silent control": (rules.control("http://c", "", ["::1"], "gone")[1], ("gone", "tailscale")),
+    "a wrong clock": (rules.clock(-61), ("-61 s", "set-ntp")),
+    "weak isolation": (rules.isolation("process", "unit"), ("min_isolation", "no task")),
+    "max_user_namespaces": (
+        rules.namespaces({"/proc/sys/user/max_user_namespaces": "0\n"}, True),
+        ("sysctl -w user.max_user_namespaces=10000",),
+    ),
+    "userns_clone": (
+        rules.namespaces({"/proc/sys/kernel/unprivileged_userns_clone": "0\n"}, True),
+        ("sysctl -w kernel.unprivileged_userns_clone=1",),
+    ),
+    "AppArmor": (
+        rules.namespaces({"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1\n"}, True),
+        ("AppArmor profile",),
+    ),
+    "a silent NVML": (rules.gpu(None, 1, None), ("1 on the bus", "nvidia-smi")),
+    "a declared GPU": (rules.gpu(True, 0, ()), ("gpu: true", "nvidia-smi")),
+    "a blind source": (
+        rules.source("tty", Reading("tty", None), "it hangs"), ("it hangs", "guard_sources"),
+    ),
+    "a blind measure": (
+        rules.source("gpu", Reading("gpu", measures={"vram_gb": None}), ""), ("blind",),
+    ),
+    "no Ollama": (rules.models(ROLES, None)[0], ("11435", "python-specialist", "rae-ollama")),
+    "no model": (
+        rules.models(ROLES, ["llama3:latest"])[1],
+        ("lacks deepseek-coder:33b", "OLLAMA_HOST=127.0.0.1:11435 ollama pull deepseek-coder:33b"),
+    ),
+    "an unmapped role": (
+        rules.models(node(capabilities={"llm": ["poet"]}), [])[1], ("llm_models", "poet"),
+    ),
+    "an open task file": (rules.trusted(["/t.py can be written"]), ("/t.py", "chmod go-w")),
+    "a silent agent": (rules.agent(True, "no answer"), ("no answer", "log")),
+    "a disabled unit": (rules.unit("disabled", "u", False), ("systemctl enable u",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAILING)
+def test_each_failing_line_says_why_and_how_to_mend_it(what: str) -> None:
+    finding, words = FAILING[what]
+    fails(finding, *words)
+
+
+def test_what_is_right_or_cannot_be_helped_does_not_fail() -> None:
+    right = [
+        rules.python((3, 10, 0)), rules.folder(PRIVATE, MINE, 1000, 1000, True),
+        rules.secret(HERE, MINE, 1000, ""), rules.secret(HERE, Owned(0, 0o640, False), 7, ""),
+        rules.disk("spool", HERE, 1024), rules.clock(60), rules.isolation("unit", "bubblewrap"),
+        rules.namespaces({}, True), rules.cgroup("cpuset cpu io memory pids"),
+        rules.gpu(None, 0, None), rules.gpu(False, 2, None), rules.gpu(True, 1, [CARD]),
+        rules.trusted([]), rules.agent(True, ""), rules.unit("enabled", "u", False),
+        rules.source("gpu", Reading("gpu", True, "foreign_gpu_process"), ""),
+        *rules.models(ROLES, ["deepseek-coder:33b"]), *rules.control("https://c", "", ["1.1"], ""),
+    ]  # fmt: skip
+    assert [one for one in right if one.state != "ok"] == []
+    notes = [
+        rules.namespaces({"/proc/sys/user/max_user_namespaces": "0"}, False), rules.cgroup(None),
+        rules.source("tty", None, ""), rules.unit("", "u", True), *rules.models(node(), None),
+    ]  # fmt: skip
+    assert {one.state for one in notes} == {"note"}
+
+
+def test_the_missing_memory_controller_is_named_with_what_stands_in() -> None:
+    found = rules.cgroup("cpu io pids")
+    assert found.state == "note"
+    assert "no memory controller" in found.what and "E_OOM" in found.what
+
+
+@pytest.fixture
+def eyes() -> Eyes:
+    """All is well beyond the folders."""
+    return Eyes(
+        text=lambda _: None, resolve=lambda host: [host], healthz=lambda _: 0.5,
+        gpus=lambda _: None, gpus_on_bus=lambda: 0, models=lambda *_: None,
+        free_mb=lambda _: 5000.0, unit=lambda: "enabled",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def home(layout: Layout) -> Layout:
+    """A node that is set up."""
+    body = files.dev_config("n1", "http://127.0.0.1:8080")
+    layout.config_file.write_text(yaml.safe_dump({**body, "guard_sources": ["load"]}))
+    layout.runtime_file.write_text(yaml.safe_dump(files.dev_runtime()))
+    secret = layout.agent / "enrolment.json"
+    secret.write_text(json.dumps({"enrolment_secret": "hush", "control_public_keys": ["k"]}))
+    secret.chmod(0o600)
+    return layout
+
+
+def see(layout: Layout, eyes: Eyes, name: str) -> Finding:
+    return next(one for one in examine(layout, dev=False, eyes=eyes) if one.name == name)
+
+
+def test_a_node_that_is_set_up_passes_and_its_secret_is_not_shown(home: Layout, eyes: Eyes) -> None:
+    found = list(examine(home, dev=False, eyes=eyes))
+    assert healthy(found), rendered(found)
+    assert rendered(found).endswith("Nothing failed.")
+    assert as_json(found)["ok"] is True
+    assert "hush" not in rendered(found) + json.dumps(as_json(found))
+
+
+def test_wrong_files_are_named_with_field_and_line(home: Layout, eyes: Eyes) -> None:
+    home.runtime_file.write_text(home.runtime_file.read_text().replace("90", "ninety"))
+    line = home.runtime_file.read_text().splitlines().index("  max_gpu_percent: ninety") + 1
+    fails(see(home, eyes, "config"), f"{home.runtime_file}, line {line}: safety.max_gpu_percent")
+
+
+def test_b1_unequal_heartbeats_are_named_with_both_files(home: Layout, eyes: Eyes) -> None:
+    text = home.config_file.read_text()
+    home.config_file.write_text(text.replace("_sec: 30", "_sec: 15"))
+    fails(see(home, eyes, "config"), str(home.config_file), str(home.runtime_file), "equal")
+
+
+def test_real_folders_files_and_entries_are_looked_at(home: Layout, eyes: Eyes) -> None:
+    home.spool.chmod(0o755)
+    fails(see(home, eyes, "folder spool"), f"chmod 700 {home.spool}")
+    (home.agent / "enrolment.json").chmod(0o644)
+    fails(see(home, eyes, "enrolment"), "chmod 600")
+    (home.agent / "enrolment.json").unlink()
+    fails(see(home, eyes, "enrolment"), "missing")
+    (home.agent / "allowlist.d").mkdir()
+    (home.agent / "allowlist.d" / "mine.yaml").write_text("- {name: x}")
+    fails(see(home, eyes, "allow-list"), "mine.yaml", "entry 1")
+    home.logs.rmdir()
+    fails(see(home, eyes, "folder logs"), "install -d")
+
+
+def test_task_paths_that_others_can_write_are_named(home: Layout, eyes: Eyes) -> None:
+    tasks = home.root / "tasks"
+    tasks.mkdir()
+    (tasks / "mine.py").write_text("")
+    (tasks / "mine.py").chmod(0o666)
+    body = yaml.safe_load(home.config_file.read_text())
+    paths = [str(tasks), "/nowhere"]
+    home.config_file.write_text(yaml.safe_dump({**body, "task_paths": paths}))
+    fails(see(home, eyes, "task paths"), "mine.py", "/nowhere")
+
+
+def nobody(_: str) -> list[str]:
+    raise OSError("no such name")
+
+
+def silent(_: str) -> float:
+    raise Unreachable("http://c did not answer (ConnectionError)")
+
+
+def other(_: str) -> float:
+    raise RemoteError("internal", "HTTP 404: nginx", 404, {})
+
+
+@pytest.mark.parametrize(
+    ("look", "name", "words"),
+    [
+        ({"resolve": nobody}, "control address", ("has no address",)),
+        ({"resolve": lambda _: ["8.8.8.8"]}, "control address", ("8.8.8.8", "Tailscale")),
+        ({"healthz": silent}, "control", ("did not answer", "tailscale status")),
+        ({"healthz": other}, "control", ("404",)),
+        ({"healthz": lambda _: 90.0}, "clock", ("+90 s",)),
+    ],
+)
+def test_the_way_to_control_is_walked(
+    home: Layout, eyes: Eyes, look: dict[str, Callable[..., Any]], name: str, words: tuple[str]
+) -> None:
+    fails(see(home, replace(eyes, **look), name), *words)  # type: ignore[arg-type]
+
+
+def test_a_machine_without_systemd_fails_where_it_is_installed_only(
+    home: Layout, eyes: Eyes
+) -> None:
+    def absent() -> str:
+        raise NodeError("blind", "systemctl cannot be asked")
+
+    blind = replace(eyes, unit=absent)
+    fails(see(home, blind, "unit"), "systemctl")
+    assert healthy(list(examine(home, dev=True, eyes=blind)))
+
+
+def test_who_is_neither_root_nor_the_agent_is_told_what_cannot_be_seen(
+    home: Layout, eyes: Eyes
+) -> None:
+    found = see(home, replace(eyes, uid=64321), "enrolment")
+    assert (found.state, "ask as root" in found.what) == ("note", True)
+
+
+def test_a_lock_without_an_answer_fails_and_an_agent_that_answers_does_not(
+    home: Layout, eyes: Eyes, make_rig: Callable[..., Rig]
+) -> None:
+    with (home.run / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fails(see(home, eyes, "agent"), "No agent answers")
+        make_rig()
+        assert see(home, eyes, "agent") == rules.agent(True, "")
+
+
+def test_the_program_ends_with_1_when_something_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--root", str(tmp_path)]) == 1
+    assert "fix: install -d" in capsys.readouterr().out
+    assert main(["doctor", "--json", "--root", str(tmp_path)]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
