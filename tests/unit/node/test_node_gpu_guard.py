@@ -27,7 +27,13 @@ def facts(
     used_mb: float = 0,
     shares: list[tuple[int, float]] | None = None,
 ) -> dict[str, Any]:
-    return {"percent": percent, "used_mb": used_mb, "processes": processes, "shares": shares}
+    return {
+        "percent": percent,
+        "used_mb": used_mb,
+        "free_mb": 8192 - used_mb,
+        "processes": processes,
+        "shares": shares,
+    }
 
 
 @pytest.mark.parametrize(
@@ -112,14 +118,16 @@ def test_several_gpus_are_read_and_the_worst_counts(
     fake_nvml.show("gpu GPU-0 16384 1024 10", "gpu GPU-1 16384 512 30")
     found = source().read()
     assert (found.present, found.measures) == (False, {"gpu_percent": 30.0, "vram_gb": 1.0})
+    assert found.vram_free_mb == 15360 + 15872
 
 
 def test_b2_a_process_that_is_not_ours_is_the_owner_and_one_of_ours_is_not(
     source: MakeSource, fake_nvml: FakeNvml
 ) -> None:
     fake_nvml.show("gpu GPU-0 16384 4096 100", f"proc 0 {os.getpid()} 4000 100")
+    shown = {"gpu_percent": 100.0, "vram_gb": 4.0}
     assert source().read() == Reading(
-        "gpu", True, "foreign_gpu_process", measures={"gpu_percent": 100.0, "vram_gb": 4.0}
+        "gpu", True, "foreign_gpu_process", measures=shown, vram_free_mb=12288.0
     )
     ours = source(ours=[os.getpid()]).read()
     assert (ours.present, ours.measures) == (False, {"gpu_percent": 0.0, "vram_gb": 0.094})
@@ -166,7 +174,9 @@ def test_nvml_is_not_asked_of_a_gpu_that_sleeps(
     assert fake_nvml.calls() == []
     plug(bus, 1, "active", "auto")
     fake_nvml.show("gpu GPU-0 16384 9999 99", "gpu GPU-1 16384 1024 1")
-    assert one.read().measures == {"gpu_percent": 1.0, "vram_gb": 1.0}
+    found = one.read()
+    assert found.measures == {"gpu_percent": 1.0, "vram_gb": 1.0}
+    assert found.vram_free_mb is None  # of the one that sleeps it is not known
     one.read()  # the answer before was whole, and so is its letting go now
     calls = fake_nvml.calls()
     assert "nvmlDeviceGetHandleByIndex_v2" not in calls

@@ -22,6 +22,8 @@ from rae_node.guard.policy import (
 from rae_node.isolation import at_least
 from rae_node.link import Link
 from rae_node.local_socket import open_door
+from rae_node.metrics import Tally
+from rae_node.monitor import open_monitor
 from rae_node.outfit import Outfit
 from rae_node.poller import Poller, Want
 from rae_node.recovery import Sweeper
@@ -42,6 +44,7 @@ class Agent:
         self.done = threading.Event()
         self.exit_code = 0
         self.draining = False
+        self.tally = Tally()
         self._stopping = False
         self._instance = uuid.uuid4().hex
         self._clock, self._log = outfit.clock, outfit.log
@@ -94,6 +97,7 @@ class Agent:
             self._disk_low,
         )
         self._door = open_door(self)
+        self._monitor = open_monitor(self)
 
     def start(self) -> None:
         """Start every thread; the first decision comes before the first registration."""
@@ -104,6 +108,8 @@ class Agent:
         self.poller.start()
         self.delivery.start()
         self._sweeper.start()
+        if self._monitor is not None:
+            self._monitor.start()
 
     def look_at_files(self) -> None:
         """Take over what the owner changed. Called about once a second."""
@@ -130,6 +136,8 @@ class Agent:
         self.delivery.stop()
         self._sweeper.stop()
         self._door.close()
+        if self._monitor is not None:
+            self._monitor.close()
         self._log.info("agent_stopped", exit_code=self.exit_code)
 
     # News from control (link.Ears)
@@ -304,6 +312,7 @@ class Agent:
         return "drain" if self.draining else yield_reason(self.guard.decision)
 
     def _ended(self, run: TaskRun) -> None:
+        self.tally.ended(run.ending, run.stopped_ms)
         self.slots.release(run)
         self.poller.wake()
 

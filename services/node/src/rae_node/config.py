@@ -124,6 +124,7 @@ class NodeConfig(_Section):
     ]
     gpu_longest_run_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 180
     gpu_rest_minutes: Minutes = 10
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9105
 
     profile: Literal["rae", "miner"] = "rae"
     workspace: WorkspaceConfig = WorkspaceConfig()
@@ -158,7 +159,7 @@ class NodeConfig(_Section):
 
 _DEV_CONFIG = """
 {trusted: true, capabilities: {}, heartbeat_interval_sec: 30, min_isolation: process,
-  guard_sources: [load, gpu]}
+  guard_sources: [load, gpu], metrics_port: 0}
 """
 _DEV_RUNTIME = """
 automation: {enabled: true, auto_start: true}

@@ -133,13 +133,16 @@ def _unit(dev: bool, eyes: Eyes) -> Finding:
 
 
 def _secret(layout: Layout, config: NodeConfig, agent_uid: int, eyes: Eyes) -> Finding:
-    file = Path(config.enrolment_file or layout.agent / "enrolment.json")
+    source = config.enrolment_file or str(layout.agent / "enrolment.json")
+    if source.startswith(("env:", "credential:")):
+        return rules.note("enrolment", f"{source} comes with the agent's unit; only the agent sees it")
+    file = Path(source)
     seen, problem = eyes.owned(file), ""
     if seen is not None and eyes.uid not in {0, seen.uid, agent_uid}:
         what = f"{file} is not yours to read; ask as root or as the agent's user"
         return rules.note("enrolment", what)
     try:
-        read_enrolment(file)
+        read_enrolment(source, dict(os.environ))
     except NodeError as error:
         problem = error.message
     return rules.secret(file, seen, agent_uid, problem)

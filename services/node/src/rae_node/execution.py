@@ -67,6 +67,7 @@ class TaskRun:
         self.task, self.slot = task, task.slot
         self.lease = LeaseRef(task_id=task.task_id, attempt=task.attempt, lease_id=task.lease_id)
         self.phase = "acking"
+        self.ending = "dropped"  # or the result's status, or the yield's reason
         self.stopped_ms: float | None = None
         self._bench, self._outfit = bench, bench.outfit
         self._client, self._clock = bench.outfit.client, bench.outfit.clock
@@ -384,7 +385,7 @@ class TaskRun:
 
     def _put(self, kind: Literal["result", "yield"], body: dict[str, Any]) -> None:
         self.phase = "delivering"
-        task_id = self.task.task_id
+        task_id, self.ending = self.task.task_id, str(body.get("status") or body["reason"])
         attrs = {key: body[key] for key in ("status", "reason", "stopped_ms") if key in body}
         self._log.info("task_ended", task_id=task_id, kind=kind, **attrs)
         try:

@@ -39,9 +39,11 @@ def _facts(handle: Any) -> dict[str, Any]:
         for one in ask(handle):
             known = processes.get(one.pid)
             processes[one.pid] = one.usedGpuMemory if known is None else known
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     return {
         "percent": pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-        "used_mb": pynvml.nvmlDeviceGetMemoryInfo(handle).used / _MIB,
+        "used_mb": memory.used / _MIB,
+        "free_mb": memory.free / _MIB,
         "processes": [
             [pid, None if used is None else used / _MIB] for pid, used in processes.items()
         ],

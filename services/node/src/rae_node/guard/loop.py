@@ -51,6 +51,7 @@ class Guard:
         changed: Callable[[], None],
     ) -> None:
         self.decision = UNSEEN
+        self.vram_free_mb: float | None = None
         self.ready = threading.Event()
         self._outfit = outfit
         self._sources = [Watched(source) for source in outfit.sources]
@@ -143,6 +144,8 @@ class Guard:
         settings, first = self._settings, not self.ready.is_set()  # who starts may take longer
         patience_s = settings.first_look_sec if first else settings.source_timeout_sec
         readings = [source.reading(patience_s) for source in self._sources]
+        free = [one.vram_free_mb for one in readings if one.vram_free_mb is not None]
+        self.vram_free_mb = free[0] if free else None
         before = self.decision
         decision = decide(rules_of(self._outfit.runtime), readings, self.cooldown_left_s())
         decided_at = self._clock.boot()

@@ -24,6 +24,7 @@ class Reading:
     code: str = ""
     availability: Availability = Availability.OWNER
     measures: Mapping[str, float | None] = field(default_factory=dict)
+    vram_free_mb: float | None = None  # of all GPUs; to be told, nothing is decided by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,15 @@ _WORDS = {
     "foreign_gpu_process": "a program that is not ours uses the GPU",
     "gpu_rest": "the GPU rests after a long run, for gpu_rest_minutes of config.yaml",
 }
+
+
+_BLIND = ("logind", "tty", "load", "gpu", "pause", "cpu_percent", "gpu_percent", "vram_gb")
+REASONS = (
+    *_WORDS,
+    "isolation_too_weak",
+    *(f"{name}_high" for name in ("cpu_percent", "gpu_percent", "vram_gb")),
+    *(f"blind_{name}" for name in _BLIND),
+)
 
 
 def in_words(code: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,7 +100,10 @@ class GpuSource:
             before = self._ours()
             gpus = self._ask(shown, awake)
             if gpus:  # processes begin and end while we look
-                return self._reading(gpus, {*before, *self._ours()})
+                found = self._reading(gpus, {*before, *self._ours()})
+                whole = len(awake) == len(shown)  # what sleeps is not asked
+                free = sum(gpu["free_mb"] for gpu in gpus) if whole else None
+                return replace(found, vram_free_mb=free)
             self._none_there = not shown
         if self._expected or shown:
             raise NodeError(
