@@ -24,7 +24,7 @@ from rae_node.guard.sources.pause import PauseSource
 from rae_node.guard.sources.tty import TtySource
 from rae_node.isolation import ProcessIsolation
 from rae_node.live import Live
-from rae_node.log import EventLog
+from rae_node.log import EventLog, LogFile
 from rae_node.outfit import Outfit
 from rae_node.paths import Layout, write_file
 from rae_node.runners.cli import AllowList, load_allowlist
@@ -75,7 +75,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
     config, runtime = files.load_both(layout.config_file, layout.runtime_file, rest)
     allowed = allow_list(config, layout)
     task_paths = [PACKAGE_DATA / "tasks"] if config.task_paths is None else config.task_paths
-    log = EventLog(config.node_id)
+    log = open_log(config)
     layout.create()
     lock = AgentLock(layout, config.node_id, config.rae_endpoint)
     end_predecessors(layout, settings.predecessor_sec, log)
@@ -105,6 +105,13 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         log=log,
     )
     return Agent(outfit), lock
+
+
+def open_log(config: NodeConfig) -> EventLog:
+    """The agent's log, as config.yaml wants it."""
+    wanted = config.logging
+    file = LogFile(wanted.path) if wanted.path else None
+    return EventLog(config.node_id, level=wanted.level, as_json=wanted.as_json, file=file)
 
 
 def allow_list(config: NodeConfig, layout: Layout) -> AllowList:

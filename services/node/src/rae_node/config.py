@@ -94,6 +94,14 @@ class WorkspaceConfig(_Section):
     keep_failed: Duration | None = None
 
 
+class Logging(_Section):
+    """The agent's own log (C4's keys): always to stderr, and to a rotated file if one is named."""
+
+    level: Literal["info", "warning", "error"] = "info"
+    as_json: bool | None = Field(default=None, alias="json")
+    path: Annotated[str, Field(pattern="^/")] | None = None
+
+
 class NodeConfig(_Section):
     """`config.yaml`: A10's keys, then ours, all optional."""
 
@@ -124,6 +132,7 @@ class NodeConfig(_Section):
     ]
     gpu_longest_run_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 180
     gpu_rest_minutes: Minutes = 10
+    logging: Logging = Logging()
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9105
 
     profile: Literal["rae", "miner"] = "rae"
@@ -296,7 +305,7 @@ def _validate(model: type[C], data: dict[str, Any], file: Path, tree: yaml.Node 
         first, hint = error.errors(include_url=False)[0], ""
         if first["type"] == "extra_forbidden":
             inner: dict[str, type[_Section]] = {
-                **_SECTIONS, "capabilities": Declared, "workspace": WorkspaceConfig,
+                **_SECTIONS, "capabilities": Declared, "workspace": WorkspaceConfig, "logging": Logging,
             }  # fmt: skip
             owner = inner.get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
             hint = f"; known here are {listed(owner.model_fields, limit=99)}"

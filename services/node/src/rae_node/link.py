@@ -173,8 +173,8 @@ class Link:
 
     def _trouble(self, error: RaeError) -> float:
         away = isinstance(error, Unreachable)
-        event = "control_unreachable" if away else "control_refused"
-        self._log.warning(event, rc=error.rc, error=error.message)
+        tell = {"rc": error.rc, "error": error.message}
+        self._log.warning("control_unreachable" if away else "control_refused", **tell)
         if away and not self._outfit.runtime.execution.retry_on_disconnect:
             self._ears.leave("control does not answer and retry_on_disconnect is false")
         if self.ready.is_set():
