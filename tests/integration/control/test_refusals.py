@@ -15,6 +15,7 @@ from rae_control.ledger import views
 from rae_control.mesh import Mesh
 from rae_protocol import signing
 from rae_protocol.errors import TABLE
+from tests.messages import faults
 
 from .conftest import ECHO, Api, ManualClock, multipart
 
@@ -25,6 +26,7 @@ def refused(answer: Any, rc: str) -> dict[str, Any]:
     assert (answer.status_code, body["rc"]) == (TABLE[rc][0], rc), body
     assert set(body) == {"rc", "message", "detail"}
     assert body["message"].endswith(".")
+    assert faults(body["message"]) == []
     return body
 
 

@@ -81,7 +81,7 @@ def test_b1_each_missing_field_is_named(tmp_path: Path, section: str, name: str)
     del data[section][name]
     file = tmp_path / "runtime.yaml"
     file.write_text(yaml.safe_dump(data))
-    with pytest.raises(ConfigError, match=rf"yaml:\d+: {section}\.{name}: Field required"):
+    with pytest.raises(ConfigError, match=rf"yaml:\d+: {section}\.{name}: is missing; add it"):
         load_runtime(file)
 
 

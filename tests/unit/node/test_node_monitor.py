@@ -103,8 +103,8 @@ def test_c8_queued_is_what_waits_for_control_or_to_run(make_rig: Callable[..., R
     rig = make_rig()
     rig.control.fail["result"] = UNREACHABLE
     rig.control.give(params={"command": "true"})
-    until(lambda: healthz(view(rig.agent))["queued"] == 1, "the result waits")
-    assert metrics(rig)["rae_node_spool_entries"] == 1
+    until(lambda: metrics(rig)["rae_node_spool_entries"] == 1, "the result waits")
+    assert healthz(view(rig.agent))["queued"] == 1
     assert metrics(rig)["rae_node_spool_bytes"] > 0
 
 

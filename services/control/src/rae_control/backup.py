@@ -112,7 +112,9 @@ def _unpack(archive: Path, target: Path) -> None:
         with tarfile.open(archive, mode="r|") as tar:
             for member in tar:
                 if not member.isreg() or not _MEMBER.fullmatch(member.name):
-                    raise BackupDamaged(f"{archive} holds {member.name!r}; this is no backup")
+                    raise BackupDamaged(
+                        f"{archive} holds {member.name!r}; this is no backup; name another file"
+                    )
                 path = target / member.name
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 mode = 0o600 if path.name in {*SECRETS, LEDGER} else 0o640
@@ -124,7 +126,9 @@ def _unpack(archive: Path, target: Path) -> None:
                     file.flush()
                     os.fsync(file.fileno())
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no {archive}") from error
+        raise ConfigError(
+            f"there is no {archive}; name a file that `rae-control backup` wrote"
+        ) from error
     except (tarfile.TarError, EOFError, FileExistsError) as error:
         raise BackupDamaged(f"{archive} cannot be read: {error}; take another backup") from error
     if not (target / LEDGER).exists() or not (target / "root.key").exists():
@@ -160,7 +164,8 @@ def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:
     with closing(connect(existing(data), readonly=True)) as db, files_held(data):
         version = int(db.pragma("user_version"))
         if version > SCHEMA_VERSION:
-            raise LedgerTooNew(f"{data} has schema {version}, this program knows {SCHEMA_VERSION}")
+            text = f"{data} has schema {version}, this program knows {SCHEMA_VERSION}"
+            raise LedgerTooNew(f"{text}; run the newer version")
         if version < SCHEMA_VERSION:
             return [
                 check.Violation(

@@ -16,6 +16,7 @@ from rae_control.config import load_config
 from rae_control.doctor import examine
 from rae_control.errors import ConfigError
 from rae_control.ledger.check import Violation
+from rae_protocol.errors import in_words
 
 Folder = Callable[[str], Path]
 
@@ -67,7 +68,7 @@ def _backup(args: argparse.Namespace) -> int:
     try:
         count = backup(args.data, args.file)
     except OSError as error:
-        raise ConfigError(f"{args.file} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{args.file} cannot be written: {in_words(error)}") from error
     print(f"{args.file}: {count} files, {args.file.stat().st_size} bytes. Keep it secret: the keys"
           " are in it.")  # fmt: skip
     return 0

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from rae_control import cli_output as out
 from rae_control.cli_submit import UsageError, add_options, spec_from, specs_from_file
 from rae_protocol.client import RaeClient
-from rae_protocol.errors import RaeError, RemoteError, Unreachable
+from rae_protocol.errors import RaeError, RemoteError, Unreachable, in_words
 from rae_protocol.names import MAX_TASKS_PER_CALL, TaskState
 
 OK, REFUSED, USAGE, UNREACHABLE, TASK_FAILED = range(5)
@@ -46,7 +46,7 @@ class Context:
 
 def _submit(ctx: Context) -> int:
     if ctx.args.wait and ctx.args.timeout is not None and ctx.args.timeout <= 0:
-        raise UsageError("--timeout must be more than 0 seconds")
+        raise UsageError("--timeout is not above 0; give the seconds to wait")
     specs = (
         specs_from_file(ctx.args.json_file)
         if ctx.args.json_file
@@ -128,7 +128,7 @@ def _artifacts(ctx: Context) -> int:
             target.parent.mkdir(parents=True, exist_ok=True)
             ctx.client.fetch_artifact(view.task_id, item.name, target)
         except OSError as error:
-            raise UsageError(f"{target} cannot be written: {error.strerror}") from error
+            raise UsageError(f"{target} cannot be written: {in_words(error)}") from error
         written.append({"name": item.name, "path": str(target)})
     ctx.show(
         {"artifacts": view.artifacts, "written": written},
@@ -265,9 +265,9 @@ def _connect(args: argparse.Namespace) -> RaeClient:
     file = getattr(args, "credentials", None)
     url, token = os.environ.get("RAE_URL"), os.environ.get("RAE_TOKEN", "").strip() or None
     if url and not url.startswith(("http://", "https://")):
-        raise UsageError(f"RAE_URL is '{url}'; it begins with http:// or https://")
+        raise UsageError(f"RAE_URL is '{url}'; write it as http://ADDRESS:PORT or https://NAME")
     if token and not (token.isascii() and token.isprintable()):
-        raise UsageError("RAE_TOKEN holds characters that no token has")
+        raise UsageError("RAE_TOKEN holds characters that no token has; copy it again")
     if file is None and url:
         return RaeClient(url, token)
     path = Path(file or os.environ.get("RAE_CREDENTIALS") or DEFAULT_CREDENTIALS)
@@ -278,8 +278,11 @@ def _connect(args: argparse.Namespace) -> RaeClient:
         raise UsageError(
             f"there is no {path}; set RAE_URL and RAE_TOKEN, or name a file with --credentials"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be used: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {in_words(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        text = f"{path} is no credentials.json ({type(error).__name__}: {error})"
+        raise UsageError(f"{text}; use one that `rae-control serve --dev` wrote") from error
 
 
 def _complain(sentence: str) -> None:
@@ -307,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error.cause or error.message)
         return USAGE if error.rc in {"invalid_body", "invalid_json"} else REFUSED
     except TimeoutError as error:
-        _complain(f"{error}. Wait longer.")
+        _complain(f"{error}; wait longer with --timeout, or look with `raectl why ID`.")
         return REFUSED
     except BrokenPipeError:
         # `raectl tasks | head`: nobody reads on. Keep Python from complaining at exit.

@@ -11,7 +11,7 @@ from typing import Any
 
 from rae_protocol import models
 from rae_protocol.client import RaeClient
-from rae_protocol.errors import RaeError
+from rae_protocol.errors import RaeError, in_words
 
 
 class UsageError(Exception):
@@ -56,7 +56,7 @@ def spec_from(client: RaeClient, args: argparse.Namespace) -> dict[str, Any]:
         body = {"kind": "python", "params": {"task": args.python, "params": _json(args.params)}}
     elif args.command:
         if args.params is not None:
-            raise UsageError("--params does not go with a command; its arguments stand after --")
+            raise UsageError("--params does not go with a command; write its arguments after --")
         params = {"command": args.command[0], "args": args.command[1:]}
         body = {"kind": args.kind or "cli", "params": params}
     elif args.kind:
@@ -86,7 +86,7 @@ def _input(client: RaeClient, text: str) -> dict[str, Any]:
         return {"from_task": task_id, "artifact": artifact}
     path = Path(text)
     if not path.is_file():
-        raise UsageError(f"{text} is no file; inputs are NAME=FILE, =task:ID/ARTIFACT or =URL")
+        raise UsageError(f"{text} is no file; name a FILE, a URL, or an artifact as task:ID/NAME")
     return {"sha256": client.upload_blob(path)}
 
 
@@ -101,7 +101,7 @@ def _artifact(text: str) -> dict[str, Any]:
         )
     except ValueError as error:
         raise UsageError(
-            f"--artifact is NAME[:TYPE[:MAX_MB]], and '{max_mb}' is no number"
+            f"'{max_mb}' is no number of MB; write --artifact NAME[:TYPE[:MAX_MB]]"
         ) from error
 
 
@@ -109,7 +109,7 @@ def _pairs(items: Sequence[str], option: str) -> list[tuple[str, str]]:
     pairs = [item.partition("=") for item in items]
     for (name, mark, _), item in zip(pairs, items, strict=True):
         if not name or not mark:
-            raise UsageError(f"{option} is NAME=VALUE, not '{item}'")
+            raise UsageError(f"'{item}' is no NAME=VALUE; write {option} NAME=VALUE")
     return [(name, value) for name, _, value in pairs]
 
 
@@ -124,7 +124,7 @@ def _scalar(text: str) -> Any:
 def _json(text: str | None) -> dict[str, Any]:
     value = _decode((text or "{}").encode(), "--params")
     if not isinstance(value, dict):
-        raise UsageError("--params must be a JSON object, such as '{\"n\": 3}'")
+        raise UsageError("--params is no JSON object; write it like '{\"n\": 3}'")
     return value
 
 
@@ -134,7 +134,7 @@ def specs_from_file(name: str) -> list[dict[str, Any]]:
     value = _decode(raw, name)
     tasks = value.get("tasks", [value]) if isinstance(value, dict) else value
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise UsageError(f'{name} must hold a task, a list of tasks, or {{"tasks": […]}}')
+        raise UsageError(f'{name} holds no tasks; write one, a list of them, or {{"tasks": […]}}')
     return tasks
 
 
@@ -142,11 +142,11 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be read: {in_words(error)}") from error
 
 
 def _decode(raw: bytes, what: str) -> Any:
     try:
         return models.decode(raw)
     except RaeError as error:
-        raise UsageError(f"{what} is not acceptable JSON: {error.cause}") from error
+        raise UsageError(f"{what} is not acceptable JSON ({error.cause}); mend it") from error

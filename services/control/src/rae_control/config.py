@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rae_control.errors import ConfigError
+from rae_protocol.errors import in_words
 
 
 class ControlConfig(BaseModel):
@@ -68,10 +69,13 @@ def load_config(file: Path | None, overrides: Mapping[str, str] | None = None) -
     if file is not None:
         try:
             loaded = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{file} cannot be read: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {in_words(error)}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"{file} is no YAML in UTF-8: {text}; mend it there") from error
         if not isinstance(loaded, dict):
-            raise ConfigError(f"{file} must hold `name: value` lines")
+            raise ConfigError(f"{file} holds no settings; write `name: value` lines")
         values.update(loaded)
     values.update(overrides or {})
     try:

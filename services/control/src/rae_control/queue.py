@@ -276,4 +276,4 @@ def _redis_errors() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, OSError) as error:
-        raise QueueUnavailable(f"Redis does not answer: {error}") from error
+        raise QueueUnavailable(f"Redis does not answer; see that it runs: {error}") from error

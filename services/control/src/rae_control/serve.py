@@ -28,6 +28,7 @@ from rae_control.ledger.store import Ledger, Tx
 from rae_control.redis_server import arguments, find_server, socket_path
 from rae_control.wsgi import die_with_parent
 from rae_protocol.clock import SystemClock
+from rae_protocol.errors import in_words
 from rae_protocol.signing import EnvelopeSigner
 
 START_WAIT_S = 20.0
@@ -72,7 +73,7 @@ def _serve(args: argparse.Namespace) -> int:
         return DevServer(args.data, args.port, load_config(args.config, overrides)).run()
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            raise
+            raise ConfigError(f"{error.filename or args.data}: {in_words(error)}") from error
         raise DiskFull(f"the disk under {args.data} is full; free some space") from error
 
 
@@ -114,7 +115,7 @@ class DevServer:
             for name in ("run", "log"):
                 (self._data / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--data {self._data} cannot be used: {error.strerror}") from error
+            raise ConfigError(f"--data {self._data} cannot be used: {in_words(error)}") from error
         listener = self._listen()
         self._port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{self._port}"
@@ -218,7 +219,7 @@ class DevServer:
             if gunicorn.poll() is not None or time.monotonic() > end:
                 log = self._data / "log" / "gunicorn.out"
                 tail = log.read_text(encoding="utf-8", errors="replace")[-1500:]
-                raise ControlError(f"control did not start; the end of {log}:\n{tail}")
+                raise ControlError(f"control did not start; see the end of {log}:\n{tail}")
             time.sleep(0.05)
 
     def _ready(self) -> bool:

@@ -54,7 +54,9 @@ class Agent:
         gpus = capabilities.gpu_slots(config, outfit.machine)
         names = slot_names(config.max_concurrent_cpu, gpus)
         if not names:
-            raise NodeError("bad_config", "There is no slot: allow max_concurrent_cpu: 1")
+            raise NodeError(
+                "bad_config", "There is no slot; set max_concurrent_cpu: 1 in config.yaml"
+            )
         self.slots: Slots[TaskRun] = Slots(names)
         self.spool = Spool(outfit.layout.spool, outfit.log)
         self.spool.load()

@@ -105,7 +105,7 @@ _CHECKS = {"user": user_idle, "gpu": gpu_load}
 def answer(argv: Sequence[str]) -> dict[str, Any]:
     """What a script prints. Raises NodeError for arguments that it does not know."""
     if len(argv) != 3 or argv[0] not in _CHECKS or argv[1] != "--root":
-        raise NodeError("usage", f"This takes no arguments, not {' '.join(argv[3:]) or argv}")
+        raise NodeError("usage", f"No arguments are taken; leave out {' '.join(argv[3:]) or argv}")
     decision, problems = _CHECKS[argv[0]](Layout(Path(argv[2])))
     return {
         "safe": decision.safe,

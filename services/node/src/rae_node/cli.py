@@ -26,6 +26,7 @@ from rae_node.paths import (
     socket_path,
 )
 from rae_node.settings import seconds_of
+from rae_protocol.errors import in_words
 
 _Verb = Callable[[argparse.Namespace], int]
 _EPILOG = "exit codes: 0 done; 1 refused or failed, the sentence on stderr says why; 2 wrong usage"
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read has seen enough; Python must not flush again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"rae-node: {error}; check the folder and its owner", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"rae-node: {where}{in_words(error)}", file=sys.stderr)
     return 1
 
 
@@ -107,7 +109,9 @@ def _run(options: argparse.Namespace) -> int:
     layout = Layout(options.root.absolute())
     if options.dev:
         if options.data is None:
-            raise ConfigError("--dev needs the control's folder: --data DIR (or $RAE_DATA)")
+            raise ConfigError(
+                "--dev needs control's folder; name it with --data DIR (or $RAE_DATA)"
+            )
         node_id = options.node_id or default_node_id()
         layout = Layout(dev_root(options.data, node_id))
         assemble.prepare_dev(options.data, node_id, layout)

@@ -255,7 +255,7 @@ def refuse_unknown(overrides: Iterable[str]) -> None:
     for name in overrides:
         if name not in known:
             names = f"{listed(known, limit=99)}, {known_settings()}"
-            raise ConfigError(f"--set {name}: no such setting; known are {names}")
+            raise ConfigError(f"--set {name}: no such setting; choose from {names}")
 
 
 def check_file(file: Path) -> str:
@@ -294,7 +294,7 @@ def _of(model: type[_Section], overrides: Mapping[str, object] | None) -> dict[s
 def _read(file: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     data, tree = parse_yaml(file)
     if not isinstance(data, dict):
-        raise ConfigError(f"{file} holds `name: value` lines; this one does not")
+        raise ConfigError(f"{file} holds no settings; write `name: value` lines")
     return data, tree
 
 

@@ -87,7 +87,12 @@ def listed(names: Iterable[str], limit: int = 20) -> str:
     return (", ".join(known[:limit]) + more) or "none"
 
 
+_PROBLEMS = {"missing": "is missing; add it", "extra_forbidden": "is not known; remove it"}
+
+
 def first_problem(error: ValidationError, whole: str) -> str:
     """`field: what is wrong` of the first mistake; `whole` names what has no field."""
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"
+    said = first["msg"].removeprefix("Value error, ")
+    said = _PROBLEMS.get(first["type"], f"{said}; change it")
+    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {said}"

@@ -167,7 +167,8 @@ class TaskRun:
         try:
             runner = self._bench.runners.get(task.kind)
             if runner is None:
-                raise TaskFailure("E_INVALID", f"This node runs no tasks of kind '{task.kind}'")
+                text = f"This node runs no tasks of kind '{task.kind}'; choose cli, python or llm"
+                raise TaskFailure("E_INVALID", text)
             plan = runner.plan(task, workspace)
             Inputs(
                 self._outfit, self._bench.link, self.lease, self._stop_set, self._check_stop
@@ -230,7 +231,7 @@ class TaskRun:
             raise TaskFailure(
                 "E_LOST",
                 "The supervisor of this task was killed; with it ended everything that the task "
-                "had started, and what became of its work is not known",
+                "had started. Submit it again if doing it twice does no harm",
             )
         if outcome is None:
             raise HandBack("infrastructure", "the supervisor ended before it started the task")

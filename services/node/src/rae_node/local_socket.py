@@ -87,7 +87,7 @@ class LocalSocket:
                 answer = {"rc": error.rc, "message": error.message}
             except Exception as error:  # one request's trouble is not the agent's
                 self._log.error("local_request_failed", error=repr(error))
-                answer = {"rc": "internal", "message": "The agent failed; its log says why."}
+                answer = {"rc": "internal", "message": "The agent made a mistake; see its log."}
             connection.sendall(json.dumps(answer).encode() + b"\n")
 
     def _obey(self, line: bytes, uid: int) -> dict[str, Any]:
@@ -96,11 +96,13 @@ class LocalSocket:
             name = request["verb"]
             verb = self._verbs[name]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise NodeError("invalid_request", "Known verbs: " + ", ".join(self._verbs)) from error
+            raise NodeError(
+                "invalid_request", "Unknown verb; send one of " + ", ".join(self._verbs)
+            ) from error
         if name in self._guarded and not may_resume(uid, os.getuid()):
             raise NodeError(
                 "forbidden",
-                f"'{name}' is for root and members of group {OWNER_GROUP}; pause is free",
+                f"'{name}' is for root and group {OWNER_GROUP}; ask as one of them (pause is free)",
             )
         return verb(request)
 
@@ -117,11 +119,14 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float = _PATIENCE_S) -> 
             connection.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(_read_line(connection))
     except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
         raise NodeError(
-            "not_running", f"No agent answers at {path} ({error}); start it with `rae-node run`"
+            "not_running", f"No agent answers at {path} ({said}); start it with `rae-node run`"
         ) from error
     if not isinstance(answer, dict):
-        raise NodeError("not_running", f"What answers at {path} is no agent")
+        raise NodeError(
+            "not_running", f"What answers at {path} is no agent; end it, then start one"
+        )
     if "rc" in answer:
         raise NodeError(str(answer["rc"]), str(answer.get("message")))
     return answer
@@ -131,7 +136,7 @@ def _request(connection: socket.socket) -> bytes:
     try:
         return _read_line(connection)
     except (ValueError, TimeoutError) as error:
-        text = f"A request is one line of JSON with at most {_MAX_LINE} bytes; {error}"
+        text = f"Not this way: {error}; send one line of JSON with at most {_MAX_LINE} bytes"
         raise NodeError("invalid_request", text) from error
 
 
@@ -171,7 +176,8 @@ def pause(agent: Agent, duration_s: Any) -> dict[str, Any]:
     number = isinstance(duration_s, int | float) and not isinstance(duration_s, bool)
     if duration_s is not None and not (number and 0 < duration_s <= _LONGEST_S):
         raise NodeError(
-            "invalid_request", f"duration_s is a number above 0, at most {_LONGEST_S}, or absent"
+            "invalid_request",
+            f"duration_s is wrong; send a number above 0, at most {_LONGEST_S}, or none",
         )
     since = agent.outfit.clock.boot()
     until = agent.outfit.pause.set(duration_s)

@@ -42,7 +42,7 @@ def conclude(
     if outcome.cause == "exit" and not workspace.has_logs():
         raise TaskFailure(
             "E_ARTIFACT",
-            "The task removed or replaced its own logs/: what it wrote and returned is lost",
+            "The task removed its own logs/, and its output is lost; leave that folder alone",
         )
     note = _note(workspace) if plan.result == "note" else None
     failure = _failure(outcome, plan, workspace, limit, note)
@@ -68,12 +68,17 @@ def _failure(
     note: dict[str, Any] | None,
 ) -> TaskFailure | None:
     if outcome.cause == "timeout":
-        text = f"Stopped after {limit[0]:g} s: {limit[1]} is the smallest limit"
+        text = f"Stopped after {limit[0]:g} s; raise {limit[1]}, the smallest limit, or do less"
         return TaskFailure("E_TIMEOUT", text)
     if outcome.cause == "memory":
-        return TaskFailure("E_OOM", f"Killed for memory at {outcome.max_rss_mb:.0f} MiB")
+        return TaskFailure(
+            "E_OOM",
+            f"Killed for memory at {outcome.max_rss_mb:.0f} MiB; use less, or require ram_gb",
+        )
     if outcome.cause == "output" or outcome.signal == signal.SIGXFSZ:
-        return TaskFailure("E_ARTIFACT", "Killed because it wrote more than it may")
+        return TaskFailure(
+            "E_ARTIFACT", "Killed because it wrote more than it may; write less, or split it"
+        )
     found = note_failure(note or {})
     if found is not None and found[0] == "HANDBACK":
         if plan.may_hand_back:
@@ -106,11 +111,15 @@ def artifacts_of(task: LeasedTask, workspace: Workspace, staging: Path) -> list[
         if found is None and len(task.artifacts) == 1 and spec.type.startswith("text/plain"):
             found = workspace.copy_out(workspace.logs, "stdout", target, limit)
         if found is None:
-            raise TaskFailure("E_ARTIFACT", f"'{spec.name}' is neither in output/ nor in work/")
+            raise TaskFailure(
+                "E_ARTIFACT", f"'{spec.name}' is neither in output/ nor in work/; write it there"
+            )
         size, sha256 = found
         total += size
         if total > _MAX_TOTAL:
-            raise TaskFailure("E_ARTIFACT", f"The artifacts have more than {_MAX_TOTAL // MIB} MiB")
+            raise TaskFailure(
+                "E_ARTIFACT", f"The artifacts exceed {_MAX_TOTAL // MIB} MiB; write less"
+            )
         described.append({"name": spec.name, "sha256": sha256, "size": size, "type": spec.type})
     return described
 

@@ -83,7 +83,7 @@ def socket_path(root: Path) -> Path:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             info = path.parent.lstat()
             if info.st_uid != os.getuid() or info.st_mode & 0o77 or path.parent.is_symlink():
-                raise NodeError("bad_folder", f"{path.parent} is not ours alone; remove it")
+                raise NodeError("bad_folder", f"{path.parent} is open to other users; remove it")
             return path
     raise NodeError("bad_folder", f"{root} is too long for a socket; use a shorter --data")
 

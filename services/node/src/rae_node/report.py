@@ -51,7 +51,7 @@ def unit_state() -> str:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        text = f"systemctl cannot be asked ({error}); this node needs systemd to start at boot"
+        text = f"systemctl cannot be asked ({error}); start this node by hand after each boot"
         raise NodeError("blind", text) from error
     return (done.stdout or done.stderr).decode(errors="replace").strip() or "nothing"
 

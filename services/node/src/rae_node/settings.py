@@ -63,7 +63,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
         try:
             found[name.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: the value cannot be read") from error
+            raise ConfigError(f"--set {pair}: the value is no YAML; put it in quotes") from error
     return found
 
 
@@ -80,7 +80,7 @@ def apply_settings(
         if name not in known:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ConfigError(f"--set {name}: a number, 0 or more, not {value!r}")
+            raise ConfigError(f"--set {name}: write a number, 0 or more, not {value!r}")
         mine[name] = float(value)
     rest = {name: value for name, value in overrides.items() if name not in known}
     return replace(settings or Settings(), **mine), rest

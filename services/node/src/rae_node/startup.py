@@ -122,7 +122,9 @@ def read_enrolment(source: str, environ: MutableMapping[str, str]) -> dict[str, 
             "`raectl nodes enrol` and put the answer there"
         ) from None
     if kind == "hmac" and not keys:
-        raise ConfigError(f"{source}: control_public_keys is missing; tasks could not be checked")
+        raise ConfigError(
+            f"{source}: control_public_keys is missing; take it from `raectl nodes enrol`"
+        )
     return {"secret": secret, "kind": kind, "public_keys": keys}
 
 
@@ -136,7 +138,9 @@ def read_credentials(data: Path) -> dict[str, object]:
             f"{file} cannot be read; start `rae-control serve --dev --data {data}` first"
         ) from error
     if not isinstance(found, dict) or "url" not in found:
-        raise ConfigError(f"{file} does not name control's url")
+        raise ConfigError(
+            f"{file} does not name control's url; start `rae-control serve --dev` again"
+        )
     return found
 
 

@@ -77,7 +77,9 @@ class Workspace:
         """
         path = self.input / name
         if expected.sha256 is not None and _hash(path) != expected.sha256:
-            raise TaskFailure("E_INPUT", f"Input '{name}' does not have the SHA-256 it should have")
+            raise TaskFailure(
+                "E_INPUT", f"Input '{name}' has another SHA-256 than it should; upload it again"
+            )
         copy = self.work / name
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -102,7 +104,8 @@ class Workspace:
                 size += len(piece)
                 if size > max_bytes:
                     limit = f"{max_bytes / 2**20:g} MiB"
-                    raise TaskFailure("E_ARTIFACT", f"'{name}' is larger than its max_mb, {limit}")
+                    text = f"'{name}' is larger than its max_mb, {limit}; raise that, or write less"
+                    raise TaskFailure("E_ARTIFACT", text)
                 digest.update(piece)
                 out.write(piece)
             out.flush()
@@ -231,7 +234,7 @@ def _open_inside(folder: Path, name: str) -> BinaryIO | None:
         if is_node_trouble(error):
             raise
         raise TaskFailure(
-            "E_ARTIFACT", f"'{name}' leads over a link or is no file ({error.strerror})"
+            "E_ARTIFACT", f"'{name}' is a link or no file; write a plain one ({error.strerror})"
         ) from error
     finally:
         for handle in opened:
@@ -239,7 +242,7 @@ def _open_inside(folder: Path, name: str) -> BinaryIO | None:
     info = os.fstat(file)
     if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
         os.close(file)
-        raise TaskFailure("E_ARTIFACT", f"'{name}' is not a plain file with one name")
+        raise TaskFailure("E_ARTIFACT", f"'{name}' is no plain file with one name; write a copy")
     return os.fdopen(file, "rb")
 
 

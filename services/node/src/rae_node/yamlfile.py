@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from rae_node.errors import ConfigError
+from rae_protocol.errors import in_words
 
 MAX_BYTES = 1024 * 1024
 
@@ -23,10 +24,8 @@ def parse_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ConfigError(
-            f"{file} cannot be read: {why}; check that it exists and its mode"
-        ) from error
+        why = in_words(error) if isinstance(error, OSError) else "no UTF-8 text; save it as such"
+        raise ConfigError(f"{file} cannot be read: {why}") from error
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{file} is larger than a settings file can be; name another file")
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 TABLE: dict[str, tuple[int, str]] = {
     "invalid_json": (400, "The body is not acceptable JSON; send UTF-8 JSON as protocol.md shows."),
     "invalid_body": (400, "A field is unknown, missing or wrong; `detail.problems` names it."),
-    "invalid_query": (400, "A query parameter is unknown or wrong; protocol.md lists them."),
+    "invalid_query": (400, "A query parameter is unknown or wrong; look it up in protocol.md."),
     "dependency_cycle": (400, "Tasks depend on each other in a circle; break the circle."),
     "unknown_dependency": (400, "A dependency does not exist; submit it before or with the task."),
     "unknown_input": (400, "An input is not there; upload the blob, or name a declared artifact."),
@@ -29,33 +30,61 @@ TABLE: dict[str, tuple[int, str]] = {
     "not_enrolled": (401, "This node may not register; run `raectl nodes enrol NODE`."),
     "forbidden": (403, "The token's role does not allow this; use one with the role named here."),
     "wrong_node": (403, "The token belongs to another node; use the node's own."),
-    "not_found": (404, "Nothing is here; protocol.md lists the paths."),
+    "not_found": (404, "Nothing is here; look the path up in protocol.md."),
     "unknown_task": (404, "No such task for this token; check the id."),
     "unknown_node": (404, "No such node; `raectl nodes list --all` shows them."),
     "unknown_token": (404, "No such token; `raectl tokens list` shows them."),
     "unknown_blob": (404, "No such blob for this submitter; upload it with PUT."),
-    "unknown_artifact": (404, "The task has no such artifact; its detail lists them."),
-    "unknown_lease_input": (404, "The task has no such input."),
-    "method_not_allowed": (405, "The path knows other methods; `Allow` lists them."),
+    "unknown_artifact": (404, "The task has no such artifact; choose one that its detail lists."),
+    "unknown_lease_input": (404, "The task has no such input; choose one of the lease's `inputs`."),
+    "method_not_allowed": (
+        405,
+        "The path knows other methods; use one that the `Allow` header lists.",
+    ),
     "stale_lease": (409, "The lease is not open any more; drop the work, it is done elsewhere."),
     "task_id_taken": (409, "This task_id belongs to another submitter; choose another."),
     "task_conflict": (409, "This task_id exists with another body; choose another."),
     "already_finished": (409, "The task has ended; requeue it or submit a new one."),
-    "not_requeueable": (409, "Only a failed, cancelled or expired task can be queued again."),
+    "not_requeueable": (
+        409,
+        "Only failed, cancelled or expired tasks queue again; else submit anew.",
+    ),
     "node_id_in_use": (409, "Another machine with this node_id is alive; stop it or wait for it."),
     "node_revoked": (409, "The node was revoked; enrol it again first."),
     "token_exists": (409, "A live token with this name exists; revoke it or take another name."),
     "length_required": (411, "Send a Content-Length; chunked bodies are not taken."),
-    "body_too_large": (413, "The body is too large; the limits are in protocol.md."),
+    "body_too_large": (413, "The body is too large; send less, protocol.md has the limits."),
     "unsupported_media": (415, "Send application/json, or multipart/form-data for a result."),
     "too_many_lanes": (429, "Too many different kinds of waiting work; wait for some to finish."),
     "queue_full": (429, "Too many tasks of this submitter are queued; wait for some to finish."),
     "rate_limited": (429, "Too many requests; slow down."),
-    "internal": (500, "Control made a mistake; its log has the details under this request_id."),
+    "internal": (500, "Control made a mistake; look its request_id up in control's log."),
     "disk_low": (503, "Control's disk is nearly full; free space, nothing was taken."),
     "ledger_unavailable": (503, "The ledger cannot write now; try again, nothing was taken."),
     "not_ready": (503, "Control is starting or stopping; try again in a second."),
 }
+
+
+_MENDS = {
+    errno.ENOSPC: "free some space on its disk",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EACCES: "ask as its owner or as root, or change its owner and mode",
+    errno.EPERM: "ask as its owner or as root",
+    errno.EROFS: "mount its disk read-write, or choose another folder",
+    errno.ENOENT: "check the path, and make the folder that is missing",
+    errno.ENOTDIR: "choose a path whose folders are no files",
+    errno.EISDIR: "name a file instead of the folder",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EADDRINUSE: "choose another port or path, or stop what listens there",
+    errno.EIO: "see what `dmesg` says of the disk",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+}
+
+
+def in_words(error: OSError) -> str:
+    """What the system said, and the way out."""
+    said = error.strerror or str(error) or type(error).__name__
+    return f"{said}; {_MENDS.get(error.errno or 0, 'check the path, its owner and its disk')}"
 
 
 class RaeError(Exception):

@@ -73,7 +73,7 @@ class AllowList:
             raise TaskFailure(
                 "E_DENY",
                 f"'{command[:100]}' is not on this node's allow-list; "
-                f"allowed are {listed(self.offered(), limit=60)}",
+                f"choose from {listed(self.offered(), limit=60)}",
             )
         for number, arg in enumerate(args, start=1):
             if why := leaves_workspace(arg):
@@ -133,7 +133,7 @@ def _refusal(entry: Entry, args: Sequence[str]) -> str | None:
     if total > entry.max_total_args_len:
         return (
             f"The arguments of {entry.name} have {total} bytes; "
-            f"allowed are {entry.max_total_args_len}"
+            f"write at most {entry.max_total_args_len}"
         )
     index = first_unmatched(entry.args, args)
     if index is None:
@@ -141,7 +141,7 @@ def _refusal(entry: Entry, args: Sequence[str]) -> str | None:
     shown = [" ".join(item) for item in entry.args]
     return (
         f"Argument {index + 1} of {entry.name}, '{args[index][:100]}', is not allowed; "
-        f"allowed are {' | '.join(shown)[:1500] or 'no arguments'}"
+        f"write {' | '.join(shown)[:1500] or 'no arguments'}"
     )
 
 
@@ -151,7 +151,7 @@ def load_allowlist(folders: Sequence[Path]) -> AllowList:
     for file in (file for folder in folders for file in sorted(folder.glob("*.yaml"))):
         data = read_yaml(file)
         if not isinstance(data, list):
-            raise ConfigError(f"{file} holds a list of entries; this one does not")
+            raise ConfigError(f"{file} holds no list; write one entry after each `-`")
         for number, item in enumerate(data, start=1):
             try:
                 entries.append(Entry.model_validate(item))

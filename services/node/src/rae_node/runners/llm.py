@@ -44,11 +44,13 @@ class LlmRunner:
         if model is None:
             raise TaskFailure(
                 "E_INVALID",
-                f"llm: this node has no role '{str(params.role)[:100]}'; it has "
+                f"llm: this node has no role '{str(params.role)[:100]}'; choose from "
                 f"{listed(self._roles)}",
             )
         if model.endswith(("-cloud", ":cloud")):
-            raise TaskFailure("E_INVALID", f"llm: '{model[:100]}' is no local model")
+            raise TaskFailure(
+                "E_INVALID", f"llm: '{model[:100]}' is no local model; name one of the node's"
+            )
         options: dict[str, bool | int | float | str] = dict(params.options)
         if params.max_tokens is not None:
             options["num_predict"] = params.max_tokens

@@ -56,7 +56,7 @@ class PythonRunner:
             raise TaskFailure(
                 "E_DENY",
                 f"There is no trusted task '{params.task[:100]}' on this node; "
-                f"there are {listed(self.names(), limit=60)}",
+                f"choose from {listed(self.names(), limit=60)}",
             )
         call = {
             "module": str(file),

@@ -120,7 +120,7 @@ class GpuSource:
         request["release"] = any(control == "auto" for _, control in shown.values())
         answer = self._nvml.ask(request, _TIMEOUT_S)
         if "error" in answer:
-            raise NodeError("blind", f"NVML fails ({answer['error']}); does nvidia-smi work?")
+            raise NodeError("blind", f"NVML fails ({answer['error']}); see what `nvidia-smi` says")
         found: list[dict[str, Any]] = [] if "absent" in answer else answer["gpus"]
         return found
 

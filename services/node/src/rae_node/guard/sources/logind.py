@@ -29,7 +29,7 @@ def run_loginctl(argv: Sequence[str]) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error).encode()
         text = f"loginctl {argv[0]} fails ({said.decode(errors='replace').strip()})"
-        raise NodeError("blind", f"{text}; is systemd-logind running?") from error
+        raise NodeError("blind", f"{text}; see `systemctl status systemd-logind`") from error
     return done.stdout.decode(errors="replace")
 
 
@@ -73,7 +73,8 @@ def judge(session: dict[str, str]) -> str:
     """The reason code of a session; nothing when it does not count. Raises NodeError."""
     missing = [name for name in _PROPERTIES if name != "TTY" and not session.get(name)]
     if missing:
-        raise NodeError("blind", f"loginctl does not tell {', '.join(missing)} of a session")
+        text = f"loginctl does not tell {', '.join(missing)} of a session"
+        raise NodeError("blind", f"{text}; see `loginctl show-session`")
     if session["State"] in _ENDING or session["Class"].startswith(("manager", "background")):
         return ""
     remote = session["Remote"] == "yes"

@@ -1,0 +1,105 @@
+"""Every message says what, why and what to do: the node's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rae_node
+from rae_node.cli import main
+from rae_node.config import dev_config, dev_runtime
+from rae_node.guard.policy import REASONS, in_words
+from rae_node.paths import Layout
+from tests.messages import faults, written
+
+ERRORS = frozenset({"NodeError", "ConfigError", "TaskFailure"})
+FOLDER = Path(rae_node.__file__).parent
+
+
+def test_every_message_in_the_code_tells_a_way_out() -> None:
+    found = list(written(FOLDER, ERRORS))
+    assert len(found) > 40
+    assert [(where, text, wrong) for where, text in found if (wrong := faults(text))] == []
+
+
+@pytest.mark.parametrize("code", REASONS)
+def test_every_reason_has_words(code: str) -> None:
+    assert " " in in_words(code)
+
+
+def full(layout: Layout) -> None:
+    """The disk takes no state any more."""
+    layout.config_file.unlink()
+    layout.config_file.symlink_to("/dev/full/x")
+
+
+def change(file: str, old: str, new: str) -> Callable[[Layout], None]:
+    def apply(layout: Layout) -> None:
+        path = layout.agent / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    return apply
+
+
+def nothing(_: Layout) -> None:
+    """As it is."""
+
+
+WRONG: dict[str, tuple[Callable[[Layout], None], list[str], str]] = {
+    "an unknown key": (
+        change("config.yaml", "trusted", "trusty: 1\ntrusted"), ["report"],
+        "trusty: is not known; remove it",
+    ),
+    "a missing key": (
+        change("runtime.yaml", "poll_interval", "pol_interval"), ["dry-run"],
+        "line 4: execution.poll_interval_sec: is missing; add it",
+    ),
+    "no YAML": (change("config.yaml", "trusted: true", "trusted: [true"), ["dry-run"], "line"),
+    "no settings": (lambda home: home.config_file.unlink() or home.config_file.write_text("7"),
+                    ["dry-run"], "name: value"),
+    "no file": (lambda home: home.config_file.unlink(), ["dry-run"], "check the path"),
+    "a file in the path": (full, ["dry-run"], "choose a path whose folders are no files"),
+    "no agent": (nothing, ["status"], "rae-node run"),
+    "an unknown setting": (nothing, ["run", "--set", "colour=red"], "no such setting"),
+    "a setting without a value": (nothing, ["run", "--set", "colour"], "name=value"),
+    "a setting that is no number": (nothing, ["run", "--set", "poll_wait_sec=soon"], "number"),
+    "no command": (nothing, ["allows"], "Name the command"),
+    "a forbidden command": (nothing, ["allows", "--", "mkfs"], "allow-list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_person_does_wrong_is_said_with_the_way_out(
+    what: str, layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, argv, words = WRONG[what]
+    layout.config_file.write_text(yaml.safe_dump(dev_config("n1", "http://127.0.0.1:1")))
+    layout.runtime_file.write_text(yaml.safe_dump(dev_runtime()))
+    spoil(layout)
+    place = ["--root", str(layout.root)]
+    code = main([argv[0], *place, *argv[1:]])
+    said = capsys.readouterr()
+    text = said.err if argv[0] != "report" else said.out
+    assert code == 1
+    assert words in text
+    if argv[0] != "report":
+        assert text.startswith("rae-node: ")
+        assert faults(text) == []
+
+
+def test_a_root_that_cannot_be_written_names_the_folder_and_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "rae_node", "check-config", str(tmp_path / "file" / "x")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert done.returncode == 1
+    assert "Not a directory; choose a path" in done.stderr
