@@ -173,7 +173,7 @@ def test_a_node_that_is_set_up_passes_and_its_secret_is_not_shown(home: Layout, 
 def test_wrong_files_are_named_with_field_and_line(home: Layout, eyes: Eyes) -> None:
     home.runtime_file.write_text(home.runtime_file.read_text().replace("90", "ninety"))
     line = home.runtime_file.read_text().splitlines().index("  max_gpu_percent: ninety") + 1
-    fails(see(home, eyes, "config"), f"{home.runtime_file}, line {line}: safety.max_gpu_percent")
+    fails(see(home, eyes, "config"), f"{home.runtime_file}:{line}: safety.max_gpu_percent")
 
 
 def test_b1_unequal_heartbeats_are_named_with_both_files(home: Layout, eyes: Eyes) -> None:

@@ -107,7 +107,7 @@ def test_a_wrong_logging_key_is_named(tmp_path: Path, wrong: str) -> None:
         "{node_id: n, trusted: true, capabilities: {}, heartbeat_interval_sec: 1,\n"
         f" rae_endpoint: 'http://127.0.0.1:1',\n logging: {{{wrong}}}}}"
     )
-    with pytest.raises(ConfigError, match=rf"line 3: logging\.{wrong.partition(':')[0]}"):
+    with pytest.raises(ConfigError, match=rf"yaml:3: logging\.{wrong.partition(':')[0]}"):
         load_node_config(tmp_path / "config.yaml")
 
 

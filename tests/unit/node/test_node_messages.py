@@ -60,9 +60,11 @@ WRONG: dict[str, tuple[Callable[[Layout], None], list[str], str]] = {
     ),
     "a missing key": (
         change("runtime.yaml", "poll_interval", "pol_interval"), ["dry-run"],
-        "line 4: execution.poll_interval_sec: is missing; add it",
+        "yaml:4: execution.poll_interval_sec: is missing; add it",
     ),
-    "no YAML": (change("config.yaml", "trusted: true", "trusted: [true"), ["dry-run"], "line"),
+    "no YAML": (
+        change("config.yaml", "trusted: true", "trusted: [true"), ["dry-run"], "no valid YAML",
+    ),
     "no settings": (lambda home: home.config_file.unlink() or home.config_file.write_text("7"),
                     ["dry-run"], "name: value"),
     "no file": (lambda home: home.config_file.unlink(), ["dry-run"], "check the path"),

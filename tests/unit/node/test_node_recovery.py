@@ -78,8 +78,7 @@ def test_c6_a_running_task_has_its_state_in_its_workspace(
 ) -> None:
     rig = make_rig()
     rig.control.give(params={"command": "sleep", "args": ["600"]})
-    until(rig.running, "the task runs")
-    assert states_of(layout) == ["RUNNING"]
+    until(lambda: states_of(layout) == ["RUNNING"], "the state says so")
 
 
 def test_a12_nothing_of_an_ended_task_stays_by_default(make_rig: MakeRig, layout: Layout) -> None:
@@ -214,7 +213,7 @@ def test_a_good_change_of_runtime_yaml_counts_at_once(files: Layout) -> None:
     live = live_of(files)
     assert live.look() is None
     change(files.runtime_file, "safety", "max_cpu_percent", 55)
-    assert live.look() == "config_changed"
+    assert live.look() == "changed"
     assert (live.runtime.safety.max_cpu_percent, live.problem) == (55, None)
     assert live.look() is None
 
@@ -222,11 +221,11 @@ def test_a_good_change_of_runtime_yaml_counts_at_once(files: Layout) -> None:
 def test_a_bad_change_keeps_the_old_one_and_says_why(files: Layout) -> None:
     live = live_of(files)
     change(files.runtime_file, "safety", "max_cpu_percent", 155)
-    assert live.look() == "config_rejected"
+    assert live.look() == "rejected"
     assert live.runtime.safety.max_cpu_percent == 100
     assert "safety.max_cpu_percent" in str(live.problem)
     files.runtime_file.unlink()
-    assert live.look() == "config_rejected"
+    assert live.look() == "rejected"
     files.runtime_file.write_text(yaml.safe_dump(dev_runtime()))
     live.look()
     assert live.problem is None
@@ -236,7 +235,7 @@ def test_config_yaml_counts_from_the_next_start_on(files: Layout) -> None:
     live = live_of(files)
     data = yaml.safe_load(files.config_file.read_text())
     files.config_file.write_text(yaml.safe_dump({**data, "tags": ["new"]}))
-    assert live.look() == "config_waits"
+    assert live.look() == "waits"
     assert "restart the agent" in str(live.problem)
 
 

@@ -115,9 +115,13 @@ class Agent:
 
     def look_at_files(self) -> None:
         """Take over what the owner changed. Called about once a second."""
-        event = self.outfit.live.look()
-        if event is not None:
-            self._log.warning(event, problem=self.outfit.live.problem)
+        news = self.outfit.live.look()
+        if news == "rejected":
+            self._log.warning("config_rejected", problem=self.outfit.live.problem)
+        elif news == "waits":
+            self._log.info("config_waits", problem=self.outfit.live.problem)
+        elif news == "changed":
+            self._log.info("config_changed")
             self.guard.wake()
             self.poller.wake()
 

@@ -305,10 +305,14 @@ def _validate(model: type[C], data: dict[str, Any], file: Path, tree: yaml.Node 
         first, hint = error.errors(include_url=False)[0], ""
         if first["type"] == "extra_forbidden":
             inner: dict[str, type[_Section]] = {
-                **_SECTIONS, "capabilities": Declared, "workspace": WorkspaceConfig, "logging": Logging,
-            }  # fmt: skip
+                **_SECTIONS,
+                "capabilities": Declared,
+                "workspace": WorkspaceConfig,
+                "logging": Logging,
+            }
             owner = inner.get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
-            hint = f"; known here are {listed(owner.model_fields, limit=99)}"
+            names = (field.alias or name for name, field in owner.model_fields.items())
+            hint = f"; known here are {listed(names, limit=99)}"
         line = line_of(tree, first["loc"])
         where = f"{file}:{line}" if line else str(file)
         raise ConfigError(f"{where}: {first_problem(error, 'the file')}{hint}") from error

@@ -135,7 +135,9 @@ def _unit(dev: bool, eyes: Eyes) -> Finding:
 def _secret(layout: Layout, config: NodeConfig, agent_uid: int, eyes: Eyes) -> Finding:
     source = config.enrolment_file or str(layout.agent / "enrolment.json")
     if source.startswith(("env:", "credential:")):
-        return rules.note("enrolment", f"{source} comes with the agent's unit; only the agent sees it")
+        return rules.note(
+            "enrolment", f"{source} comes with the agent's unit; only the agent sees it"
+        )
     file = Path(source)
     seen, problem = eyes.owned(file), ""
     if seen is not None and eyes.uid not in {0, seen.uid, agent_uid}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from rae_node.config import NodeConfig, RuntimeConfig, load_both
 from rae_node.errors import ConfigError
@@ -23,11 +24,11 @@ class Live:
         self._files, self._overrides, self._config = (config_file, runtime_file), overrides, config
         self._seen = self._stamps()
 
-    def look(self) -> str | None:
-        """Read again what has changed; returns the event that this is worth, if any.
+    def look(self) -> Literal["rejected", "changed", "waits"] | None:
+        """Read again what has changed; returns what that means, if anything.
 
-        `config_rejected`: the old files go on counting, `problem` says why. `config_changed`: the
-        new limits count. `config_waits`: config.yaml is good, and counts from the next start on.
+        `rejected`: the old files go on counting, `problem` says why. `changed`: new limits count.
+        `waits`: config.yaml is good, and counts from the next start on.
         """
         stamps = self._stamps()
         if stamps == self._seen:
@@ -37,13 +38,13 @@ class Live:
             config, runtime = load_both(*self._files, self._overrides)
         except ConfigError as error:
             self.problem = error.message
-            return "config_rejected"
+            return "rejected"
         waits = config != self._config
         self.problem = None
         if waits:
             self.problem = f"{self._files[0]} has changed; restart the agent to let it count"
         changed, self.runtime = runtime != self.runtime, runtime
-        return "config_changed" if changed else "config_waits" if waits else None
+        return "changed" if changed else "waits" if waits else None
 
     def _stamps(self) -> _Stamp:
         found: list[tuple[int, int, int] | None] = []
