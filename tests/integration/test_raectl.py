@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.messages import faults
 from tools.devmesh import DevMesh
 
 Done = subprocess.CompletedProcess[str]
@@ -153,6 +154,39 @@ def test_wrong_usage_is_exit_code_2_with_one_sentence(idle: Raectl, words: tuple
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("raectl: ")
     assert len(done.stderr.splitlines()) == 1
+    assert faults(done.stderr.removeprefix("raectl: ")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "way_out"),
+    [
+        (("submit", "--priority", "77", "--", "true"), 2, "priority: must be less than"),
+        (("submit", "--require", "colour=red", "--", "true"), 2, "is not known; remove it"),
+        (("submit", "--input", "x=task:t1", "--", "true"), 2, "write task:ID/NAME"),
+        (("submit", "--json-file", "-"), 2, "stdin is not acceptable JSON"),
+        (("submit", "--json-file", "/"), 2, "name a file instead of the folder"),
+        (("--credentials", __file__, "tasks"), 2, "use one that `rae-control serve --dev` wrote"),
+        (("task", "a b"), 1, "1 to 64 letters"),
+        (("tasks", "--label", "x"), 1, "look it up in protocol.md"),
+        (("requeue", "cli-nothing", "a b"), 1, "check the id"),
+        (("nodes", "enrol", "a b"), 1, "must match"),
+        (("nodes", "drain", "cli-nothing"), 1, "raectl nodes list --all"),
+        (("tokens", "revoke", "cli-nothing"), 1, "raectl tokens list"),
+        (("submit", "--wait", "--timeout", "0.1", "--", "true"), 1, "raectl why"),
+    ],
+)
+def test_each_mistake_is_answered_with_the_way_out(
+    idle: Raectl, words: tuple[str, ...], code: int, way_out: str
+) -> None:
+    done = idle(*words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert way_out in done.stderr
+    for line in done.stderr.splitlines():
+        assert faults(line.removeprefix("raectl: ")) == []
+
+
+def test_a_wrong_token_says_where_the_token_comes_from(idle: Raectl) -> None:
+    assert "set RAE_TOKEN" in idle("tasks", RAE_TOKEN="wrong").stderr
 
 
 def test_what_control_refuses_is_exit_code_1_with_the_way_out(idle: Raectl) -> None:

@@ -73,7 +73,7 @@ def test_a_chunked_body(api: Api) -> None:
 
 def test_too_many_requests_of_a_node(api: Api) -> None:
     api.join("n1")
-    for _ in range(BURST):
+    for _ in range(BURST + 1):
         answer = api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1"})
     refused(answer, "rate_limited")
     assert int(answer.headers["Retry-After"]) > 0

@@ -144,9 +144,13 @@ def _verb(ctx: Context) -> int:
     for task_id in ctx.args.task_ids:
         try:
             views.append(call(task_id, ctx.args.reason))
-        except RemoteError as error:
+        except Unreachable:
+            raise
+        except RaeError as error:
             _complain(f"{task_id}: {error.message}")
             code = REFUSED
+    if not views and not ctx.args.json:
+        return code
     ctx.show({"tasks": views}, lambda: "\n".join(f"{v.task_id}  {v.state.value}" for v in views))
     return code
 
@@ -303,12 +307,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error.message)
         return UNREACHABLE
     except RemoteError as error:
-        _complain(error.message)
+        hint = " Here: set RAE_TOKEN, or name --credentials." if error.status == 401 else ""
+        _complain(error.message + hint)
         return REFUSED
     except RaeError as error:
         # Our own check of a body, before anything was sent.
-        _complain(error.cause or error.message)
-        return USAGE if error.rc in {"invalid_body", "invalid_json"} else REFUSED
+        usage = error.rc in {"invalid_body", "invalid_json"}
+        _complain((usage and error.cause) or error.message)
+        return USAGE if usage else REFUSED
     except TimeoutError as error:
         _complain(f"{error}; wait longer with --timeout, or look with `raectl why ID`.")
         return REFUSED

@@ -83,6 +83,8 @@ def _input(client: RaeClient, text: str) -> dict[str, Any]:
         return {"url": text}
     if text.startswith("task:"):
         task_id, _, artifact = text.removeprefix("task:").partition("/")
+        if not artifact:
+            raise UsageError(f"{text} names no artifact; write task:ID/NAME")
         return {"from_task": task_id, "artifact": artifact}
     path = Path(text)
     if not path.is_file():
@@ -131,7 +133,7 @@ def _json(text: str | None) -> dict[str, Any]:
 def specs_from_file(name: str) -> list[dict[str, Any]]:
     """Raw bodies from a file, or `-` for stdin. Raises UsageError."""
     raw = sys.stdin.buffer.read() if name == "-" else _read(Path(name))
-    value = _decode(raw, name)
+    value = _decode(raw, "stdin" if name == "-" else name)
     tasks = value.get("tasks", [value]) if isinstance(value, dict) else value
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise UsageError(f'{name} holds no tasks; write one, a list of them, or {{"tasks": […]}}')

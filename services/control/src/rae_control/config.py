@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rae_control.errors import ConfigError
-from rae_protocol.errors import in_words
+from rae_protocol.errors import field_in_words, in_words
 
 
 class ControlConfig(BaseModel):
@@ -85,4 +85,5 @@ def load_config(file: Path | None, overrides: Mapping[str, str] | None = None) -
         field = ".".join(str(part) for part in first["loc"]) or "settings"
         known = ", ".join(ControlConfig.model_fields)
         hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
-        raise ConfigError(f"{field}: {first['msg']}{hint}") from error
+        said = field_in_words(first["type"], first["msg"])
+        raise ConfigError(f"{field}: {said}{hint}") from error

@@ -8,7 +8,7 @@ from enum import Enum
 
 from pydantic import ValidationError
 
-from rae_protocol.errors import RaeError, Unreachable
+from rae_protocol.errors import RaeError, Unreachable, field_in_words
 
 
 class NodeError(Exception):
@@ -87,12 +87,8 @@ def listed(names: Iterable[str], limit: int = 20) -> str:
     return (", ".join(known[:limit]) + more) or "none"
 
 
-_PROBLEMS = {"missing": "is missing; add it", "extra_forbidden": "is not known; remove it"}
-
-
 def first_problem(error: ValidationError, whole: str) -> str:
     """`field: what is wrong` of the first mistake; `whole` names what has no field."""
     first = error.errors(include_url=False)[0]
-    said = first["msg"].removeprefix("Value error, ")
-    said = _PROBLEMS.get(first["type"], f"{said}; change it")
+    said = field_in_words(first["type"], first["msg"])
     return f"{'.'.join(str(part) for part in first['loc']) or whole}: {said}"

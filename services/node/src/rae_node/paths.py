@@ -127,6 +127,10 @@ def only_dev_node(data: Path) -> str:
     nodes = data / "nodes"
     names = sorted(entry.name for entry in nodes.iterdir()) if nodes.is_dir() else []
     if len(names) != 1:
-        problem = "there is none" if not names else f"there are {listed(names)}"
+        problem = (
+            "there is none (`rae-node run --dev` makes one)"
+            if not names
+            else f"there are {listed(names)}"
+        )
         raise NodeError("which_node", f"Say which node with --node-id: below {nodes} {problem}")
     return names[0]

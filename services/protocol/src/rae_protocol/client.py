@@ -213,7 +213,8 @@ class RaeClient:
 def _task(task_id: str) -> str:
     """The path of a task; what cannot be an id never becomes another path."""
     if not re.fullmatch(TASK_ID_PATTERN, task_id):
-        raise RaeError("unknown_task", f"'{task_id}' cannot be a task_id")
+        text = f"'{task_id}' cannot be a task_id: 1 to 64 letters, digits, _ and -"
+        raise RaeError("unknown_task", text)
     return f"/tasks/{task_id}"
 
 

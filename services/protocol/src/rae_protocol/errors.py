@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any
 
 TABLE: dict[str, tuple[int, str]] = {
@@ -71,7 +72,8 @@ _MENDS = {
     errno.EACCES: "ask as its owner or as root, or change its owner and mode",
     errno.EPERM: "ask as its owner or as root",
     errno.EROFS: "mount its disk read-write, or choose another folder",
-    errno.ENOENT: "check the path, and make the folder that is missing",
+    errno.ENOENT: "check the path, and make what is missing",
+    errno.EEXIST: "choose another name, or move what is there away",
     errno.ENOTDIR: "choose a path whose folders are no files",
     errno.EISDIR: "name a file instead of the folder",
     errno.ENAMETOOLONG: "choose a shorter path",
@@ -79,6 +81,16 @@ _MENDS = {
     errno.EIO: "see what `dmesg` says of the disk",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
 }
+
+
+def field_in_words(kind: str, said: str) -> str:
+    """What pydantic found wrong with a field (its type and message), and the way out."""
+    if kind == "missing":
+        return "is missing; add it"
+    if kind == "extra_forbidden":
+        return "is not known; remove it"
+    said = re.sub(r"^(Input|String) should", "must", said.removeprefix("Value error, "))
+    return f"{said}; change it"
 
 
 def in_words(error: OSError) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from rae_protocol import nodes, tasks
-from rae_protocol.errors import RaeError
+from rae_protocol.errors import RaeError, field_in_words
 from rae_protocol.names import MAX_NESTING, MAX_VALUES
 from rae_protocol.nodes import *  # noqa: F403 - the one place that gathers the models
 from rae_protocol.tasks import *  # noqa: F403 - the one place that gathers the models
@@ -105,7 +105,10 @@ def parse(model: type[M], value: Any) -> M:
         return model.model_validate(value)
     except ValidationError as error:
         problems = [
-            {"field": ".".join(str(part) for part in item["loc"]), "problem": item["msg"]}
+            {
+                "field": ".".join(str(part) for part in item["loc"]),
+                "problem": field_in_words(item["type"], item["msg"]),
+            }
             for item in error.errors(include_url=False, include_context=False, include_input=False)
         ][:20]
         first = problems[0]
