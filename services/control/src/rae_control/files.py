@@ -151,7 +151,10 @@ class LogStore:
             # A hole would read as zeros: a chunk that comes too early waits for its sender.
             if offset > os.fstat(handle).st_size:
                 raise RaeError("invalid_body", f"the log has only {os.fstat(handle).st_size} bytes")
-            os.pwrite(handle, data, offset)
+            # A disk that is nearly full takes less than it is given.
+            while data:
+                written = os.pwrite(handle, data, offset)
+                data, offset = data[written:], offset + written
         finally:
             os.close(handle)
 
