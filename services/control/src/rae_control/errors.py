@@ -33,6 +33,12 @@ class LedgerDamaged(ControlError):
     rc = 7
 
 
+class LedgerUnusable(ControlError):
+    """The system does not let SQLite use the ledger's file; see its disk, mode and `ulimit -n`."""
+
+    rc = 10
+
+
 class QueueUnavailable(ControlError):
     """Redis does not answer; the queue is rebuilt from the ledger when it is back."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import gevent
@@ -32,7 +33,7 @@ class Mesh(State):
 
     def __init__(
         self, data: Path, config: ControlConfig, clock: Clock, queue: RqQueue, roots: list[bytes],
-        registry: CollectorRegistry | None = None,
+        registry: CollectorRegistry | None = None, end: Callable[[int], None] = os._exit,
     ) -> None:  # fmt: skip
         super().__init__(data, config, clock, Metrics(registry or CollectorRegistry()))
         tokens = self.ledger.read(lambda db: views.all_rows(db, "tokens"))
@@ -50,7 +51,10 @@ class Mesh(State):
         log.info(
             "control_started", extra=facts(incarnation=self.ledger.incarnation, pid=os.getpid())
         )
+        self._end = end
         self._greenlets = [gevent.spawn(loop) for loop in loops]
+        for greenlet in self._greenlets:
+            greenlet.link(self._ended)
 
     def close(self) -> None:
         """Stop the greenlets, finish pending writes, let another process in."""
@@ -58,6 +62,12 @@ class Mesh(State):
         super().close()
         self.keeper.queue.close()
         log.info("control_stopped", extra=facts(pid=os.getpid()))
+
+    def _ended(self, greenlet: gevent.Greenlet) -> None:
+        # A control without its keeper looks well and gives no work: a fresh start is better.
+        if not isinstance(greenlet.value, gevent.GreenletExit):
+            log.critical("loop_ended", exc_info=greenlet.exception, extra=facts())
+            self._end(70)
 
     def follow_task(self, move: Moved) -> None:
         """The queue follows."""

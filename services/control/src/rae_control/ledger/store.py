@@ -11,15 +11,21 @@ import fcntl
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 import apsw
 
-from rae_control.errors import DiskFull, LedgerDamaged, LedgerLocked, LedgerTooNew
+from rae_control.errors import (
+    DiskFull,
+    LedgerDamaged,
+    LedgerLocked,
+    LedgerTooNew,
+    LedgerUnusable,
+)
 from rae_control.ledger.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
@@ -28,6 +34,7 @@ T = TypeVar("T")
 Row = dict[str, Any]
 # SQLite needs a few pages to open the file at all.
 LEAST_FREE = 1024 * 1024
+READERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +98,21 @@ class Ledger:
         self.path = path
         self._clock = clock
         self._lock = lock_file(path.with_suffix(".lock"))
-        self._local = threading.local()
         try:
             self._writer = connect(path)
-            self._prepare()
-            self.incarnation = self.meta("incarnation")
+            with told(path):
+                self._prepare()
+                self.incarnation = self.meta("incarnation")
+            # Opened now: later there may be no file descriptor left for them.
+            self._readers = deque(connect(path, readonly=True) for _ in range(READERS))
         except BaseException:
             self._lock.close()
             raise
 
     def close(self) -> None:
-        """Close the writer and let another process in."""
-        self._writer.close()
+        """Close the file and let another process in."""
+        for db in (*self._readers, self._writer):
+            db.close()
         self._lock.close()
 
     def meta(self, key: str) -> str:
@@ -147,16 +157,19 @@ class Ledger:
         return Outcome(value=value)
 
     def read(self, function: Callable[[apsw.Connection], T]) -> T:
-        """Run a reading function on this thread's own connection, in one snapshot."""
-        db: apsw.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = connect(self.path, readonly=True)
-            self._local.db = db
-        db.execute("BEGIN")
+        """Run a reading function on a connection that nobody else uses now, in one snapshot."""
         try:
-            return function(db)
+            db = self._readers.pop()
+        except IndexError:
+            db = connect(self.path, readonly=True)
+        try:
+            db.execute("BEGIN")
+            try:
+                return function(db)
+            finally:
+                db.execute("COMMIT")
         finally:
-            db.execute("COMMIT")
+            self._readers.append(db)
 
     def _prepare(self) -> None:
         db = self._writer
@@ -190,7 +203,8 @@ def copy_to(db: apsw.Connection, target: Path) -> None:
     part = target.with_name(f"{target.name}.part")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600)
-    db.execute("VACUUM INTO ?", (str(part),))
+    with told(part):
+        db.execute("VACUUM INTO ?", (str(part),))
     with part.open("rb") as handle:
         os.fsync(handle)
     part.replace(target)
@@ -219,19 +233,29 @@ def fetch(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Row
 
 
 def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
-    """A connection with our settings. Raises LedgerDamaged."""
-    try:
+    """A connection with our settings. Raises as `told`."""
+    with told(path):
         return _open(path, readonly=readonly)
-    except (apsw.FullError, apsw.IOError, apsw.CantOpenError) as error:
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours. Raises DiskFull, LedgerUnusable, LedgerDamaged."""
+    try:
+        yield
+    except (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.BusyError) as error:
         free = shutil.disk_usage(path.parent).free
-        if free >= LEAST_FREE:
-            raise LedgerDamaged(f"{path} cannot be opened ({error}); restore a backup") from error
-        raise DiskFull(
-            f"{path} cannot be opened: its disk has {free} bytes left. Free some space; control"
-            " tries again by itself"
+        if free < LEAST_FREE or isinstance(error, apsw.FullError):
+            raise DiskFull(
+                f"{path} cannot be written: its disk has {free} bytes left. Free some space;"
+                " control tries again by itself"
+            ) from error
+        raise LedgerUnusable(
+            f"{path} cannot be used now ({error}); look at its disk, at who may read and write it,"
+            " and at `ulimit -n`"
         ) from error
-    except (apsw.NotADBError, apsw.CorruptError) as error:
-        raise LedgerDamaged(f"{path} cannot be opened ({error}); restore a backup") from error
+    except (apsw.Error, UnicodeDecodeError) as error:
+        raise LedgerDamaged(f"{path} cannot be read ({error}); restore a backup") from error
 
 
 def _open(path: Path, *, readonly: bool) -> apsw.Connection:
@@ -249,6 +273,7 @@ def _open(path: Path, *, readonly: bool) -> apsw.Connection:
         db.pragma("wal_autocheckpoint", 4000)
     db.pragma("cache_size", -16000)
     db.pragma("temp_store", "memory")
+    db.pragma("user_version")  # opens the file and its log, not only the name
     return db
 
 
