@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,15 +19,19 @@ from typing import Any
 
 import requests
 
-from rae_control.backup import check_folder
+from rae_control.backup import backup, check_folder, restore
+from rae_control.errors import ControlError
+from rae_control.keys import load_roots
+from rae_control.ledger.store import Ledger
 from rae_protocol import models
 from rae_protocol.client import RaeClient
+from rae_protocol.clock import SystemClock
 from rae_protocol.errors import RemoteError
 from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
 from tools.devmesh import DevMesh, wait_until
 
-SIZES = {"ledger": "48m", "blobs": "4m", "redis": "4m"}
+SIZES = {"ledger": "48m", "blobs": "4m", "redis": "4m", "restore": "4m"}
 
 
 @contextlib.contextmanager
@@ -132,5 +137,37 @@ def node_gets(node: NodeClient) -> bool:
     return False
 
 
+def incarnation(data: Path) -> str:
+    with contextlib.closing(Ledger(data / "ledger.db", SystemClock())) as ledger:
+        return ledger.incarnation
+
+
+def restore_scenario() -> dict[str, Any]:
+    """Restores with a little less room each time: all of it, or nothing and a reason."""
+    told, kept = set[str](), []
+    with tmpfs("restore") as (data, place):
+        load_roots(data)
+        old = incarnation(data)
+        archive = data / "b.tar"
+        backup(data, archive)
+        for free in range(16, 640, 24):
+            target = place / "target"
+            filler = fill(place)
+            os.truncate(filler, filler.stat().st_size - free * 1024)
+            try:
+                restore(archive, target, force=False)
+                done = True
+            except (ControlError, OSError) as error:
+                told.add(type(error).__name__)
+                done = False
+            filler.unlink()
+            if done:
+                kept.append(incarnation(target))
+            elif (target / "ledger.db").exists():
+                told.add("half a ledger")
+            shutil.rmtree(target, ignore_errors=True)
+    return {"told": sorted(told), "done": len(kept), "old": old in kept}
+
+
 if __name__ == "__main__":
-    print(json.dumps(scenario(sys.argv[1])))
+    print(json.dumps(restore_scenario() if sys.argv[1] == "restore" else scenario(sys.argv[1])))

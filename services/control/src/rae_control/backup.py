@@ -14,13 +14,24 @@ from pathlib import Path
 
 import apsw
 
-from rae_control.errors import BackupDamaged, ConfigError, LedgerTooNew
+from rae_control.errors import BackupDamaged, ConfigError, DiskFull, LedgerTooNew
 from rae_control.files import PIECE
 from rae_control.ledger import check
 from rae_control.ledger.schema import SCHEMA_VERSION
-from rae_control.ledger.store import Ledger, connect, copy_to, lock_file, sync_folder
+from rae_control.ledger.store import (
+    RESTORING,
+    Ledger,
+    Tx,
+    connect,
+    copy_to,
+    lock_file,
+    refuse_unfinished,
+    sync_folder,
+    told,
+)
 from rae_control.retention import files_held
 from rae_protocol.clock import SystemClock
+from rae_protocol.errors import RaeError
 
 LEDGER = "ledger.db"
 SECRETS = ("root.key", "root.previous.key", "credentials.json")
@@ -84,11 +95,14 @@ def restore(archive: Path, data: Path, *, force: bool) -> list[check.Violation]:
     """Put a backup into a folder; returns what is wrong with it, and then keeps nothing.
 
     The ledger gets a new incarnation, so nodes stop what they run for the old one, and running
-    tasks are given back when their leases end. Raises ConfigError, LedgerLocked, BackupDamaged.
+    tasks are given back when their leases end. Cut off at any moment, it can be run again.
+    Raises ConfigError, LedgerLocked, BackupDamaged, DiskFull.
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(lock_file(data / "ledger.lock")):
-        there = [path for path in data.iterdir() if path.name != "ledger.lock"]
+        for leftover in data.glob("restore-*"):
+            shutil.rmtree(leftover)
+        there = [path.name for path in data.iterdir() if path.name != "ledger.lock"]
         if there and not force:
             raise ConfigError(
                 f"{data} is not empty; name another folder, or --force moves what is there aside"
@@ -100,10 +114,9 @@ def restore(archive: Path, data: Path, *, force: bool) -> list[check.Violation]:
             _new_incarnation(fresh / LEDGER)
             violations = check_folder(fresh, deep=True)
             if not violations:
-                _swap(data, fresh, there)
+                _swap(data, fresh, [name for name in _OURS if name in there])
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-        sync_folder(data)
     return violations
 
 
@@ -139,29 +152,65 @@ def _new_incarnation(path: Path) -> None:
     # Opening it also brings a backup of an older version to today's schema.
     ledger = Ledger(path, SystemClock())
     try:
-        ledger.transact(
-            [lambda tx: tx.run("UPDATE meta SET value = ? WHERE key = 'incarnation'",
-                               secrets.token_hex(8))]
-        )  # fmt: skip
+        outcomes, _ = ledger.transact([_restored])
+        error = outcomes[0].error
+        if isinstance(error, RaeError):
+            raise DiskFull(
+                f"{path} cannot be written ({error}), and nothing was restored; free some space on"
+                " its disk, and run the restore again"
+            ) from error
+        if error is not None:
+            raise BackupDamaged(
+                f"the ledger in the backup is not ours ({error}); take another backup"
+            ) from error
     finally:
         ledger.close()
     path.with_suffix(".lock").unlink()
 
 
-def _swap(data: Path, fresh: Path, there: list[Path]) -> None:
-    if there:
-        aside = data / f"before-{fresh.name}"
-        aside.mkdir(mode=0o700)
-        for path in there:
-            if path.name in _OURS:
-                path.rename(aside / path.name)
+def _restored(tx: Tx) -> None:
+    tx.run("INSERT OR REPLACE INTO meta VALUES ('incarnation', ?)", secrets.token_hex(8))
+
+
+def _swap(data: Path, fresh: Path, old: list[str]) -> None:
+    """Move the old files aside and the new ones in, with a marker that outlives a kill."""
+    for folder in [path for path in fresh.rglob("*") if path.is_dir()]:
+        sync_folder(folder)
+    marker = data / RESTORING
+    if marker.exists():
+        # This goes on where another one was cut off: what is not on its list, it put there.
+        aside, *names = marker.read_text(encoding="ascii").split()
+    else:
+        aside, names = f"before-{fresh.name}", old
+        part = fresh / marker.name
+        with part.open("x", encoding="ascii") as file:
+            file.write(" ".join([aside, *names]))
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(marker)
+        sync_folder(data)
+    if names:
+        (data / aside).mkdir(mode=0o700, exist_ok=True)
+    for name in old:
+        path, kept = data / name, data / aside / name
+        if name in names and not kept.exists():
+            path.rename(kept)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     for path in fresh.iterdir():
         path.replace(data / path.name)
+    for folder in [data, *data.glob(aside)]:
+        sync_folder(folder)
+    marker.unlink()
+    sync_folder(data)
 
 
 def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:
     """Everything that is wrong with a data folder, also of a running control."""
-    with closing(connect(existing(data), readonly=True)) as db, files_held(data):
+    path = existing(data)
+    with told(path), closing(connect(path, readonly=True)) as db, files_held(data):
         version = int(db.pragma("user_version"))
         if version > SCHEMA_VERSION:
             text = f"{data} has schema {version}, this program knows {SCHEMA_VERSION}"
@@ -177,7 +226,7 @@ def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:
         try:
             found = list(check.rows_problems(db))
             return found + list(check.blob_problems(db, data / "blobs", deep))
-        except apsw.CorruptError as error:
+        except (apsw.CorruptError, apsw.SQLError, UnicodeDecodeError) as error:
             return [check.Violation("sqlite_integrity", str(error))]
         finally:
             with suppress(apsw.Error):
@@ -187,6 +236,7 @@ def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:
 def existing(data: Path) -> Path:
     """The folder's ledger. Raises ConfigError."""
     path = data / LEDGER
+    refuse_unfinished(data)
     if not path.exists():
         raise ConfigError(f"there is no ledger in {data}; name control's folder with --data")
     return path

@@ -75,7 +75,12 @@ def _backup(args: argparse.Namespace) -> int:
 
 
 def _restore(args: argparse.Namespace) -> int:
-    violations = restore(args.file, args.data, force=args.force)
+    try:
+        violations = restore(args.file, args.data, force=args.force)
+    except OSError as error:
+        raise ConfigError(
+            f"{args.data} cannot be written: {in_words(error)}; mend that, and run it again"
+        ) from error
     if violations:
         _report(violations, as_json=False)
         print("nothing was restored; take another backup", file=sys.stderr)

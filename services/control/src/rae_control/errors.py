@@ -57,6 +57,12 @@ class BackupDamaged(ControlError):
     rc = 8
 
 
+class RestoreUnfinished(ControlError):
+    """A restore was cut off in the middle; run the same restore again, with --force."""
+
+    rc = 11
+
+
 class DiskFull(ControlError):
     """The ledger's disk is full; free some space."""
 

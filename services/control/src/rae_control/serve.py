@@ -24,7 +24,7 @@ from rae_control.config import ControlConfig, load_config
 from rae_control.errors import ConfigError, ControlError, DiskFull
 from rae_control.keys import load_roots
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger.store import Ledger, Tx
+from rae_control.ledger.store import Ledger, Tx, refuse_unfinished
 from rae_control.redis_server import arguments, find_server, socket_path
 from rae_control.wsgi import die_with_parent
 from rae_protocol.clock import SystemClock
@@ -116,6 +116,7 @@ class DevServer:
                 (self._data / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--data {self._data} cannot be used: {in_words(error)}") from error
+        refuse_unfinished(self._data)
         listener = self._listen()
         self._port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{self._port}"

@@ -25,6 +25,7 @@ from rae_control.errors import (
     LedgerLocked,
     LedgerTooNew,
     LedgerUnusable,
+    RestoreUnfinished,
 )
 from rae_control.ledger.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from rae_protocol.clock import Clock
@@ -35,6 +36,8 @@ Row = dict[str, Any]
 # SQLite needs a few pages to open the file at all.
 LEAST_FREE = 1024 * 1024
 READERS = 2
+# Beside the ledger while a restore moves files: neither the old past nor the new one is whole.
+RESTORING = "restore.unfinished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Ledger:
         self._clock = clock
         self._lock = lock_file(path.with_suffix(".lock"))
         try:
+            refuse_unfinished(path.parent)
             self._writer = connect(path)
             with told(path):
                 self._prepare()
@@ -209,6 +213,15 @@ def copy_to(db: apsw.Connection, target: Path) -> None:
         os.fsync(handle)
     part.replace(target)
     sync_folder(target.parent)
+
+
+def refuse_unfinished(data: Path) -> None:
+    """Raises RestoreUnfinished."""
+    if (data / RESTORING).exists():
+        raise RestoreUnfinished(
+            f"a restore into {data} was cut off; run the same `rae-control restore` again, with"
+            " --force"
+        )
 
 
 def sync_folder(path: Path) -> None:
