@@ -46,7 +46,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         for name, value in {
             "bind": [bind],
             "workers": 1,
-            "worker_class": "gevent",
+            "worker_class": "rae_control.front.Worker",
             "worker_connections": 20_000,
             "backlog": 4096,
             "keepalive": 75,

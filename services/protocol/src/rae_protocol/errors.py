@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 TABLE: dict[str, tuple[int, str]] = {
+    "invalid_request": (400, "This is no HTTP/1.1 that control reads; send it as curl would."),
     "invalid_json": (400, "The body is not acceptable JSON; send UTF-8 JSON as protocol.md shows."),
     "invalid_body": (400, "A field is unknown, missing or wrong; `detail.problems` names it."),
     "invalid_query": (400, "A query parameter is unknown or wrong; look it up in protocol.md."),
