@@ -14,6 +14,7 @@ import apsw
 import pytest
 
 from rae_control import backup
+from rae_control.app import create_app
 from rae_control.config import ControlConfig
 from rae_control.errors import BackupDamaged, ConfigError, LedgerLocked, LedgerTooNew
 from rae_control.ledger.store import Ledger, fetch
@@ -231,6 +232,42 @@ def test_a_backup_of_a_running_control_restores_with_everything_in_it(
         again.close()
     assert backup.restore(archive, fresh, force=True) == []
     assert len(list(fresh.glob("before-*/ledger.db"))) == 1
+
+
+def test_after_a_restore_claims_wait_and_numbers_and_revocations_go_on(
+    api: Api, mesh: Mesh, clock: ManualClock, config: ControlConfig, redis_server: Server,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    populate(api)
+    api.enrol("thief")
+    archive, data = tmp_path / "b.tar", tmp_path / "fresh"
+    backup.backup(mesh.data, archive)
+    last = rows(mesh, "SELECT max(seq) AS seq FROM events")[0]["seq"]
+    api.enrol("late")
+    for node in ("thief", "late"):
+        assert api.rae("POST", f"/nodes/{node}/revoke", {}, who="root").status_code == 200
+    assert api.rae("POST", "/tokens/bob/revoke", {}, who="root").status_code == 200
+    mesh.close()
+    for folder, said in ((data, "anew"), (mesh.data, "stays")):
+        assert backup.restore(archive, folder, force=True) == []
+        assert said in capsys.readouterr().out.replace("is revoked", "stays")
+    # Twice, with time between: a restart does not lift it.
+    for seconds in (60, 61):
+        again = build(mesh.data, redis_server, clock, config)
+        api.client = create_app(again).test_client()
+        assert api.register("n1").json["incarnation"] == again.ledger.incarnation
+        assert [r["code"] for r in api.poll("n1")["reasons"]] == ["restored"]
+        clock.advance(seconds)
+        if seconds == 61:
+            assert api.take("n1")["task_id"] in {"q", "r"}
+        assert rows(again, "SELECT max(seq) AS seq FROM events")[0]["seq"] > last + 999_999
+        assert {n.node_id: (n.epoch, n.revoked) for n in again.nodes if n.revoked} == {
+            "thief": (2, True),
+            "late": (2, True),
+        }
+        assert api.rae("GET", "/tasks", who="bob").status_code == 401
+        assert rules(mesh.data) == []
+        again.close()
 
 
 def test_a_damaged_backup_restores_nothing(api: Api, mesh: Mesh, tmp_path: Path) -> None:

@@ -8,22 +8,26 @@ import secrets
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import apsw
 
-from rae_control.errors import BackupDamaged, ConfigError, DiskFull, LedgerTooNew
+from rae_control.errors import BackupDamaged, ConfigError, ControlError, DiskFull, LedgerTooNew
 from rae_control.files import PIECE
 from rae_control.ledger import check
 from rae_control.ledger.schema import SCHEMA_VERSION
 from rae_control.ledger.store import (
     RESTORING,
     Ledger,
+    Row,
     Tx,
     connect,
     copy_to,
+    fetch,
     lock_file,
     refuse_unfinished,
     sync_folder,
@@ -35,12 +39,26 @@ from rae_protocol.errors import RaeError
 
 LEDGER = "ledger.db"
 SECRETS = ("root.key", "root.previous.key", "credentials.json")
+_GAP = 1_000_000
+_REVOKED_STAYS = "What was revoked in the ledger that was here is revoked in this one, too."
+_REVOKE_AGAIN = (
+    "There was no readable ledger here: what was revoked after the backup was made counts again;"
+    " revoke it anew (`raectl nodes revoke`, `raectl tokens revoke`)."
+)
 # What a restore replaces; anything else in the folder (nodes of `serve --dev`) is not its business.
 _OURS = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", "blobs", "logs", *SECRETS)
 _MEMBER = re.compile(
     r"(ledger\.db|root\.key|root\.previous\.key|credentials\.json"
     r"|blobs/([0-9a-f]{2})/\2[0-9a-f]{62}|logs/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.[0-9]{1,7}\.log)"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """Nodes and tokens that must stay out, whatever a backup says."""
+
+    nodes: Sequence[Row] = ()
+    tokens: Sequence[Row] = ()
 
 
 def backup(data: Path, target: Path) -> int:
@@ -91,11 +109,13 @@ def _add(tar: tarfile.TarFile, data: Path, name: str) -> bool:
     return True
 
 
-def restore(archive: Path, data: Path, *, force: bool) -> list[check.Violation]:
+def restore(
+    archive: Path, data: Path, *, force: bool, tell: Callable[[str], None] = print
+) -> list[check.Violation]:
     """Put a backup into a folder; returns what is wrong with it, and then keeps nothing.
 
-    The ledger gets a new incarnation, so nodes stop what they run for the old one, and running
-    tasks are given back when their leases end. Cut off at any moment, it can be run again.
+    The ledger gets a new incarnation, so nodes stop what they run for the old one, and nothing is
+    claimed until what ran for it is surely dead. Cut off at any moment, it can be run again.
     Raises ConfigError, LedgerLocked, BackupDamaged, DiskFull.
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -107,14 +127,16 @@ def restore(archive: Path, data: Path, *, force: bool) -> list[check.Violation]:
             raise ConfigError(
                 f"{data} is not empty; name another folder, or --force moves what is there aside"
             )
+        gone = _revocations(data)
         fresh = data / f"restore-{secrets.token_hex(4)}"
         fresh.mkdir(mode=0o700)
         try:
             _unpack(archive, fresh)
-            _new_incarnation(fresh / LEDGER)
+            _new_incarnation(fresh / LEDGER, gone or Revocations())
             violations = check_folder(fresh, deep=True)
             if not violations:
-                _swap(data, fresh, [name for name in _OURS if name in there])
+                _swap(data, fresh)
+                tell(_REVOKED_STAYS if gone else _REVOKE_AGAIN)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return violations
@@ -148,11 +170,28 @@ def _unpack(archive: Path, target: Path) -> None:
         raise BackupDamaged(f"{archive} has no ledger or no root key; take another backup")
 
 
-def _new_incarnation(path: Path) -> None:
+def _revocations(data: Path) -> Revocations | None:
+    """What the ledger that is replaced knows of revocations; None when it cannot be read."""
+    # Never one without its write-ahead log: what a killed restore began to move is moved first.
+    path = (_move_aside(data) if (data / RESTORING).exists() else data) / LEDGER
+    if not path.exists():
+        return None
+    try:
+        with told(path), closing(connect(path, readonly=True)) as db:
+            return Revocations(
+                fetch(db, "SELECT node_id, kind, trusted, epoch, revoked FROM nodes"
+                          " WHERE epoch > 1"),
+                fetch(db, "SELECT sha256, revoked_at FROM tokens WHERE revoked_at IS NOT NULL"),
+            )  # fmt: skip
+    except ControlError:
+        return None
+
+
+def _new_incarnation(path: Path, gone: Revocations) -> None:
     # Opening it also brings a backup of an older version to today's schema.
     ledger = Ledger(path, SystemClock())
     try:
-        outcomes, _ = ledger.transact([_restored])
+        outcomes, _ = ledger.transact([partial(_restored, gone=gone)])
         error = outcomes[0].error
         if isinstance(error, RaeError):
             raise DiskFull(
@@ -168,43 +207,74 @@ def _new_incarnation(path: Path) -> None:
     path.with_suffix(".lock").unlink()
 
 
-def _restored(tx: Tx) -> None:
-    tx.run("INSERT OR REPLACE INTO meta VALUES ('incarnation', ?)", secrets.token_hex(8))
+def _restored(tx: Tx, gone: Revocations) -> None:
+    # What was claimed since the backup may live as long as its lease.
+    hold = "SELECT coalesce(max(lease_ttl_s), 0) AS s FROM tasks WHERE finished_at IS NULL"
+    for key, value in (
+        ("incarnation", secrets.token_hex(8)),
+        ("restored_at", str(tx.now)),
+        ("hold_s", str(tx.rows(hold)[0]["s"])),
+    ):
+        tx.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+    # Whoever reads on from a number of the lost past misses nothing of the new one.
+    for table in ("events", "tasks"):
+        if not tx.run("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = ?", _GAP, table):
+            tx.run("INSERT INTO sqlite_sequence VALUES (?, ?)", table, _GAP)
+    for node in gone.nodes:
+        tx.run(
+            "INSERT INTO nodes (node_id, kind, trusted, epoch, revoked) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET epoch = excluded.epoch, revoked = excluded.revoked,"
+            " online = 0, token_sha256 = NULL, old_token_sha256 = NULL"
+            " WHERE excluded.epoch > epoch",
+            *node.values(),
+        )
+    for token in gone.tokens:
+        tx.run(
+            "UPDATE tokens SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL",
+            token["revoked_at"], token["sha256"],
+        )  # fmt: skip
 
 
-def _swap(data: Path, fresh: Path, old: list[str]) -> None:
+def _swap(data: Path, fresh: Path) -> None:
     """Move the old files aside and the new ones in, with a marker that outlives a kill."""
     for folder in [path for path in fresh.rglob("*") if path.is_dir()]:
         sync_folder(folder)
     marker = data / RESTORING
-    if marker.exists():
-        # This goes on where another one was cut off: what is not on its list, it put there.
-        aside, *names = marker.read_text(encoding="ascii").split()
-    else:
-        aside, names = f"before-{fresh.name}", old
+    if not marker.exists():
         part = fresh / marker.name
         with part.open("x", encoding="ascii") as file:
-            file.write(" ".join([aside, *names]))
+            names = [name for name in _OURS if (data / name).exists()]
+            file.write(" ".join([f"before-{fresh.name}", *names]))
             file.flush()
             os.fsync(file.fileno())
         part.rename(marker)
         sync_folder(data)
-    if names:
-        (data / aside).mkdir(mode=0o700, exist_ok=True)
-    for name in old:
-        path, kept = data / name, data / aside / name
-        if name in names and not kept.exists():
-            path.rename(kept)
-        elif path.is_dir():
+    aside = _move_aside(data)
+    for path in [data / name for name in _OURS if (data / name).exists()]:
+        # Not on the marker's list: a restore that was cut off put it there.
+        if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
     for path in fresh.iterdir():
         path.replace(data / path.name)
-    for folder in [data, *data.glob(aside)]:
-        sync_folder(folder)
+    for folder in (data, aside):
+        if folder.exists():
+            sync_folder(folder)
     marker.unlink()
     sync_folder(data)
+
+
+def _move_aside(data: Path) -> Path:
+    """Move what the marker lists out of the way, as far as it is not yet."""
+    name, *names = (data / RESTORING).read_text(encoding="ascii").split()
+    aside = data / name
+    if names:
+        aside.mkdir(mode=0o700, exist_ok=True)
+    for name in names:
+        if not (aside / name).exists():
+            (data / name).rename(aside / name)
+    return aside
 
 
 def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:

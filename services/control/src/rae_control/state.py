@@ -131,6 +131,8 @@ class State(ABC):
         for row in self.ledger.read(views.backlog):
             self.backlog[row["submitter"]] = [row["tasks"], row["bytes"]]
         self.states.update(self.ledger.read(views.states))
+        wall = self.clock.wall()
+        self.held_until = now + self.ledger.read(lambda db: views.hold_left(db, wall))
 
     def _moved(self, moved: Sequence[Moved]) -> None:
         """Memory follows a commit. Runs between commits, so it must not block."""
