@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import stat
 from contextlib import closing
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from rae_control import backup
 from rae_control.app import create_app
 from rae_control.config import ControlConfig
 from rae_control.errors import BackupDamaged, ConfigError, LedgerLocked, LedgerTooNew
+from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.store import Ledger, fetch
 from rae_control.mesh import Mesh
 from tests.integration.control.conftest import (
@@ -141,6 +144,59 @@ def test_nothing_is_removed_while_a_backup_reads(api: Api, mesh: Mesh, clock: Ma
         assert len(rows(mesh, "SELECT 1 FROM tasks")) == 1
     mesh.retention.sweep()
     assert rows(mesh, "SELECT 1 FROM tasks") == rows(mesh, "SELECT 1 FROM lanes") == []
+
+
+def test_h9_a_full_disk_makes_room_by_itself_and_loses_no_log(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    ref = finish(api, {**ECHO, "task_id": "old"})
+    mesh.blobs.add(io.BytesIO(b"nobody knows me"), 100)
+    mesh.logs.write("nobody", 1, 0, b"me neither")
+    for folder in ("blobs", "logs"):
+        age_files(mesh.data / folder, 2 * DAY)
+    clock.advance(100 * DAY)
+    # As on a full disk: no transaction can be written, in the middle of a sweep.
+    mesh.write(lambda tx: tx.run(
+        "CREATE TRIGGER full BEFORE DELETE ON tasks BEGIN SELECT RAISE(ABORT, 'full'); END"
+    ))  # fmt: skip
+    with pytest.raises(apsw.ConstraintError):
+        mesh.retention.sweep()
+    logs = [path.name for path in (mesh.data / "logs").iterdir()]
+    assert logs == [f"old.{ref['attempt']}.log"]
+    assert len([path for path in (mesh.data / "blobs").rglob("*") if path.is_file()]) == 1
+    mesh.write(lambda tx: tx.run("DROP TRIGGER full"))
+    mesh.retention.sweep()
+    assert not list((mesh.data / "logs").iterdir())
+    assert rows(mesh, "SELECT 1 FROM events") == []
+
+
+def test_h10_control_is_not_ready_for_submits_on_a_low_disk(
+    tmp_path: Path, redis_server: Server, clock: ManualClock, config: ControlConfig
+) -> None:
+    config = config.model_copy(update={"low_water_bytes": 2**60})
+    low = build(tmp_path, redis_server, clock, config)
+    try:
+        client = create_app(low).test_client()
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json["rc"]) == (503, "disk_low")
+        assert client.get("/healthz").status_code == 200
+    finally:
+        low.close()
+
+
+def test_h8_what_became_due_is_written_in_small_batches(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    later = datetime.fromtimestamp(clock.wall() + 60, tz=timezone.utc).isoformat()
+    large = {**ECHO, "params": {"command": "true", "args": ["x" * 900_000]}, "not_before": later}
+    for number in range(8):
+        api.submit({**large, "task_id": f"t{number}"})
+    clock.advance(61)
+    assert mesh.write(ledger_tasks.due) == 3
+    for _ in range(2):  # the first one finds that control was stopped
+        mesh.reaper.tick()
+    assert mesh.states["queued"] == 8
 
 
 BROKEN = {

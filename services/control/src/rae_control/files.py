@@ -137,9 +137,18 @@ class LogStore:
         return in_thread(self._read, self._path(task_id, attempt), offset, limit)
 
     def remove(self, task_id: str, attempts: int) -> None:
-        """Forget a task's logs. For the writer's thread: it blocks for microseconds."""
+        """Forget a task's logs."""
         for attempt in range(1, attempts + 1):
             self._path(task_id, attempt).unlink(missing_ok=True)
+
+    def older(self, before: float) -> dict[str, int]:
+        """The tasks with a log that nobody has written to since, each with its last attempt."""
+        found: dict[str, int] = {}
+        for path in self._root.glob("*.*.log"):
+            task_id, attempt = path.stem.rsplit(".", 1)
+            if attempt.isdecimal() and path.stat().st_mtime < before:
+                found[task_id] = max(found.get(task_id, 0), int(attempt))
+        return found
 
     def _path(self, task_id: str, attempt: int) -> Path:
         return self._root / f"{task_id}.{attempt}.log"

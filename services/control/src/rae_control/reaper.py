@@ -65,7 +65,7 @@ class Reaper:
         for lease_id in [fence for fence, until in state.fences.items() if now > until]:
             state.write(partial(ledger_tasks.clear_fence, lease_id=lease_id))
             state.fences.pop(lease_id, None)
-        while state.write(ledger_tasks.due) >= 500:
+        while state.write(ledger_tasks.due):
             pass
 
     def _silent_nodes(self, now: float) -> None:

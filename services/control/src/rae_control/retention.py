@@ -6,14 +6,14 @@ import fcntl
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import gevent
 
 from rae_control.ledger import retention
-from rae_control.ledger.store import Tx
+from rae_control.ledger.store import Row, Tx
 from rae_control.log import facts
 from rae_control.state import State
 from rae_protocol.errors import RaeError
@@ -57,35 +57,48 @@ class Retention:
 
     def sweep(self) -> None:
         """Summarise what is over, and remove what nobody refers to any more."""
-        with files_held(self._state.data, exclusive=True) as held:
-            if held:
-                self._tasks()
-                self._files()
+        with files_held(self._state.data, exclusive=True) as held, ExitStack() as steps:
+            # From the last to the first, each even if the one before failed: on a full disk only
+            # what removes files can work, and it makes room for the rest.
+            for step in (self._files, self._rows, self._tasks) if held else ():
+                steps.callback(step)
 
     def _tasks(self) -> None:
         state = self._state
         before = state.clock.wall() - state.config.retention_days * DAY_S
         while done := state.write(partial(self._batch, before=before)):
-            self._removed(done)
-            log.info("tasks_summarised", extra=facts(tasks=done.total()))
+            self._removed(Counter(str(task["state"]) for task in done))
+            # Only now: a commit that failed must not have cost a log.
+            for task in done:
+                state.logs.remove(task["task_id"], task["attempts"])
+            log.info("tasks_summarised", extra=facts(tasks=len(done)))
             gevent.sleep(BATCH_S)
         lanes, newest = state.read(retention.empty_lanes)
         for start in range(0, len(lanes), BATCH):
             some = lanes[start : start + BATCH]
             state.write(partial(retention.drop_lanes, lanes=some, newest=newest))
+        while state.write(partial(retention.forget_node_events, before=before, limit=BATCH)):
+            gevent.sleep(BATCH_S)
 
-    def _batch(self, tx: Tx, before: float) -> Counter[str]:
-        clock, logs = self._state.clock, self._state.logs
+    def _batch(self, tx: Tx, before: float) -> list[Row]:
+        clock = self._state.clock
         end = clock.boot() + BATCH_S
-        return retention.summarise(tx, before, BATCH, lambda: clock.boot() < end, logs.remove)
+        return retention.summarise(tx, before, BATCH, lambda: clock.boot() < end)
 
-    def _files(self) -> None:
+    def _rows(self) -> None:
         state = self._state
         before = state.clock.wall() - state.config.blob_grace_s
         blobs = state.read(partial(retention.unread_blobs, before=before))
         for start in range(0, len(blobs), BATCH):
             some_blobs = blobs[start : start + BATCH]
             state.write(partial(retention.drop_blobs, blobs=some_blobs, before=before))
+
+    def _files(self) -> None:
+        state = self._state
+        before = state.clock.wall() - state.config.blob_grace_s
+        logs = state.logs.older(before)
+        for task_id in state.read(partial(retention.unknown_tasks, names=list(logs))):
+            state.logs.remove(task_id, logs[task_id])
         names = state.blobs.older(before)
         for start in range(0, len(names), BATCH):
             some = names[start : start + BATCH]

@@ -227,7 +227,7 @@ class DevServer:
         try:
             with socket.create_connection(("127.0.0.1", self._port), 1.0) as connection:
                 connection.settimeout(1.0)
-                connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+                connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
                 return b" 200 " in connection.recv(64)
         except OSError:
             return False

@@ -93,7 +93,8 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.get("/readyz")
     def readyz() -> Response:
-        # The write proves that the ledger takes commits, which is what "ready" promises.
+        # What "ready" promises: there is room for submits, and the ledger takes commits.
+        mesh.check_disk()
         mesh.write(lambda tx: tx.run("UPDATE meta SET value = value WHERE key = 'incarnation'"))
         return http.answer(
             models.Ready(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import apsw
@@ -10,27 +9,23 @@ import apsw
 from rae_control.ledger.store import Row, Tx, fetch
 
 # Whatever still stands in somebody's dependencies stays: a live or a requeued task may need it.
-_OVER = """SELECT * FROM tasks t WHERE finished_at < ? AND fence IS NULL
+_OVER = """SELECT seq, task_id, state, attempts FROM tasks t WHERE finished_at < ? AND fence IS NULL
     AND state IN ('succeeded', 'failed', 'cancelled', 'expired')
     AND NOT EXISTS (SELECT 1 FROM dependencies d WHERE d.needs = t.task_id)"""
 
 
-def summarise(
-    tx: Tx, before: float, limit: int, go_on: Callable[[], bool],
-    forget_logs: Callable[[str, int], None],
-) -> Counter[str]:  # fmt: skip
-    """Summarise and delete some tasks that ended before; returns how many of each state.
+def summarise(tx: Tx, before: float, limit: int, go_on: Callable[[], bool]) -> list[Row]:
+    """Summarise and delete some tasks that ended before; returns their ids, states and attempts.
 
     Stops at the limit, or when `go_on` says that others wait for the writer.
     """
-    done: Counter[str] = Counter()
+    done: list[Row] = []
     work = tx.rows(f"{_OVER} ORDER BY finished_at LIMIT ?", before, limit)
-    while work and done.total() < limit and (not done or go_on()):
+    while work and len(done) < limit and (not done or go_on()):
         task = work.pop()
         needs = tx.rows("SELECT needs FROM dependencies WHERE task_id = ?", task["task_id"])
         _summarise_one(tx, task)
-        forget_logs(task["task_id"], task["attempts"])
-        done[task["state"]] += 1
+        done.append(task)
         # A chain goes from its end to its beginning, and not one link a batch.
         for need in needs:
             work += tx.rows(f"{_OVER} AND task_id = ?", before, need["needs"])
@@ -86,6 +81,20 @@ def drop_lanes(tx: Tx, lanes: Sequence[str], newest: int) -> None:
             " (SELECT 1 FROM tasks WHERE seq > ? AND lane_id = lanes.lane_id)",
             lane_id, newest,
         )  # fmt: skip
+
+
+def forget_node_events(tx: Tx, before: float, limit: int) -> int:
+    """Delete what happened to nodes, not to tasks, that long ago; returns how many."""
+    return tx.run(
+        "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE task_id IS NULL"
+        " AND at < ? LIMIT ?)",
+        before, limit,
+    )  # fmt: skip
+
+
+def unknown_tasks(db: apsw.Connection, names: Sequence[str]) -> list[str]:
+    """Those of the ids that no task has."""
+    return [n for n in names if not fetch(db, "SELECT 1 FROM tasks WHERE task_id = ?", (n,))]
 
 
 def unknown(db: apsw.Connection, names: Sequence[str]) -> list[str]:

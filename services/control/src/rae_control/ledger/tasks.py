@@ -16,6 +16,7 @@ from rae_protocol.names import TaskState as S
 from rae_protocol.nodes import Progress
 
 LIVE = ("leased", "running")
+_DUE_BYTES = 2 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,23 +129,32 @@ def queue_if_due(tx: Tx, task: Row, reason: str = "due") -> bool:
 
 
 def due(tx: Tx, limit: int = 500) -> int:
-    """Queue the waiting tasks whose time has come; expire what came too late. Returns how many."""
-    count = 0
-    for task in tx.rows(
-        "SELECT * FROM tasks WHERE state = 'waiting' AND unmet = 0 AND fence IS NULL"
+    """Queue some waiting tasks whose time has come; expire some that came too late.
+
+    Returns how many: 0 when there is no more to do.
+    """
+    count = size = 0
+    for found in tx.rows(
+        "SELECT task_id FROM tasks WHERE state = 'waiting' AND unmet = 0 AND fence IS NULL"
         " AND (not_before IS NULL OR not_before <= ?) LIMIT ?",
         tx.now, limit,
-    ):  # fmt: skip
-        count += queue_if_due(tx, task)
-    for task in tx.rows(
-        "SELECT * FROM tasks WHERE expires_at <= ? AND state IN ('queued', 'waiting') LIMIT ?",
+    ) + tx.rows(
+        "SELECT task_id FROM tasks WHERE expires_at <= ? AND state IN ('queued', 'waiting')"
+        " LIMIT ?",
         tx.now, limit,
     ):  # fmt: skip
-        # An earlier one of this batch may have ended it as its dependent.
-        fresh = get(tx, task["task_id"])
-        if fresh["state"] in {"queued", "waiting"}:
-            move(tx, fresh, S.EXPIRED, "expired")
-            count += 1
+        # One whole row at a time, and not too many: others wait for the writer. An earlier one may
+        # have ended this one as its dependent.
+        task = get(tx, found["task_id"])
+        if task["expires_at"] is not None and task["expires_at"] <= tx.now:
+            if task["state"] in {"queued", "waiting"}:
+                move(tx, task, S.EXPIRED, "expired")
+                count += 1
+        else:
+            count += queue_if_due(tx, task)
+        size += len(task["spec"])
+        if size > _DUE_BYTES:
+            break
     return count
 
 
