@@ -219,6 +219,16 @@ BROKEN = {
     "history_is_legal": "UPDATE events SET to_state = 'leased' WHERE to_state = 'running'",
     "counters_match": "UPDATE tasks SET interruptions = 3 WHERE task_id = 'd'",
     "blob_is_here": "UPDATE artifacts SET size = 1",
+    "json_is_valid": "UPDATE lanes SET requirements = '{'",
+    "ledger_has_a_name": "DELETE FROM meta",
+    "failure_has_error": "UPDATE tasks SET state = 'failed' WHERE task_id = 'd'",
+    "result_has_digest": "UPDATE attempts SET result_sha256 = NULL",
+    "numbers_go_on": "UPDATE sqlite_sequence SET seq = 1",
+    "priority_as_submitted": "UPDATE tasks SET priority = 3",
+    "inputs_recorded": "DELETE FROM task_blobs",
+    "lane_is_its_own": "UPDATE tasks SET submitter = 'bob'",
+    "schema_is_ours": "DROP INDEX tasks_key",
+    "sqlite_integrity": "DROP TABLE dependencies",
     "one_live_attempt": "UPDATE attempts SET ended_at = NULL, task_id = 'r', attempt = 2"
     " WHERE task_id = 'd'",
 }
@@ -245,6 +255,23 @@ def test_check_finds_every_kind_of_violation(api: Api, mesh: Mesh, tmp_path: Pat
         with closing(apsw.Connection(str(copy / "ledger.db"))) as db:
             db.execute(sql)
         assert rule in rules(copy), rule
+
+
+def test_m13_a_blob_cut_short_on_the_disk_is_healed_by_its_next_upload(
+    api: Api, mesh: Mesh
+) -> None:
+    path = mesh.blobs.path(api.blob(b"all of it"))
+    path.write_bytes(b"all")
+    api.blob(b"all of it")
+    assert path.read_bytes() == b"all of it"
+
+
+def test_m14_a_file_that_is_no_log_does_not_spoil_a_backup(
+    api: Api, mesh: Mesh, tmp_path: Path
+) -> None:
+    (mesh.data / "logs" / "notes of mine.log").write_text("hi")
+    backup.backup(mesh.data, tmp_path / "b.tar")
+    assert backup.restore(tmp_path / "b.tar", tmp_path / "fresh", force=False) == []
 
 
 def test_check_finds_missing_and_changed_bytes(api: Api, mesh: Mesh) -> None:

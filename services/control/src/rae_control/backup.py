@@ -67,8 +67,7 @@ def backup(data: Path, target: Path) -> int:
     The ledger's snapshot comes first, and nothing it refers to is removed meanwhile.
     """
     source = existing(data)
-    part = target.with_name(f"{target.name}.part")
-    part.unlink(missing_ok=True)
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with (
@@ -94,7 +93,9 @@ def _members(snapshot: Path, data: Path) -> Iterator[str]:
     with closing(connect(snapshot / LEDGER, readonly=True)) as db:
         for row in db.execute("SELECT sha256 FROM blobs UNION SELECT sha256 FROM artifacts"):
             yield f"blobs/{str(row[0])[:2]}/{row[0]}"
-    yield from (f"logs/{path.name}" for path in (data / "logs").glob("*.log"))
+    names = (f"logs/{path.name}" for path in (data / "logs").glob("*.log"))
+    # What a restore would not take is not ours.
+    yield from filter(_MEMBER.fullmatch, names)
     yield from SECRETS
 
 
@@ -293,14 +294,16 @@ def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:
             ]
         # One snapshot for all of it, while commits go on.
         db.execute("BEGIN")
+        found: list[check.Violation] = []
         try:
-            found = list(check.rows_problems(db))
-            return found + list(check.blob_problems(db, data / "blobs", deep))
-        except (apsw.CorruptError, apsw.SQLError, UnicodeDecodeError) as error:
-            return [check.Violation("sqlite_integrity", str(error))]
+            found.extend(check.rows_problems(db))
+            found.extend(check.blob_problems(db, data / "blobs", deep))
+        except (apsw.CorruptError, apsw.SQLError, ValueError) as error:
+            found.append(check.Violation("sqlite_integrity", str(error)))
         finally:
             with suppress(apsw.Error):
                 db.execute("COMMIT")
+        return found
 
 
 def existing(data: Path) -> Path:

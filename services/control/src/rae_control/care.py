@@ -21,6 +21,13 @@ from rae_protocol.errors import in_words
 Folder = Callable[[str], Path]
 
 
+def port_number(text: str) -> int:
+    """A port on the command line."""
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
 def add_verbs(verbs: Any, folder: Folder) -> None:
     """doctor, check, backup and restore."""
 
@@ -33,7 +40,7 @@ def add_verbs(verbs: Any, folder: Folder) -> None:
     made = add("doctor", _doctor, "is everything there that control needs?")
     made.add_argument("--config", type=Path, help="YAML file with settings")
     made.add_argument("--host", default="127.0.0.1", help="where control shall listen")
-    made.add_argument("--port", type=int, default=8080)
+    made.add_argument("--port", type=port_number, default=8080)
     made.add_argument("--polls", type=int, default=500, help="nodes that poll at once")
     made.add_argument("--json", action="store_true", help="for programs")
     made = add("check", _check, "does the ledger hold what it promises? also while control runs")

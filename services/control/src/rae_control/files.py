@@ -81,7 +81,8 @@ class BlobStore:
             final = self.path(name)
             final.parent.mkdir(exist_ok=True)
             with self._naming:
-                new = not final.exists()
+                # A blob that the disk has damaged is healed by its next upload.
+                new = not final.exists() or final.stat().st_size != size
                 if new:
                     part.rename(final)
                 else:

@@ -163,15 +163,16 @@ class QueueKeeper:
         # harm: the claim that finds it fails in the ledger.)
         moving = {op.task_id for op in self._ops} | self.in_flight
         have, want = set(queued) | moving, set(wanted)
+        twice = {task_id for task_id, count in Counter(queued).items() if count > 1}
         missing = [task_id for task_id in wanted if task_id not in have]
         leased = {lease.task_id for lease in self._leases}
         extra = set(queued) - want - leased - moving
         ops = [Op("drop", task_id, lane_id) for task_id in extra]
-        if len(missing) == len(wanted) or len(missing) < 50:
+        if not twice and (len(missing) == len(wanted) or len(missing) < 50):
             ops += [Op("push", task_id, lane_id) for task_id in missing]
         else:
             ops = [Op("clear", "", lane_id)]
-            ops += [Op("push", task_id, lane_id) for task_id in wanted]
+            ops += [Op("push", task_id, lane_id) for task_id in wanted if task_id not in moving]
         self.queue.apply(ops)
         self.repairs.update(op.verb for op in ops)
         return len(missing)

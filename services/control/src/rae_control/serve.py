@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dev", action="store_true", required=True, help="no installation: all of it under --data"
     )
     serve.add_argument("--data", type=_folder, required=True, help="for ledger, blobs and Redis")
-    serve.add_argument("--port", type=_port, default=8080, help="0 takes a free one (default 8080)")
+    serve.add_argument(
+        "--port", type=care.port_number, default=8080, help="0 takes a free one (default 8080)"
+    )
     serve.add_argument("--config", type=Path, help="YAML file with settings")
     serve.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="sets",
                        help="override a setting, e.g. heartbeat_interval_s=1.5")  # fmt: skip
@@ -81,12 +83,6 @@ def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("name a folder")
     return Path(text)
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 65536):
-        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
-    return int(text)
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -160,7 +160,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("POST", "/tokens/{name_or_id}/revoke", "admin", "End a token", m.TokenView,
               m.OperatorNote, errors=("unknown_token", "not_found")),
     Operation("GET", "/healthz", "none", "Does the process answer?", m.Health),
-    Operation("GET", "/readyz", "none", "Can it take submits: is there room, does the ledger write?",
+    Operation("GET", "/readyz", "none", "Can it take submits: is there room for them?",
               m.Ready, errors=("disk_low",)),
     Operation("GET", "/metrics", "read", "For Prometheus, text format 0.0.4", TEXT),
     Operation("GET", "/openapi.json", "none", "This document", "application/json"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import apsw
 
+from rae_control.core.lanes import lane_id
 from rae_control.core.states import chain_problems, counters
 from rae_control.files import PIECE
+from rae_control.ledger.schema import READS, SCHEMA
 from rae_control.ledger.store import Row, fetch
 
 _RESTORE = "restore a backup, or report it with this line"
@@ -79,10 +83,39 @@ _RULES = {
         f"{table}_of_a_task": _ORPHAN.replace("TABLE", table)
         for table in ("attempts", "events", "artifacts", "task_blobs")
     },
+    "json_is_valid": "SELECT task_id || ' has a spec, result or error that is no JSON' AS about"
+    " FROM tasks WHERE 0 IN (json_valid(spec), json_valid(result), json_valid(error))"
+    " UNION ALL SELECT 'lane ' || lane_id FROM lanes WHERE NOT json_valid(requirements)"
+    " UNION ALL SELECT 'event ' || seq FROM events WHERE NOT json_valid(detail)"
+    " UNION ALL SELECT 'node ' || node_id FROM nodes WHERE NOT json_valid(info)",
+    "ledger_has_a_name": "SELECT 'the incarnation is missing' AS about WHERE NOT EXISTS"
+    " (SELECT 1 FROM meta WHERE key = 'incarnation')",
+    "failure_has_error": "SELECT task_id || ' failed without an error' AS about FROM tasks"
+    " WHERE state = 'failed' AND error IS NULL",
+    "result_has_digest": "SELECT task_id || ' attempt ' || attempt || ' has no result_sha256'"
+    " AS about FROM attempts WHERE state = 'succeeded' AND result_sha256 IS NULL",
+    "numbers_go_on": "SELECT m.name || ' were numbered to ' || m.seq AS about FROM"
+    " (SELECT 'tasks' AS name, max(seq) AS seq FROM tasks"
+    " UNION ALL SELECT 'events', max(seq) FROM events) m LEFT JOIN sqlite_sequence s USING (name)"
+    " WHERE coalesce(s.seq, 0) < m.seq",
+    "priority_as_submitted": "SELECT task_id || ' has priority ' || priority AS about FROM tasks"
+    " WHERE priority != coalesce(spec ->> '$.priority', priority)",
+    "inputs_recorded": "WITH want AS (READS) SELECT task_id || ' reads ' || sha256 AS about"
+    " FROM (SELECT * FROM want EXCEPT SELECT sha256, task_id FROM task_blobs)"
+    " UNION ALL SELECT task_id || ' does not read ' || sha256"
+    " FROM (SELECT sha256, task_id FROM task_blobs EXCEPT SELECT * FROM want)".replace(
+        "READS", READS
+    ),
     "input_is_here": "SELECT r.task_id || ' reads ' || r.sha256 AS about FROM task_blobs r"
     " JOIN tasks t USING (task_id) LEFT JOIN blobs b"
     " ON b.sha256 = r.sha256 AND b.submitter = t.submitter WHERE b.sha256 IS NULL",
 }
+
+
+# Every table, index and column.
+_SHAPE = """SELECT type || ' ' || name FROM sqlite_master WHERE name NOT LIKE 'sqlite%'
+    UNION SELECT m.name || '.' || c.name FROM sqlite_master m, pragma_table_info(m.name) c
+    WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite%'"""
 
 
 def rows_problems(db: apsw.Connection) -> Iterator[Violation]:
@@ -90,10 +123,24 @@ def rows_problems(db: apsw.Connection) -> Iterator[Violation]:
     for row in fetch(db, "PRAGMA integrity_check"):
         if row["integrity_check"] != "ok":
             yield Violation("sqlite_integrity", row["integrity_check"])
+    with closing(apsw.Connection(":memory:")) as fresh:
+        fresh.execute(SCHEMA)
+        for about in {*fresh.execute(_SHAPE)} ^ {*db.execute(_SHAPE)}:
+            yield Violation("schema_is_ours", f"{about[0]} is missing, or is not ours")
     for rule, sql in _RULES.items():
         for row in fetch(db, sql):
             yield Violation(rule, row["about"])
+    yield from _lanes(db)
     yield from _histories(db)
+
+
+def _lanes(db: apsw.Connection) -> Iterator[Violation]:
+    for row in fetch(db, "SELECT DISTINCT lane_id, priority, submitter, requirements FROM tasks"
+                         " JOIN lanes USING (lane_id)"):  # fmt: skip
+        needs = json.loads(row["requirements"])
+        if lane_id(row["priority"], row["submitter"], needs) != row["lane_id"]:
+            about = f"{row['lane_id']} holds tasks of {row['submitter']} that are not its own"
+            yield Violation("lane_is_its_own", about)
 
 
 def _histories(db: apsw.Connection) -> Iterator[Violation]:

@@ -27,11 +27,10 @@ CREATE TABLE summaries (
 ) WITHOUT ROWID;
 """
 
-_READ_BY_TASKS = """
-INSERT OR IGNORE INTO task_blobs
-    SELECT i.value ->> '$.sha256', t.task_id FROM tasks t, json_each(t.spec, '$.inputs') i
-    WHERE i.value ->> '$.sha256' IS NOT NULL AND i.value ->> '$.url' IS NULL;
-"""
+READS = """SELECT i.value ->> '$.sha256' AS sha256, t.task_id
+    FROM tasks t, json_each(t.spec, '$.inputs') i
+    WHERE i.value ->> '$.sha256' IS NOT NULL AND i.value ->> '$.url' IS NULL"""
+_READ_BY_TASKS = f"INSERT OR IGNORE INTO task_blobs {READS};"
 
 # From each older version to the one after it.
 MIGRATIONS = {1: _CARE + _READ_BY_TASKS}
