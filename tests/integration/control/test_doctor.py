@@ -52,6 +52,19 @@ def test_a_sound_folder_has_nothing_wrong(folder: Path, port: int) -> None:
     assert wrong(folder, port) == {}
 
 
+def test_m17_files_of_a_wrong_kind_or_content_are_named(folder: Path, port: int) -> None:
+    (folder / "blobs").write_text("")
+    (folder / "files.lock").mkdir()
+    (folder / "root.key").write_text("no key")
+    assert set(wrong(folder, port)) == {"blobs", "files.lock", "root keys"}
+
+
+@pytest.mark.parametrize("text", ["70000", "-1"])
+def test_m16_a_port_that_is_none_is_refused(folder: Path, text: str) -> None:
+    done = verb(folder, "doctor", f"--port={text}")
+    assert (done.returncode, "from 0 to 65535" in done.stderr) == (2, True)
+
+
 def test_each_thing_that_is_wrong_is_named_with_its_fix(folder: Path, port: int) -> None:
     (folder / "root.key").chmod(0o644)
     (folder / "credentials.json").write_text("{}")

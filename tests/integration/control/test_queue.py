@@ -140,6 +140,23 @@ def test_a_swapped_job_is_found_by_the_full_comparison(
     assert mesh.keeper.queue.task_ids(lane) == [task_id]
 
 
+def test_l19_a_doubled_entry_goes_and_a_claim_under_way_is_not_pushed_again(
+    api: Api, mesh: Mesh, redis_server: Server
+) -> None:
+    ids = [ref["task_id"] for ref in api.submit(*[ECHO] * 3)]
+    settled(mesh)
+    (lane,) = mesh.lanes.lanes
+    client = redis.Redis.from_url(redis_server.url)
+    client.rpush(f"rq:queue:{lane}", ids[1])
+    client.lrem(f"rq:queue:{lane}", 1, ids[0])
+    client.close()
+    mesh.keeper.in_flight.add(ids[0])
+    mesh.keeper._compare_now = True
+    mesh.keeper._compare()
+    assert mesh.keeper.queue.task_ids(lane) == ids[1:]
+    mesh.keeper.in_flight.clear()
+
+
 def test_two_submitters_share_the_node_whatever_they_queued(api: Api, mesh: Mesh) -> None:
     api.join("n1")
     for _ in range(10):

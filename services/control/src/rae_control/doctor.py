@@ -21,6 +21,7 @@ import apsw
 
 from rae_control.config import ControlConfig
 from rae_control.errors import ControlError
+from rae_control.keys import load_roots
 from rae_control.ledger.schema import SCHEMA_VERSION
 from rae_control.ledger.store import connect, fetch
 from rae_control.queue import RqQueue
@@ -73,6 +74,11 @@ def examine(
     yield from _ledger(data)
     for name in ("root.key", "root.previous.key", "credentials.json"):
         yield from _secret(data / name, needed=name == "root.key")
+    if (data / "root.key").exists():  # or it would be made
+        try:
+            load_roots(data)
+        except (ControlError, OSError) as error:
+            yield Finding("root keys", False, str(error), "rae-control restore a backup")
     yield from _redis(data, bool(running))
     yield _port_is_ours(host, port, bool(running))
 
@@ -94,6 +100,15 @@ def _folder(data: Path, config: ControlConfig) -> Iterator[Finding]:
                   f"run this as that user, or chown -R {os.geteuid()} {data}")  # fmt: skip
     yield Finding("mode", not mode & 0o022, f"{mode:04o}", f"chmod go-w {data}")
     yield Finding("writable", os.access(data, os.W_OK), str(data), f"chmod u+w {data}")
+    for name in ("blobs", "logs", "ledger.db", "files.lock"):
+        path = data / name
+        if not path.exists():
+            continue
+        right = path.is_file() if path.suffix else path.is_dir()
+        if not right or path.stat().st_uid != info.st_uid or not os.access(path, os.W_OK):
+            what = "cannot be written" if right else "is of the wrong type"
+            yield Finding(name, False, f"{path} {what}, or belongs to somebody else than {data}",
+                          f"chown -R {info.st_uid} {path}; chmod -R u+rwX {path}; or restore")  # fmt: skip
     free = shutil.disk_usage(data).free
     yield Finding("disk", free >= config.low_water_bytes,
                   f"{free // 2**20} MiB free, {config.low_water_bytes // 2**20} wanted",
