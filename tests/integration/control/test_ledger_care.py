@@ -358,10 +358,17 @@ def test_a_damaged_backup_restores_nothing(api: Api, mesh: Mesh, tmp_path: Path)
     archive, fresh = tmp_path / "b.tar", tmp_path / "fresh"
     backup.backup(mesh.data, archive)
     whole = archive.read_bytes()
-    archive.write_bytes(whole.replace(b"made", b"evil"))
-    found = [item.rule for item in backup.restore(archive, fresh, force=False)]
-    assert found == ["blob_is_whole"]
-    for broken in (whole[: len(whole) // 2], b"nonsense" * 1000, b""):
+    text = b"hi"
+    assert whole.count(text + bytes(510)) == 1
+    changed = whole.replace(text + bytes(510), b"ho" + bytes(510))
+    for broken in (
+        changed,
+        whole.replace(b"made", b"evil"),
+        whole[: whole.rindex(backup.SUMS.encode())],
+        whole[: len(whole) // 2],
+        b"nonsense" * 1000,
+        b"",
+    ):
         archive.write_bytes(broken)
         with pytest.raises(BackupDamaged):
             backup.restore(archive, fresh, force=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import re
 import secrets
@@ -13,6 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO, cast
 
 import apsw
 
@@ -38,6 +42,7 @@ from rae_protocol.clock import SystemClock
 from rae_protocol.errors import RaeError
 
 LEDGER = "ledger.db"
+SUMS = "SHA256SUMS.json"
 SECRETS = ("root.key", "root.previous.key", "credentials.json")
 _GAP = 1_000_000
 _REVOKED_STAYS = "What was revoked in the ledger that was here is revoked in this one, too."
@@ -78,15 +83,22 @@ def backup(data: Path, target: Path) -> int:
             with closing(connect(source, readonly=True)) as db:
                 copy_to(db, Path(folder) / LEDGER)
             with tarfile.open(fileobj=out, mode="w|", bufsize=PIECE) as tar:
-                tar.add(Path(folder) / LEDGER, LEDGER)
-                count = 1 + sum(_add(tar, data, name) for name in _members(Path(folder), data))
+                sums: dict[str, str] = {}
+                _add(tar, Path(folder), LEDGER, sums)
+                for name in _members(Path(folder), data):
+                    _add(tar, data, name, sums)
+                # The last one: an archive that ends early, or was changed, is told by it.
+                text = json.dumps(sums).encode()
+                last = tarfile.TarInfo(SUMS)
+                last.size, last.mode = len(text), 0o600
+                tar.addfile(last, io.BytesIO(text))
             out.flush()
             os.fsync(out.fileno())
         part.replace(target)
         sync_folder(target.absolute().parent)
     finally:
         part.unlink(missing_ok=True)
-    return count
+    return len(sums)
 
 
 def _members(snapshot: Path, data: Path) -> Iterator[str]:
@@ -99,15 +111,28 @@ def _members(snapshot: Path, data: Path) -> Iterator[str]:
     yield from SECRETS
 
 
-def _add(tar: tarfile.TarFile, data: Path, name: str) -> bool:
+class _Hashing:
+    """A file whose bytes are hashed as they pass."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        piece = self._file.read(size)
+        self.digest.update(piece)
+        return piece
+
+
+def _add(tar: tarfile.TarFile, data: Path, name: str, sums: dict[str, str]) -> None:
     try:
         with (data / name).open("rb") as file:
             # The size is that of this moment: a log may grow while it is read.
-            tar.addfile(tar.gettarinfo(arcname=name, fileobj=file), file)
+            source = _Hashing(file)
+            tar.addfile(tar.gettarinfo(arcname=name, fileobj=file), cast("IO[bytes]", source))
+            sums[name] = source.digest.hexdigest()
     except FileNotFoundError:
-        # Optional ones; a blob that is missing was missing before, and `check` says so.
-        return False
-    return True
+        pass  # Optional ones; a blob that is missing was missing before, and `check` says so.
 
 
 def restore(
@@ -145,8 +170,14 @@ def restore(
 
 def _unpack(archive: Path, target: Path) -> None:
     try:
+        sums: dict[str, str] = {}
+        written: object = None
         with tarfile.open(archive, mode="r|") as tar:
             for member in tar:
+                source = tar.extractfile(member)
+                if member.name == SUMS and source is not None:
+                    written = json.load(source)
+                    break
                 if not member.isreg() or not _MEMBER.fullmatch(member.name):
                     raise BackupDamaged(
                         f"{archive} holds {member.name!r}; this is no backup; name another file"
@@ -155,18 +186,23 @@ def _unpack(archive: Path, target: Path) -> None:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 mode = 0o600 if path.name in {*SECRETS, LEDGER} else 0o640
                 handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-                source = tar.extractfile(member)
                 with os.fdopen(handle, "wb") as file:
                     if source is not None:
-                        shutil.copyfileobj(source, file, PIECE)
+                        hashing = _Hashing(source)
+                        shutil.copyfileobj(hashing, file, PIECE)
+                        sums[member.name] = hashing.digest.hexdigest()
                     file.flush()
                     os.fsync(file.fileno())
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no {archive}; name a file that `rae-control backup` wrote"
         ) from error
-    except (tarfile.TarError, EOFError, FileExistsError) as error:
+    except (tarfile.TarError, EOFError, FileExistsError, ValueError) as error:
         raise BackupDamaged(f"{archive} cannot be read: {error}; take another backup") from error
+    if written != sums:
+        raise BackupDamaged(
+            f"{archive} is not what was written, or ends early; take another backup"
+        )
     if not (target / LEDGER).exists() or not (target / "root.key").exists():
         raise BackupDamaged(f"{archive} has no ledger or no root key; take another backup")
 

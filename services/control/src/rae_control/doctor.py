@@ -108,7 +108,7 @@ def _folder(data: Path, config: ControlConfig) -> Iterator[Finding]:
         if not right or path.stat().st_uid != info.st_uid or not os.access(path, os.W_OK):
             what = "cannot be written" if right else "is of the wrong type"
             yield Finding(name, False, f"{path} {what}, or belongs to somebody else than {data}",
-                          f"chown -R {info.st_uid} {path}; chmod -R u+rwX {path}; or restore")  # fmt: skip
+                          f"chown -R {info.st_uid} {path}; chmod -R u+rwX {path}")  # fmt: skip
     free = shutil.disk_usage(data).free
     yield Finding("disk", free >= config.low_water_bytes,
                   f"{free // 2**20} MiB free, {config.low_water_bytes // 2**20} wanted",
