@@ -144,7 +144,7 @@ def incarnation(data: Path) -> str:
 
 def restore_scenario() -> dict[str, Any]:
     """Restores with a little less room each time: all of it, or nothing and a reason."""
-    told, kept = set[str](), []
+    told, kept, told_revocations = set[str](), list[str](), list[str]()
     with tmpfs("restore") as (data, place):
         load_roots(data)
         old = incarnation(data)
@@ -155,7 +155,7 @@ def restore_scenario() -> dict[str, Any]:
             filler = fill(place)
             os.truncate(filler, filler.stat().st_size - free * 1024)
             try:
-                restore(archive, target, force=False)
+                restore(archive, target, force=False, tell=told_revocations.append)
                 done = True
             except (ControlError, OSError) as error:
                 told.add(type(error).__name__)
