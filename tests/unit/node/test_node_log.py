@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def test_c8_a_file_is_rotated_at_50_mb_and_seven_old_ones_are_kept(tmp_path: Pat
     log = EventLog("n1", io.StringIO(), file=file)
     for number in range(200):
         log.info("x", number=number)
+    log.flush()
+    log.flush()  # the file's trouble is a line after the others
     file.close()
     names = {f"log.{n}" for n in range(1, 8)} | {"log"}
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -40,7 +43,9 @@ def test_c8_a_file_is_rotated_at_50_mb_and_seven_old_ones_are_kept(tmp_path: Pat
 def test_c8_each_line_has_the_contracts_fields_in_the_file_too(tmp_path: Path) -> None:
     file = LogFile(str(tmp_path / "log"))
     stream = io.StringIO()
-    EventLog("n1", stream, file=file).warning("x", task_id="t", why="é")
+    log = EventLog("n1", stream, file=file)
+    log.warning("x", task_id="t", why="é")
+    log.flush()
     file.close()
     assert (tmp_path / "log").read_text() == stream.getvalue()
     assert list(lines(stream.getvalue())[0]) == [
@@ -59,6 +64,7 @@ def test_below_the_level_nothing_is_written(tmp_path: Path) -> None:
     log.info("a")
     log.warning("b")
     log.error("c")
+    log.flush()
     file.close()
     for text in (stream.getvalue(), (tmp_path / "log").read_text()):
         assert [line["event"] for line in lines(text)] == ["b", "c"]
@@ -69,19 +75,23 @@ def test_a_full_disk_stops_nobody_loses_no_line_on_stderr_and_is_told_once() -> 
     log = EventLog("n1", stream, file=file)
     for number in range(3):
         log.info("x", number=number)
+    log.flush()
+    log.flush()  # the file's trouble is a line after the others
     file.close()
     told = lines(stream.getvalue())
-    assert [line["event"] for line in told] == ["x", "log_file_failed", "x", "x"]
-    assert "No space left" in told[1]["attrs"]["error"]
-    assert "free space" in told[1]["attrs"]["fix"]
+    assert [line["event"] for line in told] == ["x", "x", "x", "log_file_failed"]
+    assert "No space left" in told[3]["attrs"]["error"]
+    assert "free space" in told[3]["attrs"]["fix"]
 
 
 def test_a_file_that_can_be_written_again_is(tmp_path: Path) -> None:
     stream, file = io.StringIO(), LogFile(str(tmp_path / "later" / "log"))
     log = EventLog("n1", stream, file=file)
     log.info("lost")
+    log.flush()
     (tmp_path / "later").mkdir()
     log.info("kept")
+    log.flush()
     file.close()
     assert [one["event"] for one in lines((tmp_path / "later" / "log").read_text())] == ["kept"]
 
@@ -94,10 +104,12 @@ def test_c4_logging_is_an_optional_key_with_c4s_names(
     log = open_log(NodeConfig.model_validate({**body, "logging": wanted}))
     log.info("hidden")
     log.error("shown", why="so")
-    log.close()
+    log.flush()
     assert (tmp_path / "log").read_text().endswith(" error   shown  why=so\n")
     assert capsys.readouterr().err == (tmp_path / "log").read_text()
-    open_log(NodeConfig.model_validate(body)).info("plain", a=1)
+    log = open_log(NodeConfig.model_validate(body))
+    log.info("plain", a=1)
+    log.flush()
     assert lines(capsys.readouterr().err)[0]["attrs"] == {"a": 1}
 
 
@@ -137,3 +149,25 @@ def test_every_event_in_the_code_is_in_the_page_and_no_other() -> None:
     table = PAGE.read_text(encoding="utf-8").partition("### Events")[2]
     documented = re.findall(r"`([a-z_]+)`", "\n".join(re.findall(r"^\| (`.*?) \|", table, re.M)))
     assert sorted(documented) == sorted(used)
+
+
+def test_a_stream_that_nobody_reads_holds_up_nobody() -> None:
+    """The owner must get the machine back even while the journal hangs."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        log = EventLog("n1", stream)
+        for number in range(20_000):
+            log.info("x", number=number, words="w" * 100)
+        with os.fdopen(reading) as reader:
+            first = json.loads(reader.readline())
+            assert first["attrs"]["number"] == 0
+            seen = iter(reader.readline, "")
+            assert any("log_lines_lost" in line for line in seen)
+            log.flush()
+
+
+def test_a_line_for_people_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log = EventLog("n1", as_json=False)
+    log.info("x", why="one\n12:00:00 error forged")
+    log.flush()
+    assert capsys.readouterr().err.count("\n") == 1

@@ -404,7 +404,9 @@ def test_the_module_runs_like_the_program() -> None:
 
 def test_the_log_never_shows_a_secret(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as stream:
-        EventLog("n1", stream).info("x", task_id="t", node_token="abc", other=1)
+        log = EventLog("n1", stream)
+        log.info("x", task_id="t", node_token="abc", other=1)
+        log.flush()
     line = json.loads((tmp_path / "log").read_text())
     assert line["attrs"] == {"node_token": "(hidden)", "other": 1}
     assert (line["event"], line["task_id"], line["node_id"]) == ("x", "t", "n1")

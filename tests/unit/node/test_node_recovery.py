@@ -140,7 +140,9 @@ def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
     (layout.spool / "lease-00000002").mkdir()
     log = tmp_path / "log"
     with log.open("w") as stream:
-        recover(layout, EventLog("n1", stream))
+        log_of = EventLog("n1", stream)
+        recover(layout, log_of)
+        log_of.flush()
     assert names(layout.workdir) == ["t4.1.kept"]
     told = [json.loads(line) for line in log.read_text().splitlines()]
     fates = {line["task_id"]: line["attrs"].get("becomes") for line in told if line["task_id"]}

@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who started us
+            sys.stdout.flush()
         return code
     except NodeError as error:
         print(f"rae-node: {error.message}", file=sys.stderr)
@@ -131,6 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     while not agent.done.wait(1.0):
         agent.look_at_files()
     agent.shut_down()
+    log.flush()
     lock.release()
     return agent.exit_code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import sys
 import threading
 from datetime import datetime, timedelta, timezone
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 
 LEVELS = ("info", "warning", "error")
 ROTATE_BYTES, ROTATE_KEEP = 50 * 1000 * 1000, 7  # C8
+_QUEUED = 2000  # lines
 _SECRET_WORDS = ("secret", "token", "signature", "authorization")
 
 
@@ -59,7 +61,10 @@ class EventLog:
         self._plain_file = as_json is False
         self._least = LEVELS.index(level)
         self._file_fails = False
-        self._lock = threading.Lock()
+        # A thread of its own writes: a pipe that nobody reads must not hold the guard.
+        self._queue: queue.Queue[tuple[str, str] | threading.Event] = queue.Queue(_QUEUED)
+        self._lost = 0
+        threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def info(self, event: str, *, task_id: str | None = None, **attrs: Any) -> None:
         """What happens in a good day."""
@@ -73,10 +78,12 @@ class EventLog:
         """What somebody should look at."""
         self._write("error", event, task_id, attrs)
 
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
+    def flush(self, timeout_s: float = 1.0) -> None:
+        """Wait until everything before is written, at most so long."""
+        done = threading.Event()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(done)
+            done.wait(timeout_s)
 
     def _write(self, level: str, event: str, task_id: str | None, attrs: dict[str, Any]) -> None:
         if LEVELS.index(level) < self._least:
@@ -97,17 +104,31 @@ class EventLog:
             "attrs": shown,
         }
         line = json.dumps(body, default=str)
-        with self._lock, contextlib.suppress(OSError, ValueError):
-            self._stream.write((plain if self._plain else line) + "\n")
-            self._stream.flush()
-        if self._file is not None:
-            self._to_file(self._file, plain if self._plain_file else line)
+        try:
+            self._queue.put_nowait((plain.replace("\n", "\\n"), line))
+        except queue.Full:
+            self._lost += 1
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            plain, line = item
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write((plain if self._plain else line) + "\n")
+                self._stream.flush()
+            if self._file is not None:
+                self._to_file(self._file, plain if self._plain_file else line)
+            if self._lost and self._queue.qsize() < _QUEUED // 2:
+                lost, self._lost = self._lost, 0
+                self.warning("log_lines_lost", count=lost)
 
     def _to_file(self, file: LogFile, line: str) -> None:
-        with self._lock:
-            file.line(line)
-            news = file.problem is not None and not self._file_fails
-            self._file_fails = file.problem is not None
+        file.line(line)
+        news = file.problem is not None and not self._file_fails
+        self._file_fails = file.problem is not None
         if news:
             fix = "free space or mend logging.path; the lines meanwhile are on stderr only"
             self.warning("log_file_failed", error=str(file.problem), fix=fix)

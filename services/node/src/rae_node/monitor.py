@@ -63,6 +63,7 @@ class Monitor:
     def __init__(self, port: int, pages: Mapping[str, Page], log: EventLog) -> None:
         """Listen. Raises OSError."""
         self._pages, self._log = pages, log
+        self._closed = threading.Event()
         self._socket = socket.create_server((_ADDRESS, port), backlog=16)
         self.port: int = self._socket.getsockname()[1]
 
@@ -72,6 +73,7 @@ class Monitor:
 
     def close(self) -> None:
         """Stop listening."""
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # a close alone wakes nobody out of accept
         self._socket.close()
@@ -83,7 +85,9 @@ class Monitor:
             except ConnectionError:  # it went before it was taken
                 continue
             except OSError:
-                return
+                if self._closed.wait(1.0):  # out of file descriptors, perhaps: better in a while
+                    return
+                continue
             with connection, contextlib.suppress(OSError):
                 self._answer(connection)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from rae_node.recovery import recover
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
 
+_LOCK_S = 0.3
+
 
 class AgentLock:
     """Held as long as the agent lives: one per root folder, one per node_id and control."""
@@ -28,7 +31,7 @@ class AgentLock:
         """Take both locks. Raises NodeError `already_running`."""
         self._file = (layout.run / "lock").open("a")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock()
         except OSError as error:
             self._file.close()
             raise NodeError(
@@ -46,6 +49,17 @@ class AgentLock:
                 f"Another agent on this machine is node {node_id} at {endpoint}; stop it, or take "
                 "another node_id",
             ) from error
+
+    def _lock(self) -> None:
+        end = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                # `report` and `doctor` look by taking it for an instant.
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.01)
 
     def release(self) -> None:
         """Let go of both."""
