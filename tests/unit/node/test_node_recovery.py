@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from rae_node.live import Live
 from rae_node.log import EventLog
 from rae_node.paths import Layout
 from rae_node.recovery import KEPT, State, Sweeper, expired, keep, read_state, recover, write_state
+from rae_node.spool import Spool
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, until
 
@@ -50,13 +51,37 @@ def test_c6_a_state_comes_back_as_it_was_written(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "[]", "{", '{"task_id": 5}', "x" * 100_000, json.dumps({"task_id": "t1"})]
-)
-def test_a_state_that_cannot_be_read_says_nothing(layout: Layout, content: str | None) -> None:
+    "content",
+    [
+        None, "", "[]", "{", '{"task_id": 5}', "x" * 100_000, json.dumps({"task_id": "t1"}),
+        "[" * 30_000,
+        *(
+            json.dumps(asdict(replace(RUNNING, **{name: value})))
+            for name in ("at", "keep_s")
+            for value in (10**400, float("nan"), float("inf"))
+        ),
+    ],
+)  # fmt: skip
+def test_a_state_that_cannot_be_read_says_nothing_and_hinders_no_start(
+    layout: Layout, quiet_log: EventLog, content: str | None
+) -> None:
     folder = make_workspace(layout)
     if content is not None:
         (folder / "state.json").write_text(content)
     assert read_state(folder) is None
+    recover(layout, quiet_log)
+    assert names(layout.workdir) == []
+
+
+@pytest.mark.parametrize("content", ["[" * 30_000, '{"lease": ' * 30_000])
+def test_a_spool_entry_that_nobody_can_read_goes_and_hinders_no_start(
+    layout: Layout, quiet_log: EventLog, content: str
+) -> None:
+    (layout.spool / "lease-00000009").mkdir()
+    (layout.spool / "lease-00000009" / "record.json").write_text(content)
+    spool = Spool(layout.spool, quiet_log)
+    spool.load()
+    assert (len(spool), names(layout.spool)) == (0, [])
 
 
 def test_a_state_never_leads_out_of_the_workspace(layout: Layout, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
 import threading
@@ -73,11 +74,11 @@ def read_state(folder: Path) -> State | None:
         lease = LeaseRef.model_validate(
             {key: found[key] for key in ("task_id", "attempt", "lease_id")}
         )
-        return State(
-            **lease.model_dump(), state=str(found["state"]), at=float(found["at"]),
-            keep_s=float(found["keep_s"]),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
+        at, keep_s = float(found["at"]), float(found["keep_s"])
+        if not (math.isfinite(at) and math.isfinite(keep_s)):
+            return None
+        return State(**lease.model_dump(), state=str(found["state"]), at=at, keep_s=keep_s)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
 

@@ -63,7 +63,9 @@ class Spool:
                     raise ValueError(f"artifacts are missing: {listed(missing)}")
                 self._entries[lease.lease_id] = entry
                 self._bytes[lease.lease_id] = _size(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (
+                OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError,
+            ) as error:  # fmt: skip
                 self._log.warning("spool_entry_unreadable", entry=path.name, error=str(error))
                 shutil.rmtree(path, ignore_errors=True)
 
