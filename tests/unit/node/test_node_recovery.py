@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rae_node.config import NodeConfig, check_file, dev_config, dev_runtime, load_both
+from rae_node.config import PROFILES, NodeConfig, check_file, dev_config, dev_runtime, load_both
 from rae_node.errors import ConfigError
 from rae_node.live import Live
 from rae_node.log import EventLog
@@ -32,6 +32,15 @@ def make_workspace(layout: Layout, name: str = "t1.1") -> Path:
     folder = layout.workdir / name
     (folder / "work").mkdir(parents=True)
     return folder
+
+
+def keep_one(layout: Layout, task_id: str, **more: float) -> None:
+    state = State(task_id, 1, "lease-00000001", "DONE", 1000.0)
+    keep(make_workspace(layout, f"{task_id}.1"), replace(state, **more))
+
+
+def miner(*, succeeded: bool) -> float:
+    return PROFILES["miner"][0 if succeeded else 1]
 
 
 def names(folder: Path) -> list[str]:
@@ -140,16 +149,35 @@ def test_the_sweeper_takes_what_is_over_and_everything_when_the_disk_is_low(
 ) -> None:
     clock, low = SystemClock(), [False]
     for name, age in (("old", 100.0), ("fresh", 1.0), ("future", -100.0)):
-        state = replace(RUNNING, state="DONE", at=clock.wall() - age, keep_s=50)
-        keep(make_workspace(layout, name), state)
+        keep_one(layout, name, at=clock.wall() - age, keep_s=50)
     make_workspace(layout, "t9.1")  # of a task that runs
-    sweeper = Sweeper(layout.workdir, clock, quiet_log, 60, lambda: low[0])
+    sweeper = Sweeper(layout.workdir, clock, quiet_log, 60, lambda: low[0], miner)
     assert sweeper.sweep() == 2
-    assert names(layout.workdir) == ["fresh.kept", "t9.1"]
+    assert names(layout.workdir) == ["fresh.1.kept", "t9.1"]
     low[0] = True
     assert sweeper.sweep() == 1
     assert names(layout.workdir) == ["t9.1"]
-    assert not list(expired(layout.workdir, clock.wall()))
+    assert not list(expired(layout.workdir, clock.wall(), miner))
+
+
+def test_a12_a_kept_folder_stays_no_longer_than_config_yaml_says_now(layout: Layout) -> None:
+    keep_one(layout, "t1", keep_s=1e300)
+    rae = NodeConfig.model_validate(dev_config("n1", "http://127.0.0.1:1")).keep_s
+    assert [folder.name for folder in expired(layout.workdir, 1000.0, rae)] == ["t1.1.kept"]
+    assert not list(expired(layout.workdir, 1000.0 + 86399, miner))
+    assert list(expired(layout.workdir, 1000.0 + 86400, miner))
+
+
+@pytest.mark.parametrize(("name", "state"), [("mine", "DONE"), ("t1.1", "RUNNING")])
+def test_a_kept_folder_that_no_agent_made_goes(layout: Layout, name: str, state: str) -> None:
+    keep(make_workspace(layout, name), replace(RUNNING, state=state, keep_s=60))
+    assert list(expired(layout.workdir, 1000.0, miner))
+
+
+def test_the_first_sweep_is_at_the_start(make_rig: MakeRig, layout: Layout) -> None:
+    keep_one(layout, "t1", at=SystemClock().wall(), keep_s=1e300)
+    make_rig()
+    until(lambda: not list(layout.workdir.iterdir()), "what the profile does not keep is gone")
 
 
 def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
@@ -161,7 +189,7 @@ def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
         State("t2", 1, "lease-00000002", "UPLOADING", 1000.0),
     )
     make_workspace(layout, "t3.1")
-    keep(make_workspace(layout, "t4.1"), replace(RUNNING, state="DONE", keep_s=1e9))
+    keep_one(layout, "t4", keep_s=1e9)
     (layout.spool / "lease-00000002").mkdir()
     log = tmp_path / "log"
     with log.open("w") as stream:

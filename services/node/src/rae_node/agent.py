@@ -92,12 +92,9 @@ class Agent:
             ended=self._ended,
         )
         self._sweeper = Sweeper(
-            outfit.layout.workdir,
-            outfit.clock,
-            outfit.log,
-            outfit.settings.sweep_sec,
-            self._disk_low,
-        )
+            outfit.layout.workdir, outfit.clock, outfit.log, outfit.settings.sweep_sec,
+            self._disk_low, config.keep_s,
+        )  # fmt: skip
         self._door = open_door(self)
         self._monitor = open_monitor(self)
 

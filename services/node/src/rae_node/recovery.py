@@ -107,23 +107,39 @@ def recover(layout: Layout, log: EventLog) -> None:
         proctree.wipe(str(folder))
 
 
-def expired(workdir: Path, now: float) -> Iterator[Path]:
-    """Kept workspaces whose time is over (also when the clock was set back by more than that)."""
+def expired(workdir: Path, now: float, keep_s: Callable[..., float]) -> Iterator[Path]:
+    """Kept workspaces whose time is over (also when the clock was set back by more than that).
+
+    `keep_s`: NodeConfig's. A task may have written a state, or the folder: none stays longer than
+    config.yaml says today, and what no attempt can be called goes.
+    """
     for folder in workdir.iterdir():
-        if folder.name.endswith(KEPT):
-            found = read_state(folder)
-            if found is None or abs(now - found.at) >= found.keep_s:
-                yield folder
+        if not folder.name.endswith(KEPT):
+            continue
+        found = read_state(folder)
+        if (
+            found is None
+            or found.state not in {"DONE", "FAILED"}
+            or folder.name != f"{found.task_id}.{found.attempt}{KEPT}"
+            or abs(now - found.at) >= min(found.keep_s, keep_s(succeeded=found.state == "DONE"))
+        ):
+            yield folder
 
 
 class Sweeper:
     """Removes kept workspaces when their time is over, and all of them when the disk is low."""
 
     def __init__(
-        self, workdir: Path, clock: Clock, log: EventLog, every_s: float, low: Callable[[], bool]
+        self,
+        workdir: Path,
+        clock: Clock,
+        log: EventLog,
+        every_s: float,
+        low: Callable[[], bool],
+        keep_s: Callable[..., float],
     ) -> None:
         self._workdir, self._clock, self._log = workdir, clock, log
-        self._every_s, self._low = every_s, low
+        self._every_s, self._low, self._keep_s = every_s, low, keep_s
         self._over = threading.Event()
 
     def start(self) -> None:
@@ -137,7 +153,7 @@ class Sweeper:
     def sweep(self) -> int:
         """One round; returns how many workspaces went. Raises OSError."""
         now = float("inf") if self._low() else self._clock.wall()
-        gone = list(expired(self._workdir, now))
+        gone = list(expired(self._workdir, now, self._keep_s))
         for folder in gone:
             proctree.wipe(str(folder))
         if gone:
@@ -145,8 +161,9 @@ class Sweeper:
         return len(gone)
 
     def _run(self) -> None:
-        while not self._over.wait(self._every_s):
+        while not self._over.is_set():  # the first round is at the start
             try:
                 self.sweep()
             except OSError as error:
                 self._log.error("sweep_failed", error=str(error))
+            self._over.wait(self._every_s)
