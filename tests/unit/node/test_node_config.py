@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rae_node.config import (
 )
 from rae_node.errors import ConfigError
 from rae_node.settings import Settings, apply_settings, parse_overrides
+from rae_node.yamlfile import MAX_BYTES, read_yaml
 
 KUBUS = """
 node_id: kubus-gpu-01
@@ -182,3 +184,38 @@ def test_a_node_without_any_slot_is_refused(pair: tuple[Path, Path]) -> None:
     pair[0].write_text(KUBUS + "max_concurrent_cpu: 0\nmax_concurrent_gpu: 0\n")
     with pytest.raises(ConfigError, match="both 0"):
         load_both(*pair)
+
+
+ODD = ['!!int ""', "!!bool foo", "!!timestamp foo", "!!float x", "&a 1", "{<<: {b: 1}}", "[" * 3000]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_yaml_that_is_none_of_a_settings_file_is_refused_with_its_line(
+    tmp_path: Path, odd: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"node_id: n1\ntrusted: {odd}\n")
+    line = "" if odd.startswith("[") else ":2"
+    with pytest.raises(ConfigError, match=rf"config.yaml{line}: this is no valid YAML"):
+        read_yaml(file)
+    with pytest.raises(ConfigError, match="put it in quotes"):
+        parse_overrides([f"trusted={odd}"])
+
+
+def test_a_file_of_aliases_is_never_built(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("a: &a [1, 1]\nb: [*a, *a]\n")
+    with pytest.raises(ConfigError, match=r":1: .*write the value out"):
+        read_yaml(file)
+
+
+def test_only_a_regular_file_of_a_small_size_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match="no regular file"):
+        read_yaml(file)
+    file.unlink()
+    with file.open("wb") as handle:
+        handle.truncate(MAX_BYTES + 1)
+    with pytest.raises(ConfigError, match="larger than"):
+        read_yaml(file)

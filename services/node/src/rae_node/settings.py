@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
-import yaml
-
 from rae_node.errors import ConfigError, listed
+from rae_node.yamlfile import BAD_YAML, load
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -61,8 +60,8 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
         if not sign or not name:
             raise ConfigError(f"--set {pair}: write it as name=value")
         try:
-            found[name.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            found[name.strip()] = load(text)[0]
+        except BAD_YAML as error:
             raise ConfigError(f"--set {pair}: the value is no YAML; put it in quotes") from error
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,35 @@ from rae_node.errors import ConfigError
 from rae_protocol.errors import in_words
 
 MAX_BYTES = 1024 * 1024
+BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """Each value has one place and one line: no anchors, no aliases, no merge keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        anchored = getattr(event, "anchor", None)
+        node = None if anchored else super().compose_node(parent, index)
+        if anchored or (node is not None and node.tag == _MERGE):
+            what = "anchors, aliases and << have no place in settings: write the value out"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # what `!!int ""` comes to
+            what = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark) from error
+
+
+def load(text: str) -> tuple[Any, yaml.Node | None]:
+    """A value and its tree. Raises BAD_YAML."""
+    loader = _Loader(text)
+    tree = loader.get_single_node()
+    return (None if tree is None else loader.construct_document(tree)), tree
 
 
 def read_yaml(file: Path) -> Any:
@@ -22,17 +53,22 @@ def read_yaml(file: Path) -> Any:
 def parse_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
     """What is in a file, and its tree for `line_of`. Raises ConfigError."""
     try:
-        text = file.read_text(encoding="utf-8")
+        # A pipe would be waited for.
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                raise ConfigError(f"{file} is no regular file; name another file")
+            data = handle.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{file} is larger than a settings file can be; name another file")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = in_words(error) if isinstance(error, OSError) else "no UTF-8 text; save it as such"
         raise ConfigError(f"{file} cannot be read: {why}") from error
-    if len(text) > MAX_BYTES:
-        raise ConfigError(f"{file} is larger than a settings file can be; name another file")
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        value, tree = load(text)
         _refuse_doubles(tree, file)
-        return yaml.safe_load(text), tree
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return value, tree
+    except BAD_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error)
