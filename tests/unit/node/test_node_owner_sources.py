@@ -65,6 +65,26 @@ def test_b2_an_active_graphical_session_is_the_owner_locked_or_not(
     assert (found.present, found.code) == (bool(code), code)
 
 
+@pytest.mark.parametrize(
+    ("listens", "changes", "present"),
+    [
+        ("@/tmp/.X11-unix/X0", {}, True),
+        ("/run/user/1000/wayland-1", {}, True),
+        ("/run/user/1001/wayland-1", {}, False),
+        ("/run/user/1000/bus", {}, False),
+        ("/tmp/.X11-unix/X0", {"Active": "no", "State": "online"}, False),
+        ("/tmp/.X11-unix/X0", {"Seat": "", "VTNr": "0"}, False),
+    ],
+)
+def test_b2_a_display_that_was_started_in_a_terminal_session_is_a_graphical_one(
+    tmp_path: Path, listens: str, changes: dict[str, str], present: bool
+) -> None:
+    sockets = tmp_path / "unix"
+    sockets.write_text(f"Num RefCount\n0000: 00000002 00000000 00010000 0001 01 99 {listens}\n")
+    session = {**DESKTOP, "Type": "tty", "Seat": "seat0", "VTNr": "2", "User": "1000", **changes}
+    assert LogindSource(Logind(session), sockets).read().present is present
+
+
 def test_one_present_session_among_several_is_enough() -> None:
     terminal = {**DESKTOP, "Id": "1", "Type": "tty"}
     assert LogindSource(Logind(terminal, DESKTOP)).read().present

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rae_node.errors import NodeError
 from rae_node.guard.policy import Reading
 
-_PROPERTIES = ("Id", "Class", "Type", "State", "Active", "Remote", "TTY")
+_NEEDED = ("Id", "Class", "Type", "State", "Active", "Remote")
+_PROPERTIES = (*_NEEDED, "TTY", "Seat", "VTNr", "User")
 _GRAPHICAL = frozenset({"x11", "wayland", "mir"})
 _ENDING = frozenset({"closing"})
 _TIMEOUT_S = 2.0
@@ -36,6 +38,9 @@ def run_loginctl(argv: Sequence[str]) -> str:
 class LogindSource:
     """An active graphical session, and a remote one without a terminal, is its owner's presence.
 
+    One that `startx` or a compositor was started in stays a tty session to logind: on a seat it
+    counts as graphical while a display server listens.
+
     Of any class, a greeter's too, and locked or not: without input times nobody can tell whether
     it is idle, and IdleHint is often never set. A session that was switched away from does not
     count. Sessions in terminals, near and far, are judged by the use of these (tty.py); a remote
@@ -44,16 +49,22 @@ class LogindSource:
 
     name = "logind"
 
-    def __init__(self, run: Callable[[Sequence[str]], str] = run_loginctl) -> None:
-        self._run = run
+    def __init__(
+        self,
+        run: Callable[[Sequence[str]], str] = run_loginctl,
+        unix_sockets: Path = Path("/proc/net/unix"),
+    ) -> None:
+        self._run, self._unix_sockets = run, unix_sockets
 
     def read(self) -> Reading:
-        """Ask. Raises NodeError when there is no answer."""
+        """Ask. Raises NodeError when there is no answer, OSError."""
         try:
             sessions = self._sessions()
         except NodeError:  # one may have ended between the two questions
             sessions = self._sessions()
-        codes = [code for session in sessions if (code := judge(session))]
+        # The kernel's list: it holds what listens, also in folders that are not ours to enter.
+        listening = self._unix_sockets.read_text(encoding="utf-8", errors="replace")
+        codes = [code for session in sessions if (code := judge(session, listening))]
         return Reading(self.name, bool(codes), codes[0] if codes else "")
 
     def _sessions(self) -> list[dict[str, str]]:
@@ -69,18 +80,31 @@ class LogindSource:
         return found
 
 
-def judge(session: dict[str, str]) -> str:
-    """The reason code of a session; nothing when it does not count. Raises NodeError."""
-    missing = [name for name in _PROPERTIES if name != "TTY" and not session.get(name)]
+def judge(session: dict[str, str], listening: str = "") -> str:
+    """The reason code of a session; nothing when it does not count. Raises NodeError.
+
+    `listening`: /proc/net/unix.
+    """
+    missing = [name for name in _NEEDED if not session.get(name)]
     if missing:
         text = f"loginctl does not tell {', '.join(missing)} of a session"
         raise NodeError("blind", f"{text}; see `loginctl show-session`")
     if session["State"] in _ENDING or session["Class"].startswith(("manager", "background")):
         return ""
     remote = session["Remote"] == "yes"
-    if session["Type"] in _GRAPHICAL and (remote or session["Active"] == "yes"):
+    graphical = session["Type"] in _GRAPHICAL or (
+        session["Type"] == "tty"
+        and bool(session.get("Seat"))
+        and session.get("VTNr", "0") != "0"
+        and any(name in listening for name in _displays(session.get("User", "")))
+    )
+    if graphical and (remote or session["Active"] == "yes"):
         return "graphical_session"
     return "remote_session" if remote and not session.get("TTY") else ""
+
+
+def _displays(uid: str) -> tuple[str, str]:
+    return "/tmp/.X11-unix/X", f"/run/user/{uid}/wayland-"  # noqa: S108 - read, never written
 
 
 def _parsed(block: str) -> dict[str, str]:
