@@ -86,7 +86,7 @@ FAILING: dict[str, tuple[Finding, tuple[str, ...]]] = {
     "a silent NVML": (rules.gpu(None, 1, None), ("1 on the bus", "nvidia-smi")),
     "a declared GPU": (rules.gpu(True, 0, ()), ("gpu: true", "nvidia-smi")),
     "a blind source": (
-        rules.source("tty", Reading("tty", None), "it hangs"), ("it hangs", "guard_sources"),
+        rules.source("tty", Reading("tty", None), "it hangs"), ("it hangs", "no work"),
     ),
     "a blind measure": (
         rules.source("gpu", Reading("gpu", measures={"vram_gb": None}), ""), ("blind",),

@@ -22,6 +22,7 @@ from rae_node.errors import NodeError
 from rae_node.guard.sources.gpu import PCI_DEVICES, nvidia_gpus
 from rae_node.paths import Layout
 from tests.fake_nvml import GPU, LOST, FakeNvml
+from tests.unit.node.fakes import Rig
 
 READY = """\
 RAE COMPUTE NODE \N{EN DASH} AUTOMATION STATUS
@@ -297,6 +298,14 @@ FAILING: dict[str, tuple[Change, str, str]] = {
         lambda tree: tree.set("config.yaml", "guard_sources", to=["logind", "tty", "load"]),
         "GPU protection: INACTIVE", "leaves out gpu",
     ),
+    "the load is left out": (
+        lambda tree: tree.set("config.yaml", "guard_sources", to=["logind", "tty", "gpu"]),
+        "Safe for unattended operation: NO", "leaves out load",
+    ),
+    "nobody can say that the secret is there": (
+        lambda tree: tree.set("config.yaml", "enrolment_file", to="credential:enrolment"),
+        "Safe for unattended operation: NO", "start it",
+    ),
     "NVML is missing": (no_nvml, "GPU protection: INACTIVE", "libnvidia-ml.so.1"),
     "the isolation is too weak": (
         lambda tree: tree.set("config.yaml", "min_isolation", to="bubblewrap"),
@@ -336,6 +345,24 @@ def test_b8_an_agent_that_holds_its_lock_and_does_not_answer_is_not_safe(tree: T
         fcntl.flock(lock, fcntl.LOCK_EX)
         lines = report.collect(tree.layout, reader=lambda: "enabled")
     assert "does not answer" in report.rendered(lines)
+
+
+def test_b8_an_agent_that_runs_proves_a_secret_that_only_it_can_read(
+    make_rig: Callable[..., Rig], layout: Layout
+) -> None:
+    body = {**config.dev_config("n1", "http://127.0.0.1:1"), "enrolment_file": "env:NODE_SECRET"}
+    layout.config_file.write_text(yaml.safe_dump(body))
+    layout.runtime_file.write_text(yaml.safe_dump(config.dev_runtime()))
+    make_rig()  # it answers at the socket
+
+    def told() -> bool:
+        lines = report.collect(layout, reader=lambda: "enabled")
+        return any("env:NODE_SECRET" in problem for line in lines for problem in line.problems)
+
+    assert told()
+    with (layout.run / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert not told()
 
 
 def test_b8_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:

@@ -198,8 +198,7 @@ def source(name: SourceName, reading: Reading | None, problem: str) -> Finding:
         return note(title, "left out by guard_sources in config.yaml: it protects nobody")
     if reading.present is None or None in reading.measures.values():
         why = f"{name} is blind: {problem or 'a measure is missing'}; blind counts as in use"
-        fix = f"mend it, or take {name} out of guard_sources in config.yaml"
-        return bad(title, why, fix)
+        return bad(title, why, "mend what is named; until then this node takes no work")
     seen = [in_words(reading.code or name)] if reading.present else []
     seen += [f"{key} {value:.1f}" for key, value in reading.measures.items() if value is not None]
     return good(title, "; ".join(seen) or "sees nobody")

@@ -70,9 +70,9 @@ def collect(
         readings, problems = look(layout, config, runtime)
         enabled = runtime.automation.enabled
         on = () if enabled else ("automation.enabled is false in runtime.yaml; set it to true",)
-        user, gpu = _protection(config, runtime, readings, problems)
+        user, gpu, load = _protection(config, runtime, readings, problems)
         found = [on, _auto_start(runtime, reader), user, gpu]
-        unsafe = (*_isolation(config, level), *_able(layout, config))
+        unsafe = (*load, *_isolation(config, level), *_able(layout, config))
     if any(found):
         unsafe = ("what is above does not hold; mend that first", *unsafe)
     return [
@@ -108,8 +108,8 @@ def _auto_start(runtime: RuntimeConfig, reader: Callable[[], str]) -> Problems:
 
 def _protection(
     config: NodeConfig, runtime: RuntimeConfig, readings: list[Reading], problems: list[str]
-) -> tuple[Problems, Problems]:
-    """What is wrong with the owner's protection, and with the GPU's."""
+) -> tuple[Problems, Problems, Problems]:
+    """What is wrong with the owner's protection, with the GPU's, and with the CPU's."""
     blind = {reading.source for reading in readings if reading.present is None}
 
     def missing(*names: SourceName) -> Problems:
@@ -120,7 +120,7 @@ def _protection(
 
     off = "safety.detect_active_user is false in runtime.yaml; set it to true"
     user = () if runtime.safety.detect_active_user else (off,)
-    return (*user, *missing("logind", "tty")), missing("gpu")
+    return (*user, *missing("logind", "tty")), missing("gpu"), missing("load")
 
 
 def _isolation(config: NodeConfig, level: Level) -> Problems:
@@ -135,18 +135,25 @@ def _able(layout: Layout, config: NodeConfig) -> Problems:
     found = []
     if PLACEHOLDER in config.rae_endpoint:
         found.append(f"rae_endpoint is {config.rae_endpoint}; put control's address there")
+    source, runs = config.enrolment_file or str(layout.agent / "enrolment.json"), False
     try:
-        source = config.enrolment_file or str(layout.agent / "enrolment.json")
-        read_enrolment(source, dict(os.environ))
-    except NodeError as error:
-        found.append(error.message)
-    try:
-        if lock_held(layout):
+        runs = lock_held(layout)
+        if runs:
             ask(socket_path(layout.root), {"verb": "status"})
     except NodeError as error:
         found.append(f"an agent holds its lock but does not answer: {error.message}")
     except OSError as error:
         found.append(f"the agent's lock cannot be taken ({error}); check the folder's owner")
+    if source.startswith(("env:", "credential:")):
+        if not runs:  # one that runs has read it
+            found.append(
+                f"{source} is for the agent alone; start it: that proves it"
+            )
+        return tuple(found)
+    try:
+        read_enrolment(source, dict(os.environ))
+    except NodeError as error:
+        found.append(error.message)
     return tuple(found)
 
 
