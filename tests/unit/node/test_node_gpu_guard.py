@@ -52,6 +52,10 @@ def facts(
         (facts((1, 5), (7, 300), percent=100, shares=[(1, 99), (7, 1)]), {1}, Use(1, 0, False)),
         (facts((1, 5), (7, 300), percent=100, shares=[(1, 70), (7, 30)]), {1}, Use(30, 0, True)),
         (facts((1, 5), (7, 300), percent=100), {1}, Use(0, 0, False)),
+        (facts((1, 5), (8, 5), percent=99, shares=[]), {1}, Use(99, 0, True)),
+        (facts((1, 5), (8, 5), percent=99, shares=[(1, 30), (8, 9)]), {1}, Use(69, 0, True)),
+        (facts((1, 5), percent=99, shares=[(1, 30)]), {1}, Use(69, 0, False)),
+        (facts((1, 5), percent=99, shares=[]), {1}, Use(0, 0, False)),
     ],
 )
 def test_b2_only_use_that_is_not_ours_counts_and_a_desktop_at_rest_is_no_owner(
@@ -181,6 +185,16 @@ def test_nvml_is_not_asked_of_a_gpu_that_sleeps(
     calls = fake_nvml.calls()
     assert "nvmlDeviceGetHandleByIndex_v2" not in calls
     assert calls.count("nvmlInitWithFlags") == 2 and "nvmlShutdown" in calls
+
+
+def test_a_gpu_on_the_bus_that_nvml_does_not_show_makes_blind(
+    source: MakeSource, fake_nvml: FakeNvml, bus: Path
+) -> None:
+    plug(bus, 0, "active")
+    plug(bus, 1, "active")
+    fake_nvml.show("gpu GPU-0 16384 0 0")
+    with pytest.raises(NodeError, match="1 of the 2 GPUs"):
+        source().read()
 
 
 def test_nvml_stays_open_where_no_gpu_may_sleep(source: MakeSource, fake_nvml: FakeNvml) -> None:

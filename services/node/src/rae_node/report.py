@@ -146,9 +146,7 @@ def _able(layout: Layout, config: NodeConfig) -> Problems:
         found.append(f"the agent's lock cannot be taken ({error}); check the folder's owner")
     if source.startswith(("env:", "credential:")):
         if not runs:  # one that runs has read it
-            found.append(
-                f"{source} is for the agent alone; start it: that proves it"
-            )
+            found.append(f"{source} is for the agent alone; start it: that proves it")
         return tuple(found)
     try:
         read_enrolment(source, dict(os.environ))

@@ -54,7 +54,11 @@ def judge(gpu: dict[str, Any], ours: Collection[int], name_of: Callable[[int], s
     if mine:
         # While we use it, only what is known of single processes tells ours from others'.
         if shares is not None:
-            percent = min(percent, sum(used for pid, used in shares.items() if pid not in ours))
+            theirs = sum(used for pid, used in shares.items() if pid not in ours)
+            known_ours = [used for pid, used in shares.items() if pid in ours]
+            if strangers or known_ours:  # use that no share explains is not ours
+                theirs = max(theirs, percent - sum(known_ours))
+            percent = min(percent, theirs)
         elif not strangers:
             percent = 0.0
         known = [used for pid in mine if (used := memory[pid]) is not None]
@@ -99,6 +103,12 @@ class GpuSource:
         if shown or not self._none_there:
             before = self._ours()
             gpus = self._ask(shown, awake)
+            if len(gpus) < len(awake) and gpus:
+                raise NodeError(
+                    "blind",
+                    f"NVML shows {len(gpus)} of the {len(awake)} GPUs that are awake on the bus; "
+                    "make `nvidia-smi` show all of them, or take the others off the bus",
+                )
             if gpus:  # processes begin and end while we look
                 found = self._reading(gpus, {*before, *self._ours()})
                 whole = len(awake) == len(shown)  # what sleeps is not asked
