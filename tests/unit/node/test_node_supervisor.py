@@ -167,6 +167,15 @@ def test_the_end_of_the_agent_ends_the_task_and_wipes_its_workspace(spec: MakeSp
     assert not proctree.is_alive(pid) and not given.workspace.exists()
 
 
+def test_c5_a_lease_that_is_over_leaves_no_workspace_though_the_agent_says_no_word(
+    spec: MakeSpec,
+) -> None:
+    given = spec(["/bin/sleep", "600"], deadline_s=0.5)
+    process = launch(given)
+    until(lambda: not given.workspace.exists(), "the workspace is gone")
+    process.communicate(b'{"wipe": true}\n', timeout=10)
+
+
 def test_an_agent_that_reads_nothing_does_not_block_the_deadline(spec: MakeSpec) -> None:
     note = r"""
 import os

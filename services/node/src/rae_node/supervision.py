@@ -11,6 +11,7 @@ Times are seconds on CLOCK_BOOTTIME. Causes: exit timeout deadline killed output
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -130,6 +131,9 @@ class Supervisor:
         decided = boot()
         self.kill_all()
         self.report(decided)
+        if self.cause == "deadline":  # the lease is over, and the agent may be stopped for hours
+            with contextlib.suppress(OSError):  # told of at the second try, below
+                wipe(self.spec["workspace"])
         while self.agent_there and not self.wipe_wanted:
             self.wait(ROUND_S)
         try:
