@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -216,6 +217,15 @@ def test_b6_decisions_are_kept_for_seven_days(tmp_path: Path) -> None:
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["decisions-2026-01-09.jsonl", "decisions.jsonl"]
     assert (tmp_path / "decisions.jsonl").read_text().count("\n") == 2
+
+
+def test_b6_a_clock_that_goes_back_and_forth_loses_no_decision(tmp_path: Path) -> None:
+    (tmp_path / "decisions-2026-01-09.jsonl").write_text("first\n")
+    (tmp_path / "decisions.jsonl").write_text("second\n")
+    os.utime(tmp_path / "decisions.jsonl", (1767960000, 1767960000))  # 2026-01-09
+    DecisionLog(tmp_path).write(1768046400.0, {"safe": True})  # 2026-01-10
+    assert (tmp_path / "decisions-2026-01-09.jsonl").read_text() == "first\nsecond\n"
+    assert (tmp_path / "decisions.jsonl").read_text().count("\n") == 1
 
 
 def decisions(layout: Layout) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import shutil
 import sys
 import threading
 from datetime import datetime, timedelta, timezone
@@ -158,7 +159,13 @@ class DecisionLog:
         if current.exists():
             written = datetime.fromtimestamp(current.stat().st_mtime, tz=timezone.utc)
             if f"{written:%Y-%m-%d}" != day:
-                current.replace(self._folder / f"decisions-{written:%Y-%m-%d}.jsonl")
+                dated = self._folder / f"decisions-{written:%Y-%m-%d}.jsonl"
+                if dated.exists():  # the clock went back and forth: both parts are of that day
+                    with current.open("rb") as part, dated.open("ab") as whole:
+                        shutil.copyfileobj(part, whole)
+                    current.unlink()
+                else:
+                    current.replace(dated)
         oldest = f"decisions-{at - self._keep:%Y-%m-%d}.jsonl"
         for file in self._folder.glob("decisions-*.jsonl"):
             if file.name < oldest:
