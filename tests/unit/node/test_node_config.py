@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from rae_node.config import (
+    NodeConfig,
     check_file,
+    dev_config,
     dev_runtime,
     load_both,
     load_node_config,
@@ -219,3 +221,9 @@ def test_only_a_regular_file_of_a_small_size_is_read(tmp_path: Path) -> None:
         handle.truncate(MAX_BYTES + 1)
     with pytest.raises(ConfigError, match="larger than"):
         read_yaml(file)
+
+
+def test_b10_a_rest_of_no_length_is_refused() -> None:
+    data = {**dev_config("n1", "http://127.0.0.1:1"), "gpu_rest_minutes": 0}
+    with pytest.raises(ValueError, match="gpu_rest_minutes"):
+        NodeConfig.model_validate(data)

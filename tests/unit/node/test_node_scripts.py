@@ -256,6 +256,17 @@ def test_b4_a_python_without_the_agent_is_handed_over_to_the_installed_one(tree:
     assert tree.run(USER, python=bare).returncode == 0
 
 
+def test_b4_without_an_installed_agent_too_the_environment_takes_no_part(
+    tree: Tree, tmp_path: Path
+) -> None:
+    fake = tmp_path / "fake" / "rae_node"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").touch()
+    (fake / "checks.py").write_text("print('SAFE TO RUN')")
+    tree.env["PYTHONPATH"] = str(fake.parent)
+    assert tree.check(USER) == (0, [])
+
+
 def rae_node(tree: Tree, *argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rae_node", *argv, "--root", str(tree.layout.root)]
     return subprocess.run(

@@ -131,7 +131,7 @@ class NodeConfig(_Section):
         "gpu",
     ]
     gpu_longest_run_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 180
-    gpu_rest_minutes: Minutes = 10
+    gpu_rest_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 10
     logging: Logging = Logging()
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9105
 

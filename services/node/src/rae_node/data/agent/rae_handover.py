@@ -14,7 +14,7 @@ def hand_over(module: str, *argv: str) -> None:
         if os.access(python, os.X_OK):
             os.execv(python, [python, "-I", "-m", module, *argv])
         if sys.version_info >= (3, 10) and find_spec("rae_node"):
-            os.execv(sys.executable, [sys.executable, "-m", module, *argv])
+            os.execv(sys.executable, [sys.executable, "-I", "-m", module, *argv])
         problem = f"{python} is missing, and {sys.executable} has no rae_node for Python 3.10"
     except OSError as error:
         problem = f"{python} cannot be run ({error})"
