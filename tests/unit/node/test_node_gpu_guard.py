@@ -54,7 +54,9 @@ def facts(
         (facts((1, 5), (7, 300), percent=100), {1}, Use(0, 0, False)),
         (facts((1, 5), (8, 5), percent=99, shares=[]), {1}, Use(99, 0, True)),
         (facts((1, 5), (8, 5), percent=99, shares=[(1, 30), (8, 9)]), {1}, Use(69, 0, True)),
-        (facts((1, 5), percent=99, shares=[(1, 30)]), {1}, Use(69, 0, False)),
+        # Total and shares are of different moments: alone on the GPU, all of it is ours.
+        (facts((1, 5), percent=99, shares=[(1, 30)]), {1}, Use(0, 0, False)),
+        (facts((1, 5), (7, 300), percent=99, shares=[(1, 30)]), {1}, Use(0, 0, False)),
         (facts((1, 5), percent=99, shares=[]), {1}, Use(0, 0, False)),
     ],
 )

@@ -67,12 +67,14 @@ def test_a_task_that_ends_reports_code_duration_and_output(
     [({"timeout_s": 0.2}, 30, "timeout"), ({}, 0.2, "deadline"), ({}, -1, "deadline")],
 )
 def test_time_limits_end_the_task_and_say_which_it_was(
-    box: ProcessIsolation, spec: MakeSpec, limits: dict[str, float], deadline_s: float, cause: str
-) -> None:
-    given = spec(["/bin/sh", "-c", "touch ran; sleep 60"], deadline_s=deadline_s, **limits)
+    box: ProcessIsolation, spec: MakeSpec, limits: dict[str, float], deadline_s: float, cause: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    ran = tmp_path / "ran"  # a workspace is wiped after its deadline
+    given = spec(["/bin/sh", "-c", f"touch {ran}; sleep 60"], deadline_s=deadline_s, **limits)
     handle = finished(box.start(given))
     assert handle.outcome is not None and handle.outcome.cause == cause
-    assert (given.cwd / "ran").exists() == (deadline_s > 0)
+    assert ran.exists() == (deadline_s > 0)
 
 
 def test_an_extended_deadline_counts_and_a_shorter_one_does_not(

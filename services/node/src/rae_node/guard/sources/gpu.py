@@ -55,9 +55,8 @@ def judge(gpu: dict[str, Any], ours: Collection[int], name_of: Callable[[int], s
         # While we use it, only what is known of single processes tells ours from others'.
         if shares is not None:
             theirs = sum(used for pid, used in shares.items() if pid not in ours)
-            known_ours = [used for pid, used in shares.items() if pid in ours]
-            if strangers or known_ours:  # use that no share explains is not ours
-                theirs = max(theirs, percent - sum(known_ours))
+            if strangers:  # use that no share explains may be theirs, too
+                theirs = max(theirs, percent - sum(u for pid, u in shares.items() if pid in ours))
             percent = min(percent, theirs)
         elif not strangers:
             percent = 0.0
