@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from rae_protocol import models
 from rae_protocol.client import RaeClient, uuid7
 from rae_protocol.errors import RaeError, RemoteError
@@ -40,6 +42,7 @@ from tools.devmesh import (
 from tools.faults import KINDS, LOW_WATER, Clocks, Disks, Fault, Faults, enter_namespace
 
 OUTSTANDING = 12
+SETTLE_S = 15.0
 END_TIMEOUT_S = 180.0
 
 
@@ -161,9 +164,12 @@ def disturb(
     going: list[tuple[float, Fault]] = []
     for number in range(rounds):
         pause = time.monotonic() + rng.uniform(0.2, 2.5)
+        # Most faults meet a control that works; some one that is just starting, on any machine.
+        patience = pause + (SETTLE_S if rng.random() < 0.8 else 0.0)
         while not stop.is_set():
             end_due(going, time.monotonic())
-            if time.monotonic() >= pause:
+            now = time.monotonic()
+            if now >= patience or (now >= pause and answers(mesh)):
                 fault = faults.draw()
                 alone = fault.deadly or all(other.deadly for _, other in going)
                 if alone and fault.begin():
@@ -178,6 +184,14 @@ def disturb(
             print(f"\r\x1b[Kround {number + 1} of {rounds}", end="", flush=True)
     end_due(going, float("inf"))
     faults.revive()
+
+
+def answers(mesh: DevMesh) -> bool:
+    """Whether control takes calls now."""
+    try:
+        return requests.get(f"{mesh.url}/healthz", timeout=0.5).ok
+    except requests.RequestException:
+        return False
 
 
 def end_due(going: list[tuple[float, Fault]], now: float) -> None:
