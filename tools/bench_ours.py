@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -233,6 +234,8 @@ def rest(seconds: float, polls: int, rq_worker: list[str]) -> dict[str, float]:
             began = time.time()
             where = {"requirements": {"nodes": [f"bench{number * polls // 50}"]}}
             rae.submit([{**TRUE, **where}])
+            if not select.select([wakes], [], [], 30)[0]:
+                raise MeshError("a task for one of the open polls was not taken in 30 s")
             taken.append(1000 * (json.loads(wakes.readline())["at"] - began))
             time.sleep(0.05)
         return {**found, "wake_ms": statistics.median(taken), "wake_max_ms": max(taken)}

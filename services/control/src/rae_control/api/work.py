@@ -284,8 +284,9 @@ def _hung_up() -> Callable[[], bool]:
         if sock is None:
             return True
         try:
-            ready, _, _ = select.select([sock], [], [], 0)
-            return not ready or bool(sock.recv(1, socket.MSG_PEEK))
+            look = select.poll()  # select() knows no descriptor above 1,023
+            look.register(sock, select.POLLIN)
+            return not look.poll(0) or bool(sock.recv(1, socket.MSG_PEEK))
         except (OSError, ValueError):
             return False
 
