@@ -16,6 +16,7 @@ from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.names import TaskState
 from tools.devmesh import DevMesh
+from tools.stamp import stamps_in
 
 
 @dataclass(slots=True)
@@ -171,10 +172,8 @@ def _dropped_by_agents(mesh: DevMesh) -> int:
 def lives_of(stamps: Path) -> tuple[int, list[str]]:
     """How many attempts ran, and those of one task that lived at the same time."""
     lives: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    if stamps.exists():
-        for line in stamps.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            lives[entry["task"]][entry["attempt"]].append(entry["at"])
+    for stamp in stamps_in(stamps):
+        lives[stamp["task"]][stamp["attempt"]].append(stamp["at"])
     found = []
     for task_id, attempts in lives.items():
         spans = sorted((min(at), max(at), number) for number, at in attempts.items())

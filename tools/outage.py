@@ -8,7 +8,6 @@ back without registering. Exit code 1 when anything of this does not hold.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.devmesh import DevMesh, MeshError, exit_on_signals, install_stamp, wait_until
+from tools.stamp import stamps_in
 
 CONTRACT = {
     "heartbeat_interval_s": 30.0, "heartbeat_timeout_s": 120.0, "ack_timeout_s": 10.0,
@@ -28,10 +28,7 @@ AWAY_S, WORK_S, PATIENT_TTL_S = 300.0, 160.0, 600.0
 
 def stamps_of(file: Path, task_id: str) -> list[dict[str, Any]]:
     """What a task wrote down."""
-    if not file.exists():
-        return []
-    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [stamp for stamp in found if stamp["task"] == task_id]
+    return [stamp for stamp in stamps_in(file) if stamp["task"] == task_id]
 
 
 def attempts_that(file: Path, task_id: str, what: str) -> list[int]:

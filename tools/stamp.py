@@ -1,6 +1,7 @@
 """A task for the nodes of chaos: writes down when it lives, outside its workspace.
 
-Each stamp is one line in one write, so that lines of two attempts never mix.
+Each stamp is one write with a newline before and after: a process that is killed in the middle of
+one, or read then, spoils no line but its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -23,7 +25,7 @@ def run(ctx: Any, stamps: str, seconds: float, fails: int = 0, kib: int = 0) -> 
     def stamp(what: str) -> float:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         line = {"at": now, "task": task, "attempt": attempt, "what": what}
-        os.write(file, (json.dumps(line) + "\n").encode())
+        os.write(file, f"\n{json.dumps(line)}\n".encode())
         return now
 
     end = stamp("start") + seconds
@@ -37,3 +39,14 @@ def run(ctx: Any, stamps: str, seconds: float, fails: int = 0, kib: int = 0) -> 
     content = os.urandom(kib * 1024)
     (ctx.output / "bytes").write_bytes(content)
     return {"attempt": attempt, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def stamps_in(file: Path) -> list[dict[str, Any]]:
+    """All whole stamps of a file, oldest first; a torn one is none."""
+    found: list[dict[str, Any]] = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found

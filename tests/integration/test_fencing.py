@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import MakeMesh
 from tools.devmesh import SCALE, DevMesh, install_stamp, wait_until
+from tools.stamp import stamps_in
 
 TTL = 120 / SCALE
 
@@ -33,9 +34,7 @@ class Stamps:
         return {"kind": "python", "params": {"task": "stamp", "params": params}, **extra}
 
     def lines(self, task_id: str, attempt: int | None = None) -> list[dict[str, Any]]:
-        if not self.file.exists():
-            return []
-        found = [json.loads(line) for line in self.file.read_text().splitlines()]
+        found = stamps_in(self.file)
         return [s for s in found if s["task"] == task_id and attempt in {None, s["attempt"]}]
 
     def lived(self, task_id: str) -> dict[int, tuple[float, float]]:

@@ -10,6 +10,7 @@ import pytest
 
 from rae_protocol import models
 from tools.chaos_audit import Record, lives_of, result_problems, task_problems
+from tools.stamp import stamps_in
 
 Stamp = tuple[str, int, float]
 
@@ -95,3 +96,10 @@ def test_a_refused_result_must_have_changed_nothing_and_be_in_the_history() -> N
     assert result_problems(good, {("t1", 1)}, record) == []
     assert len(result_problems(good, set(), record)) == 1
     assert len(result_problems({"t1": view("succeeded")}, {("t1", 1)}, record)) == 1
+
+
+def test_a_stamp_that_is_torn_spoils_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "stamps"
+    file.write_text('\n{"at": 1}\n\n{"at":\n{"at": 2}\n\n{"at": 3')
+    assert [stamp["at"] for stamp in stamps_in(file)] == [1, 2]
+    assert stamps_in(tmp_path / "none") == []
