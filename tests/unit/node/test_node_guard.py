@@ -274,7 +274,7 @@ def test_a_source_that_cannot_tell_says_why(tmp_path: Path) -> None:
 
     readings, problems = look_once([Failing(), PauseSource(tmp_path / "pause", Wall())], 5)
     assert [one.present for one in readings] == [None, False]
-    assert problems == ["no such device"]
+    assert problems == {"failing": "no such device"}
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 20), st.booleans()), max_size=40))

@@ -344,6 +344,16 @@ def test_b8_the_report_refuses_when_one_thing_does_not_hold(tree: Tree, failing:
     assert "Safe for unattended operation: NO" in shown.splitlines()
 
 
+def test_b8_each_blind_source_is_told_on_its_own_line(tree: Tree) -> None:
+    tree.program("loginctl", "exit 1")
+    no_nvml(tree)
+    done = rae_node(tree, "report").stdout.partition("FAILURE REPORT\n")[2].splitlines()
+    user = [line for line in done if line.startswith("User activity protection")]
+    gpu = [line for line in done if line.startswith("GPU protection")]
+    assert [len(user), len(gpu)] == [1, 1]
+    assert "systemd-logind" in user[0] and "libnvidia-ml.so.1" in gpu[0]
+
+
 def test_b8_a_machine_that_declares_no_gpu_and_shows_none_counts_as_protected(tree: Tree) -> None:
     no_nvml(tree)
     tree.set("config.yaml", "capabilities", "gpu", to=False)

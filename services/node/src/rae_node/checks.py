@@ -35,8 +35,8 @@ def look(
     config: NodeConfig,
     runtime: RuntimeConfig,
     names: Sequence[SourceName] | None = None,
-) -> tuple[list[Reading], list[str]]:
-    """The sources' readings and problems, from outside the agent: its tasks are ours all the same.
+) -> tuple[list[Reading], dict[str, str]]:
+    """Readings and problems (by source), from outside the agent: its tasks are ours all the same.
 
     `names`: which; those of config.yaml without it.
     """
@@ -57,7 +57,7 @@ def user_idle(layout: Layout) -> tuple[Decision, list[str]]:
     """B2: sessions, terminals, foreign GPU processes and the owner's word. Raises NodeError."""
     config, runtime = load_both(layout.config_file, layout.runtime_file)
     readings, problems = look(layout, config, runtime, ("logind", "tty", "gpu"))
-    return decide(replace(rules_of(runtime), limits={}), readings, 0), problems
+    return decide(replace(rules_of(runtime), limits={}), readings, 0), [*problems.values()]
 
 
 def gpu_load(layout: Layout) -> tuple[Decision, list[str]]:
@@ -65,7 +65,7 @@ def gpu_load(layout: Layout) -> tuple[Decision, list[str]]:
     config, runtime = load_both(layout.config_file, layout.runtime_file)
     readings, problems = look(layout, config, runtime, ("gpu",))
     only = [replace(one, present=one.present and False) for one in readings if one.source == "gpu"]
-    return decide(Rules(True, True, rules_of(runtime).limits), only, 0), problems
+    return decide(Rules(True, True, rules_of(runtime).limits), only, 0), [*problems.values()]
 
 
 def dry_run(layout: Layout) -> tuple[list[str], bool]:
@@ -91,7 +91,7 @@ def dry_run(layout: Layout) -> tuple[list[str], bool]:
         right = right and found.safe is must
     readings, problems = look(layout, config, runtime)
     lines.append(f"{'Now, really':12} {_verdict(decide(rules, readings, 0))}")
-    return [*lines, *(f"  {problem}" for problem in problems)], right
+    return [*lines, *(f"  {problem}" for problem in problems.values())], right
 
 
 def _verdict(decision: Decision) -> str:

@@ -71,7 +71,7 @@ class Eyes:
     healthz: Callable[[str], float] = _healthz
     gpus: Callable[[float], Sequence[Gpu] | None] = probe_gpu
     gpus_on_bus: Callable[[], int] = lambda: len(nvidia_gpus(PCI_DEVICES))
-    look: Callable[..., tuple[list[Reading], list[str]]] = look
+    look: Callable[..., tuple[list[Reading], dict[str, str]]] = look
     models: Callable[[str, float], list[str] | None] = present_models
     unit: Callable[[], str] = unit_state
 
@@ -173,11 +173,12 @@ def _guard(
     layout: Layout, config: NodeConfig, runtime: RuntimeConfig, eyes: Eyes
 ) -> Iterator[Finding]:
     for name in rules.ALL_SOURCES:
-        reading, problems = None, [""]
-        if name in config.guard_sources:  # one at a time, so that each problem has its source
+        reading, problem = None, ""
+        if name in config.guard_sources:  # one at a time: a slow one holds up its own line
             readings, problems = eyes.look(layout, config, runtime, (name,))
             reading = next(one for one in readings if one.source == name)
-        yield rules.source(name, reading, problems[0] if problems else "")
+            problem = problems.get(name, "")
+        yield rules.source(name, reading, problem)
 
 
 def _tasks(layout: Layout, config: NodeConfig) -> Iterator[Finding]:

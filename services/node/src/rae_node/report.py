@@ -107,7 +107,7 @@ def _auto_start(runtime: RuntimeConfig, reader: Callable[[], str]) -> Problems:
 
 
 def _protection(
-    config: NodeConfig, runtime: RuntimeConfig, readings: list[Reading], problems: list[str]
+    config: NodeConfig, runtime: RuntimeConfig, readings: list[Reading], problems: dict[str, str]
 ) -> tuple[Problems, Problems, Problems]:
     """What is wrong with the owner's protection, with the GPU's, and with the CPU's."""
     blind = {reading.source for reading in readings if reading.present is None}
@@ -115,8 +115,8 @@ def _protection(
     def missing(*names: SourceName) -> Problems:
         lacking = [name for name in names if name not in config.guard_sources]
         told = [f"guard_sources in config.yaml leaves out {name}; add it" for name in lacking]
-        told += [f"{name} cannot tell" for name in names if name in blind]
-        return (*told, *(problems if any(name in blind for name in names) else ()))
+        unseeing = [name for name in names if name in blind]
+        return (*told, *(problems.get(name) or f"{name} cannot tell" for name in unseeing))
 
     off = "safety.detect_active_user is false in runtime.yaml; set it to true"
     user = () if runtime.safety.detect_active_user else (off,)

@@ -178,7 +178,7 @@ _COLUMNS = {
 def _streamed(db: apsw.Connection, table: str, then: str) -> Iterator[Row]:
     columns = _COLUMNS[table]
     names = columns.split(", ")
-    sql = f"SELECT {columns} FROM {table} WHERE task_id IS NOT NULL ORDER BY task_id, {then}"  # noqa: S608
+    sql = f"SELECT {columns} FROM {table} WHERE task_id IS NOT NULL ORDER BY task_id, {then}"
     for row in db.execute(sql):
         yield dict(zip(names, row, strict=True))
 

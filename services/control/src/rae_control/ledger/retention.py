@@ -44,7 +44,7 @@ def _summarise_one(tx: Tx, task: Row) -> None:
         task["seq"],
     )
     for table in ("attempts", "events", "artifacts", "task_blobs", "dependencies", "tasks"):
-        tx.run(f"DELETE FROM {table} WHERE task_id = ?", task["task_id"])  # noqa: S608 - our names
+        tx.run(f"DELETE FROM {table} WHERE task_id = ?", task["task_id"])
 
 
 _UNREAD = """created_at < ? AND NOT EXISTS (SELECT 1 FROM task_blobs r JOIN tasks t USING (task_id)
@@ -53,7 +53,7 @@ _UNREAD = """created_at < ? AND NOT EXISTS (SELECT 1 FROM task_blobs r JOIN task
 
 def unread_blobs(db: apsw.Connection, before: float) -> list[tuple[str, str]]:
     """Uploads (sha256, submitter) that no task reads."""
-    rows = fetch(db, f"SELECT sha256, submitter FROM blobs WHERE {_UNREAD}", (before,))  # noqa: S608
+    rows = fetch(db, f"SELECT sha256, submitter FROM blobs WHERE {_UNREAD}", (before,))
     return [(row["sha256"], row["submitter"]) for row in rows]
 
 
@@ -61,7 +61,7 @@ def drop_blobs(tx: Tx, blobs: Sequence[tuple[str, str]], before: float) -> None:
     """Forget those that still nobody reads; their bytes go when nobody else has them."""
     for sha256, submitter in blobs:
         tx.run(
-            f"DELETE FROM blobs WHERE sha256 = ? AND submitter = ? AND {_UNREAD}",  # noqa: S608
+            f"DELETE FROM blobs WHERE sha256 = ? AND submitter = ? AND {_UNREAD}",
             sha256, submitter, before,
         )  # fmt: skip
 

@@ -59,7 +59,7 @@ def move(
         values["finished_at"] = tx.now
     sets = ", ".join(f"{name} = ?" for name in values)
     changed = tx.run(
-        f"UPDATE tasks SET {sets} WHERE seq = ? AND state = ?",  # noqa: S608 - our column names
+        f"UPDATE tasks SET {sets} WHERE seq = ? AND state = ?",
         *values.values(), task["seq"], old,
     )  # fmt: skip
     if changed != 1:

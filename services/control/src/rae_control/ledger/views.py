@@ -116,7 +116,7 @@ def task_list(
     if before is not None:
         where.append("seq < ?")
         values.append(before)
-    sql = f"SELECT * FROM tasks WHERE {' AND '.join(where)} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+    sql = f"SELECT * FROM tasks WHERE {' AND '.join(where)} ORDER BY seq DESC LIMIT ?"
     rows = fetch(db, sql, (*values, limit + 1))
     more = rows[limit - 1]["seq"] if len(rows) > limit else None
     return [view(row) for row in rows[:limit]], more
@@ -136,7 +136,7 @@ def events(
         if value is not None:
             where.append(f"{column} = ?")
             values.append(value)
-    sql = f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?"  # noqa: S608
+    sql = f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?"
     return [
         EventView(
             seq=row["seq"], at=_always(row["at"]), task_id=row["task_id"], attempt=row["attempt"],

@@ -62,10 +62,10 @@ class Watched:
             self._answered.set()
 
 
-def look_once(sources: Sequence[Source], timeout_s: float) -> tuple[list[Reading], list[str]]:
-    """What each sees now, all asked at the same time; and the problems of those that are blind."""
+def look_once(sources: Sequence[Source], timeout_s: float) -> tuple[list[Reading], dict[str, str]]:
+    """What each sees now, all asked at the same time; and, by source, why a blind one is that."""
     watched = [Watched(source) for source in sources]
     for one in watched:
         one.ask()
     readings = [one.reading(timeout_s) for one in watched]
-    return readings, [one.problem for one in watched if one.problem]
+    return readings, {one.name: one.problem for one in watched if one.problem}
