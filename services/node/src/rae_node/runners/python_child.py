@@ -92,7 +92,7 @@ def main() -> int:
     if fd is not None:
         os.set_inheritable(fd, False)
     note = execute(call, fd)
-    with Path(call["note"]).open("x", encoding="utf-8") as handle:
+    with Path(call["note"]).open("w", encoding="utf-8") as handle:
         json.dump(note, handle)
     sys.stdout.flush()
     return 0 if "value" in note else 1
