@@ -220,7 +220,10 @@ def fetch_url(
                     status = response.status_code
                     raise TaskFailure("E_INPUT", f"Input '{name}': {host} answered HTTP {status}")
                 save_stream(response, target, max_bytes, look)
-    except (requests.RequestException, ValueError) as error:
+    except requests.RequestException as error:
+        why = f"{host} did not answer ({type(error).__name__}); check the URL, or upload the input"
+        raise TaskFailure("E_INPUT", f"Input '{name}': {why}") from error
+    except ValueError as error:
         raise TaskFailure("E_INPUT", f"Input '{name}' from {host}: {error}") from error
     except OSError as error:
         raise HandBack("infrastructure", f"Input '{name}' cannot be stored: {error}") from error
