@@ -58,7 +58,7 @@ chaos: venv  ## faults of every kind under load, then 5 minutes without control;
 
 # As a user without rights: nothing of a node's tasks ever runs as root.
 test-escape: venv  ## what a hostile task tries, from inside a task, with the layer that stops it
-	$(BIN)/python -m tests.guest $(BIN)/python -m pytest -p no:cacheprovider tests/escape $(PYTEST_ARGS)
+	$(BIN)/python -m tools.guest $(BIN)/python -m pytest -p no:cacheprovider tests/escape $(PYTEST_ARGS)
 
 chaos-short: venv
 	$(CHAOS) --rounds 20

@@ -122,7 +122,7 @@ def test_a_node_that_cannot_make_a_box_refuses_work_and_says_why() -> None:
         file.write_text(
             file.read_text().replace("min_isolation: process", "min_isolation: bubblewrap")
         )
-        forbidden = [sys.executable, "-m", "tests.guest", "--no-namespaces"]
+        forbidden = [sys.executable, "-m", "tools.guest", "--no-namespaces"]
         node.command = [*forbidden, *node.command]
         node.start()
         mesh.wait_node("n1", "online")

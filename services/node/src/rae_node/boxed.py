@@ -22,7 +22,8 @@ class Box:
         self._words = os.memfd_create("bwrap", os.MFD_CLOEXEC)
         self._told, self._tell = os.pipe2(os.O_CLOEXEC)
         self._hold, self._free = os.pipe2(os.O_CLOEXEC)
-        self.first: int | None = None
+        self._first: int | None = None
+        self._handle = -1
 
     def command(self, argv: list[str]) -> list[str]:
         """The child's side: what to execute instead of argv, with all that it inherits.
@@ -51,21 +52,25 @@ class Box:
             if not piece:
                 return "it ended; "
             said += piece
-        self.first = int(json.loads(said)["child-pid"])
+        self._first = int(json.loads(said)["child-pid"])
+        self._handle = os.pidfd_open(self._first)  # it waits for us: the number is still its own
         return ""
 
     def release(self, processes: int) -> None:
         """Let the program begin. Its limit of processes counts inside the box alone."""
-        if self.first is not None:
+        if self._first is not None:
             # Set from here: bubblewrap itself would trip over what else this user runs.
-            resource.prlimit(self.first, resource.RLIMIT_NPROC, (processes, processes))
+            resource.prlimit(self._first, resource.RLIMIT_NPROC, (processes, processes))
         os.write(self._free, b"1")
         os.close(self._free)
 
-    def kill(self) -> None:
-        """SIGKILL to its first process: the kernel ends all others with it, pid_namespaces(7)."""
-        if self.first is not None:
-            try:
-                os.kill(self.first, signal.SIGKILL)
-            except OSError:
-                return
+    def kill(self) -> bool:
+        """SIGKILL to its first process: the kernel ends all others with it, pid_namespaces(7).
+
+        False when there is none to be killed.
+        """
+        try:
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+        except OSError:
+            return False
+        return True

@@ -244,13 +244,13 @@ class Supervisor:
     def kill_all(self) -> None:
         """Until nobody is left: orphans come to us, so no child means no descendant."""
         pause = 0.0005
-        if self.box is not None:
-            self.box.kill()  # its first process, and with it all of them at once
-        send_kill(descendants(os.getpid()))
+        if self.box is None or not self.box.kill():
+            send_kill(descendants(os.getpid()))
         while self.reap():
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
-            send_kill(descendants(os.getpid()))
+            if self.box is None or pause == 0.02:  # the kernel is quicker than a look at them all
+                send_kill(descendants(os.getpid()))
         self.outputs.drain()
         self.read_notes()
 

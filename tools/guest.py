@@ -1,4 +1,4 @@
-"""Runs a program as a user without rights: `python -m tests.guest [--no-namespaces] PROGRAM ARGS…`.
+"""Runs a program as a user without rights: `python -m tools.guest [--no-namespaces] PROGRAM ARGS…`.
 
 Tasks never run as root, so what tests their box does not either. Who is no root already is left as
 he is. Root becomes a user that owns nothing, in a mount namespace of its own where that user can
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     if forbid:
         forbid_namespaces()
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    os.execvp(program[0], program)
+    os.execvp(program[0], program)  # noqa: S606 - its whole purpose
 
 
 if __name__ == "__main__":
