@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from rae_node.box import probe
-from rae_node.isolation import Handle, Limits, ProcessIsolation, Spec, rlimits
+from rae_node.handle import Handle
+from rae_node.isolation import Limits, ProcessIsolation, Spec, rlimits
 from rae_node.workspace import Workspace
 
 MANY = """

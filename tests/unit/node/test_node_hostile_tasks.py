@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,11 +197,20 @@ def test_progress_with_a_number_beyond_all_floats_does_not_end_the_supervisor(
     assert (result.status, result.result) == ("succeeded", 1)
 
 
-def test_who_holds_the_dead_supervisors_pipe_does_not_hold_up_the_agent(
+def test_who_holds_the_dead_supervisors_line_does_not_hold_up_the_agent(
     layout: Layout, spec: Callable[..., Spec]
 ) -> None:
-    script = "exec 5>/proc/$PPID/fd/1; setsid sleep 600 & kill -9 $PPID"
-    handle = ProcessIsolation(layout.root).start(spec(["/bin/sh", "-c", script]))
+    stolen = """
+import ctypes, os, signal
+line = ctypes.CDLL(None).syscall(438, os.pidfd_open(os.getppid()), 1, 0)  # pidfd_getfd(2)
+if line >= 0:
+    os.set_inheritable(line, True)
+if os.fork() == 0:
+    os.setsid()
+    os.execv("/bin/sleep", ["sleep", "600"])
+os.kill(os.getppid(), signal.SIGKILL)
+"""
+    handle = ProcessIsolation(layout.root).start(spec([sys.executable, "-c", stolen]))
     assert handle.gone.wait(10) and proctree.descendants(os.getpid()) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from rae_node import proctree
-from rae_node.isolation import PROGRAM, Handle, ProcessIsolation, Spec
+from rae_node.handle import Handle
+from rae_node.isolation import PROGRAM, ProcessIsolation, Spec
 from rae_node.paths import Layout
 from tests.unit.node.fakes import until
 
@@ -148,24 +150,25 @@ def test_a_killed_supervisor_leaves_no_orphan(box: ProcessIsolation, spec: MakeS
     assert proctree.descendants(os.getpid()) == []
 
 
-def launch(spec: Spec) -> subprocess.Popen[bytes]:
+def launch(spec: Spec) -> tuple[subprocess.Popen[bytes], socket.socket]:
     body = {**asdict(spec), "cwd": str(spec.cwd), "workspace": str(spec.workspace)}
-    process = subprocess.Popen(
-        [sys.executable, "-ISE", str(PROGRAM)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    process.stdin.write(json.dumps({**body, "log_dir": str(spec.log_dir)}).encode() + b"\n")
-    process.stdin.flush()
-    return process
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-ISE", str(PROGRAM)], stdin=theirs.fileno(), stdout=theirs.fileno(),
+            start_new_session=True,
+        )  # fmt: skip
+    ours.sendall(json.dumps({**body, "log_dir": str(spec.log_dir)}).encode() + b"\n")
+    return process, ours
 
 
 def test_the_end_of_the_agent_ends_the_task_and_wipes_its_workspace(spec: MakeSpec) -> None:
     given = spec(["/bin/sh", "-c", "echo $$ > pid; sleep 600"])
-    process = launch(given)
+    process, line = launch(given)
     until(lambda: (given.cwd / "pid").exists() and (given.cwd / "pid").read_text(), "the task")
     pid = int((given.cwd / "pid").read_text())
-    process.communicate(timeout=10)  # closes its stdin, as death does
+    line.close()  # as death does
+    process.wait(10)
     assert not proctree.is_alive(pid) and not given.workspace.exists()
 
 
@@ -173,9 +176,11 @@ def test_c5_a_lease_that_is_over_leaves_no_workspace_though_the_agent_says_no_wo
     spec: MakeSpec,
 ) -> None:
     given = spec(["/bin/sleep", "600"], deadline_s=0.5)
-    process = launch(given)
+    process, line = launch(given)
     until(lambda: not given.workspace.exists(), "the workspace is gone")
-    process.communicate(b'{"wipe": true}\n', timeout=10)
+    with line:
+        line.sendall(b'{"wipe": true}\n')
+        process.wait(10)
 
 
 def test_an_agent_that_reads_nothing_does_not_block_the_deadline(spec: MakeSpec) -> None:
@@ -186,14 +191,13 @@ while True:
 """
     given = spec([sys.executable, "-c", note], deadline_s=1.0)
     object.__setattr__(given, "progress", True)
-    process = launch(given)
+    process, line = launch(given)
     until(lambda: proctree.descendants(process.pid), "the start")
     until(lambda: not proctree.descendants(process.pid), "the deadline")
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(b'{"wipe": true}\n')
-    process.stdin.flush()
-    output = process.stdout.read()
-    process.communicate(timeout=10)
+    with line, line.makefile("rb") as said:
+        line.sendall(b'{"wipe": true}\n')
+        output = said.read()
+    process.wait(10)
     assert b'"cause": "deadline"' in output
 
 

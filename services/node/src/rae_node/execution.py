@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rae_node import recovery
@@ -21,8 +21,9 @@ from rae_node.errors import (
     is_node_trouble,
     verdict,
 )
+from rae_node.handle import Handle, Outcome
 from rae_node.inputs import Inputs
-from rae_node.isolation import Handle, Outcome, Spec
+from rae_node.isolation import Spec
 from rae_node.link import Link
 from rae_node.outcome import artifacts_of, conclude, limits_of, time_limit
 from rae_node.outfit import Outfit
@@ -227,6 +228,7 @@ class TaskRun:
     def _supervised(self, plan: Plan, workspace: Workspace) -> dict[str, Any]:
         limit = time_limit(self.task, self._outfit.runtime, plan)
         handle = self._start(plan, workspace, limit[0])
+        workspace = replace(workspace, opener=handle.open)
         self._follow(handle, workspace)
         outcome = handle.outcome
         self._check_stop(outcome)

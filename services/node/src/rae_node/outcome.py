@@ -10,7 +10,8 @@ from typing import Any
 from rae_node.capabilities import memory_limit_mb
 from rae_node.config import RuntimeConfig
 from rae_node.errors import HandBack, TaskFailure
-from rae_node.isolation import Limits, Outcome, rlimits
+from rae_node.handle import Outcome
+from rae_node.isolation import Limits, rlimits
 from rae_node.outfit import Outfit
 from rae_node.runners.base import MAX_RETURN_BYTES, Plan, note_failure
 from rae_node.workspace import NOTE, Workspace
@@ -130,7 +131,7 @@ def artifacts_of(task: LeasedTask, workspace: Workspace, staging: Path) -> list[
         target, limit = staging / str(number), int(spec.max_mb * MIB)
         found = workspace.collect(spec.name, target, limit)
         if found is None and len(task.artifacts) == 1 and spec.type.startswith("text/plain"):
-            found = workspace.copy_out(workspace.logs, "stdout", target, limit)
+            found = workspace.copy_out("logs", "stdout", target, limit)
         if found is None:
             raise TaskFailure(
                 "E_ARTIFACT", f"'{spec.name}' is neither in output/ nor in work/; write it there"

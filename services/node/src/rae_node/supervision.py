@@ -4,13 +4,15 @@ The program behind supervisor.py: standard library only, because it must start i
 go on while the agent is stopped or dead. One JSON object a line.
 
 In:  the spec (first line), then {"deadline": s} {"kill": reason} {"wipe": true}
-Out: {"started": pid} {"progress": {…}} {"exit": …, "signal": …, "cause": …} {"gone": true, "ms": …}
-     {"wiped": true}
+     {"open": number, "folder": …, "name": …}
+Out: {"unit": cgroup} {"started": pid} {"progress": {…}} {"exit": …, "signal": …, "cause": …}
+     {"gone": true, "ms": …} {"opened": number, "found": …} {"wiped": true}
 Times are seconds on CLOCK_BOOTTIME. Causes: exit timeout deadline killed output memory failed.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import ctypes
 import errno
@@ -19,10 +21,12 @@ import os
 import resource
 import select
 import signal
+import sys
 import time
 from typing import Any
 
 from rae_node.boxed import Box
+from rae_node.inside import Refused, open_inside
 from rae_node.outputs import Outputs
 from rae_node.proctree import descendants, memory_used_mb, oom_kills, send_kill, wipe
 from rae_node.usage import TooMuch, disk_usage
@@ -54,7 +58,8 @@ class Supervisor:
         self.status: int | None = None
         self.cause: str | None = None
         self.peak_mb = 0.0
-        self.pending = bytearray()
+        self.pending: list[tuple[bytes, int | None]] = []
+        self.line = _socket.socket(fileno=os.dup(1))
         self.received = bytearray()
         self.agent_there = True
         self.wipe_wanted = False
@@ -273,20 +278,41 @@ class Supervisor:
         self.say({"exit": code, "signal": number, "cause": self.cause, **usage})
         self.say({"gone": True, "ms": round((now - decided) * 1000, 3)})
 
-    def say(self, message: dict[str, Any]) -> None:
-        """Queue a line; written when the agent reads, never waited for."""
-        self.pending += json.dumps(message).encode() + b"\n"
+    def say(self, message: dict[str, Any], file: int | None = None) -> None:
+        """Queue a line, with a file for the agent; sent when it reads, never waited for."""
+        self.pending.append((json.dumps(message).encode() + b"\n", file))
         self.flush()
 
     def flush(self) -> None:
-        """As much as the pipe takes now."""
+        """As much as the line takes now."""
         try:
             while self.pending:
-                del self.pending[: os.write(1, self.pending)]
+                data, file = self.pending[0]
+                sent = self.line.sendmsg([data], [] if file is None else [self.passed(file)])
+                self.pending[0] = data[sent:], None
+                if file is not None:
+                    os.close(file)
+                if sent == len(data):
+                    del self.pending[0]
         except BlockingIOError:
             return
         except OSError:
             self.pending.clear()
+
+    @staticmethod
+    def passed(file: int) -> tuple[int, int, bytes]:
+        """A descriptor as a control message, see unix(7)."""
+        return _socket.SOL_SOCKET, _socket.SCM_RIGHTS, file.to_bytes(4, sys.byteorder)
+
+    def open(self, number: int, folder: str, name: str) -> None:
+        """Open a file of the task for the agent, who may not be able to."""
+        try:
+            file = open_inside(self.spec["workspace"], folder, name)
+        except Refused as error:
+            return self.say({"opened": number, "error": str(error)})
+        except OSError as error:
+            return self.say({"opened": number, "error": error.strerror, "errno": error.errno})
+        return self.say({"opened": number, "found": file is not None}, file)
 
     def wait(self, seconds: float) -> None:
         """At most so long, for a word from the agent, output, progress, or a death."""
@@ -331,6 +357,8 @@ class Supervisor:
                 self.deadline = max(self.deadline, float(order["deadline"]))
             if "kill" in order:
                 self.end("killed")
+            if "open" in order:
+                self.open(int(order["open"]), str(order["folder"]), str(order["name"]))
             self.wipe_wanted = self.wipe_wanted or bool(order.get("wipe"))
 
     def read_notes(self) -> None:

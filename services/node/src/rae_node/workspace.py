@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -16,13 +17,12 @@ from urllib.parse import urlsplit
 import requests
 
 from rae_node import proctree
-from rae_node.errors import HandBack, TaskFailure, is_node_trouble, listed
+from rae_node.errors import HandBack, TaskFailure, listed
+from rae_node.inside import Refused, open_inside
 from rae_protocol.models import LeasedInput
 from rae_protocol.node_client import save_stream
 
 _PIECE = 1024 * 1024
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 LOGS = ("exec.log", "stdout", "stderr")
 FOLDERS = ("input", "work", "output", "logs", "tmp", "shm")
 # Below a workspace: what a runner's child is to do, and what it leaves.
@@ -34,11 +34,12 @@ INSIDE = Path("/workdir")  # A12: where a box shows the workspace
 class Workspace:
     """`workdir/<task_id>.<attempt>/{input,work,output,logs}`, and what stands in for /tmp.
 
-    `boxed`: its task sees it as /workdir.
+    `boxed`: its task sees it as /workdir. `opener`: who opens the task's files, while it is there.
     """
 
     path: Path
     boxed: bool = False
+    opener: Callable[[str, str], int | None] | None = None
 
     @classmethod
     def create(cls, workdir: Path, task_id: str, attempt: int, *, boxed: bool = False) -> Workspace:
@@ -96,18 +97,33 @@ class Workspace:
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
 
+    def open(self, folder: str, name: str) -> BinaryIO | None:
+        """A plain file below one of its folders; None when it is not there.
+
+        Raises TaskFailure E_ARTIFACT for links and special files; OSError.
+        """
+        file = (self.opener or partial(_open_inside, self.path))(folder, name)
+        if file is None:
+            return None
+        info = os.fstat(file)
+        if stat.S_ISREG(info.st_mode) and info.st_nlink == 1:
+            return os.fdopen(file, "rb")
+        os.close(file)
+        raise TaskFailure("E_ARTIFACT", f"'{name}' is no plain file with one name; write a copy")
+
     def collect(self, name: str, target: Path, max_bytes: int) -> tuple[int, str] | None:
         """Copy an artifact out of output/ or work/: (size, SHA-256); None when neither has it.
 
         Raises TaskFailure E_ARTIFACT for links, special files and too large ones; OSError.
         """
-        found = self.copy_out(self.output, name, target, max_bytes)
-        return found or self.copy_out(self.work, name, target, max_bytes)
+        found = self.copy_out("output", name, target, max_bytes)
+        return found or self.copy_out("work", name, target, max_bytes)
 
-    @staticmethod
-    def copy_out(folder: Path, name: str, target: Path, max_bytes: int) -> tuple[int, str] | None:
+    def copy_out(
+        self, folder: str, name: str, target: Path, max_bytes: int
+    ) -> tuple[int, str] | None:
         """As `collect`, out of one folder."""
-        source = _open_inside(folder, name)
+        source = self.open(folder, name)
         if source is None:
             return None
         with source, target.open("xb") as out:
@@ -145,8 +161,8 @@ class Workspace:
     def open_log(self, name: str) -> BinaryIO | None:
         """logs/NAME; None when the task removed it or put something else there. Raises OSError."""
         try:
-            return _open_inside(self.logs, name)
-        except TaskFailure:
+            return self.open("logs", name)
+        except (TaskFailure, TimeoutError):  # or the supervisor, who opens it, is gone
             return None
 
     def has_logs(self) -> bool:
@@ -163,7 +179,7 @@ class Workspace:
 
         Raises TaskFailure E_ARTIFACT when it is too large or no plain file.
         """
-        handle = _open_inside(self.logs, name)
+        handle = self.open("logs", name)
         if handle is None:
             return None
         with handle:
@@ -229,36 +245,12 @@ def fetch_url(
         raise HandBack("infrastructure", f"Input '{name}' cannot be stored: {error}") from error
 
 
-def _open_inside(folder: Path, name: str) -> BinaryIO | None:
-    """Open a plain file below a folder, following no link on the way; None when it is not there.
-
-    The folder itself may be gone or a link: a task can do that to its own workspace. Raises
-    TaskFailure E_ARTIFACT, OSError for trouble with the disk.
-    """
-    parts = name.split("/")
-    opened: list[int] = []
+def _open_inside(workspace: Path, folder: str, name: str) -> int | None:
+    """As a supervisor opens it. Raises TaskFailure E_ARTIFACT, OSError."""
     try:
-        opened.append(os.open(folder.parent, _FOLDER))
-        opened.append(os.open(folder.name, _FOLDER, dir_fd=opened[-1]))
-        for part in parts[:-1]:
-            opened.append(os.open(part, _FOLDER, dir_fd=opened[-1]))
-        file = os.open(parts[-1], _FILE, dir_fd=opened[-1])
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if is_node_trouble(error):
-            raise
-        raise TaskFailure(
-            "E_ARTIFACT", f"'{name}' is a link or no file; write a plain one ({error.strerror})"
-        ) from error
-    finally:
-        for handle in opened:
-            os.close(handle)
-    info = os.fstat(file)
-    if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
-        os.close(file)
-        raise TaskFailure("E_ARTIFACT", f"'{name}' is no plain file with one name; write a copy")
-    return os.fdopen(file, "rb")
+        return open_inside(str(workspace), folder, name)
+    except Refused as error:
+        raise TaskFailure("E_ARTIFACT", str(error)) from error
 
 
 def _hash(path: Path) -> str:
