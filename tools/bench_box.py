@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rae_node.box import probe
+from rae_node.box import prepared, tried
 from rae_node.handle import Handle
 from rae_node.isolation import Limits, ProcessIsolation, Spec, rlimits
 from rae_node.workspace import Workspace
@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self._folder, self._number = folder, 0
         self._kinds = {
-            False: ProcessIsolation(folder), True: ProcessIsolation(folder, probe()),
+            False: ProcessIsolation(folder), True: ProcessIsolation(folder, tried(prepared())),
         }  # fmt: skip
 
     def start(self, argv: tuple[str, ...], *, boxed: bool) -> tuple[Handle, Workspace]:

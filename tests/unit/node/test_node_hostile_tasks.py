@@ -89,7 +89,7 @@ def test_what_a_task_left_beside_its_workspace_goes_at_the_next_start(
     precious.chmod(0o750)
     (layout.workdir / "t.1.moved" / "deep").mkdir(parents=True)
     (layout.workdir / "t.2").symlink_to(precious)
-    startup.end_predecessors(layout, 5.0, quiet_log)
+    startup.end_predecessors(layout, 5.0, quiet_log, ProcessIsolation(layout.root))
     assert not list(layout.workdir.iterdir()) and mode(precious) == 0o750
 
 

@@ -23,6 +23,7 @@ from rae_node.cli import main, parse_duration
 from rae_node.config import NodeConfig, RuntimeConfig, dev_config, dev_runtime
 from rae_node.errors import ConfigError, NodeError, Verdict, verdict
 from rae_node.gpu import Gpu
+from rae_node.isolation import ProcessIsolation
 from rae_node.local_socket import LocalSocket, ask, may_resume
 from rae_node.log import EventLog
 from rae_node.paths import Layout, default_node_id, only_dev_node, socket_path
@@ -183,7 +184,7 @@ def test_every_process_of_an_earlier_agent_is_found_killed_and_wiped_after(
     )
     reaper = threading.Thread(target=lambda: [process.wait() for process in strays])
     reaper.start()
-    startup.end_predecessors(layout, 10, quiet_log)
+    startup.end_predecessors(layout, 10, quiet_log, ProcessIsolation(layout.root))
     reaper.join(5)
     assert [process.returncode for process in strays] == [-9, -9, -9]
     assert innocent.poll() is None

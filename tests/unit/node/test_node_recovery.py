@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rae_node import proctree
 from rae_node.config import PROFILES, NodeConfig, check_file, dev_config, dev_runtime, load_both
 from rae_node.errors import ConfigError
 from rae_node.live import Live
@@ -26,6 +27,10 @@ from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, until
 
 MakeRig = Callable[..., Rig]
 RUNNING = State("t1", 1, "lease-00000001", "RUNNING", 1000.0)
+
+
+def wipe(folder: Path) -> None:
+    proctree.wipe(str(folder))
 
 
 def make_workspace(layout: Layout, name: str = "t1.1") -> Path:
@@ -78,7 +83,7 @@ def test_a_state_that_cannot_be_read_says_nothing_and_hinders_no_start(
     if content is not None:
         (folder / "state.json").write_text(content)
     assert read_state(folder) is None
-    recover(layout, quiet_log)
+    recover(layout, quiet_log, wipe)
     assert names(layout.workdir) == []
 
 
@@ -151,7 +156,7 @@ def test_the_sweeper_takes_what_is_over_and_everything_when_the_disk_is_low(
     for name, age in (("old", 100.0), ("fresh", 1.0), ("future", -100.0)):
         keep_one(layout, name, at=clock.wall() - age, keep_s=50)
     make_workspace(layout, "t9.1")  # of a task that runs
-    sweeper = Sweeper(layout.workdir, clock, quiet_log, 60, lambda: low[0], miner)
+    sweeper = Sweeper(layout.workdir, clock, quiet_log, 60, lambda: low[0], miner, wipe)
     assert sweeper.sweep() == 2
     assert names(layout.workdir) == ["fresh.1.kept", "t9.1"]
     low[0] = True
@@ -194,7 +199,7 @@ def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
     log = tmp_path / "log"
     with log.open("w") as stream:
         log_of = EventLog("n1", stream)
-        recover(layout, log_of)
+        recover(layout, log_of, wipe)
         log_of.flush()
     assert names(layout.workdir) == ["t4.1.kept"]
     told = [json.loads(line) for line in log.read_text().splitlines()]

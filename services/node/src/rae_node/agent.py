@@ -93,7 +93,7 @@ class Agent:
         )
         self._sweeper = Sweeper(
             outfit.layout.workdir, outfit.clock, outfit.log, outfit.settings.sweep_sec,
-            self._disk_low, config.keep_s,
+            self._disk_low, config.keep_s, outfit.isolation.wipe,
         )  # fmt: skip
         self._door = open_door(self)
         self._monitor = open_monitor(self)

@@ -22,7 +22,6 @@ from rae_node.guard.sources.load import LoadSource, measure
 from rae_node.guard.sources.logind import LogindSource
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.guard.sources.tty import TtySource
-from rae_node.isolation import strongest
 from rae_node.live import Live
 from rae_node.log import EventLog, LogFile
 from rae_node.outfit import Outfit
@@ -38,6 +37,7 @@ from rae_node.startup import (
     read_credentials,
     read_enrolment,
 )
+from rae_node.unit import strongest
 from rae_node.yamlfile import read_yaml
 from rae_protocol.clock import Clock, SystemClock
 from rae_protocol.node_client import NodeClient
@@ -78,7 +78,8 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
     log = open_log(config)
     layout.create()
     lock = AgentLock(layout, config.node_id, config.rae_endpoint)
-    end_predecessors(layout, settings.predecessor_sec, log)
+    isolation = strongest(layout, config.isolation)
+    end_predecessors(layout, settings.predecessor_sec, log, isolation)
     client = NodeClient(
         config.rae_endpoint,
         config.node_id,
@@ -95,7 +96,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         settings=settings,
         client=client,
         clock=clock,
-        isolation=strongest(layout.root, config.isolation),
+        isolation=isolation,
         machine=probe_machine(settings.probe_timeout_sec),
         machine_id=machine_id(layout),
         allowed=allowed,

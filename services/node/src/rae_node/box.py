@@ -67,12 +67,8 @@ class Box:
         return tuple(words)
 
 
-def probe(path: str = PATH) -> Box:
-    """The box, tried once with `true` in it. Raises NodeError `no_box` saying what is missing."""
-    if os.geteuid() == 0:
-        raise NodeError(
-            "no_box", "the agent runs as root, and so would its tasks; use its own user"
-        )
+def prepared(path: str = PATH) -> Box:
+    """The box, not tried yet. Raises NodeError `no_box` saying what is missing."""
     program = shutil.which("bwrap", path=path)
     if program is None:
         raise NodeError("no_box", "bubblewrap is not installed; `apt install bubblewrap`")
@@ -81,16 +77,24 @@ def probe(path: str = PATH) -> Box:
     except (OSError, RuntimeError, ImportError) as error:
         text = f"libseccomp cannot be used ({error}); `apt install libseccomp2`"
         raise NodeError("no_box", text) from error
-    box = Box(program, system(), seccomp.hex())
+    return Box(program, system(), seccomp.hex())
+
+
+def tried(box: Box) -> Box:
+    """After `true` ran in it as a child of ours. Raises NodeError `no_box` saying what is wrong."""
+    if os.geteuid() == 0:
+        raise NodeError(
+            "no_box", "the agent runs as root, and so would its tasks; use its own user"
+        )
     with (
         tempfile.TemporaryDirectory(prefix="rae-box-") as folder,
         tempfile.TemporaryFile() as rules,
     ):
         for name in FOLDERS:
             (Path(folder) / name).mkdir()
-        rules.write(seccomp)
+        rules.write(bytes.fromhex(box.seccomp))
         rules.seek(0)
-        words = [program, *box.arguments(Path(folder)), "--seccomp", str(rules.fileno())]
+        words = [box.program, *box.arguments(Path(folder)), "--seccomp", str(rules.fileno())]
         try:
             done = subprocess.run(
                 [*words, "--", "/usr/bin/true"], stdin=subprocess.DEVNULL, capture_output=True,

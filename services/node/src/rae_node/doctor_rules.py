@@ -77,7 +77,8 @@ def folder(path: Path, seen: Owned | None, agent: int, asking: int, private: boo
     if seen.uid not in {agent, 0} or (private and seen.uid != agent):
         why = f"{path} belongs to uid {seen.uid}, and the agent is uid {agent}"
         return bad(name, why, f"chown {agent} {path}")
-    open_to = 0o077 if private else stat.S_IWOTH
+    shared = seen.mode & stat.S_ISGID  # with the tasks' group
+    open_to = (0o007 if shared else 0o077) if private else stat.S_IWOTH
     if seen.mode & open_to:
         what = "is open to other users" if private else "can be written by everybody"
         fix = f"chmod {'700' if private else 'o-w'} {path}"

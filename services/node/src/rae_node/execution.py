@@ -354,7 +354,7 @@ class TaskRun:
             self._log.warning("workspace_not_kept", task_id=self.task.task_id, error=str(error))
         try:
             if handle is None or not handle.wipe(self._settings.wipe_confirm_sec):
-                workspace.wipe()
+                self._outfit.isolation.wipe(workspace.path)
         except OSError as error:
             self._log.error("workspace_not_wiped", task_id=self.task.task_id, error=str(error))
 

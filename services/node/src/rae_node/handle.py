@@ -62,7 +62,7 @@ class Handle:
         self._unit = ""
         self._wiped = threading.Event()
         self._exited = threading.Event()
-        self._problem: str | None = None
+        self.problem: str | None = None
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._asked: dict[int, queue.Queue[dict[str, Any]]] = {}
@@ -153,7 +153,7 @@ class Handle:
         elif "unit" in message:
             self._unit = str(message["unit"])
         elif "problem" in message:
-            self._problem = str(message["problem"])
+            self.problem = str(message["problem"])
         elif "cause" in message:
             self.outcome = Outcome(
                 message["cause"],
@@ -161,7 +161,7 @@ class Handle:
                 message["signal"],
                 message["duration_s"],
                 message["max_rss_mb"],
-                self._problem,
+                self.problem,
             )
         elif "gone" in message:
             self.gone.set()

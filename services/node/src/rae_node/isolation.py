@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rae_node import procs, supervision
-from rae_node.box import Box, probe
-from rae_node.errors import NodeError
+from rae_node import procs, proctree, supervision
+from rae_node.box import Box
 from rae_node.handle import Handle, Line
 
 Level = Literal["unit", "bubblewrap", "process"]
@@ -71,6 +70,14 @@ class Isolation(Protocol):
         """Start a supervisor with this task. Raises OSError."""
         ...
 
+    def wipe(self, folder: Path) -> None:
+        """Delete a workspace, whoever owns what is in it. Raises OSError."""
+        ...
+
+    def end_all(self, bound_s: float) -> int:
+        """End what an earlier agent left; how much there was. Raises TimeoutError."""
+        ...
+
 
 class ProcessIsolation:
     """The supervisor as the agent's child, the task in a box, or with rlimits alone."""
@@ -110,6 +117,14 @@ class ProcessIsolation:
             handle.send({**asdict(spec), "cwd": "/", "box": box})
         return handle
 
+    def wipe(self, folder: Path) -> None:
+        """Delete a workspace; all of it is this user's. Raises OSError."""
+        proctree.wipe(str(folder))
+
+    def end_all(self, bound_s: float) -> int:
+        """Kill every process of an earlier agent with this root. Raises TimeoutError."""
+        return procs.kill_predecessors(self._root, bound_s)
+
     def _forget(self, process: subprocess.Popen[bytes], line: socket.socket) -> None:
         """Wait for a supervisor's end; comes back when nothing that it left lives."""
         process.wait()
@@ -131,16 +146,6 @@ class ProcessIsolation:
 def at_least(level: Level, minimum: Level) -> bool:
     """Whether a level of isolation reaches a minimum."""
     return STRENGTH[level] >= STRENGTH[minimum]
-
-
-def strongest(root: Path, wanted: Level | Literal["auto"]) -> ProcessIsolation:
-    """The best that works here, no better than wanted."""
-    if wanted == "process":
-        return ProcessIsolation(root, why="`isolation: process` in config.yaml")
-    try:
-        return ProcessIsolation(root, probe())
-    except NodeError as error:
-        return ProcessIsolation(root, why=error.message)
 
 
 def rlimits(max_file_bytes: int, address_bytes: int) -> dict[str, int]:

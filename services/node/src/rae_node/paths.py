@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ class Layout:
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.workdir, self.spool):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.chmod(0o700)
+            if not folder.stat().st_mode & stat.S_ISGID:  # then root shares it with the tasks
+                folder.chmod(0o700)
 
 
 def socket_path(root: Path) -> Path:

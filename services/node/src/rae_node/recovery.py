@@ -90,7 +90,7 @@ def keep(folder: Path, state: State) -> None:
     folder.rename(kept)
 
 
-def recover(layout: Layout, log: EventLog) -> None:
+def recover(layout: Layout, log: EventLog, wipe: Callable[[Path], None]) -> None:
     """After every process of an earlier agent is dead: wipe what its attempts left, and say so."""
     for folder in layout.workdir.iterdir():
         if folder.name.endswith(KEPT):
@@ -104,7 +104,7 @@ def recover(layout: Layout, log: EventLog) -> None:
                 "attempt_recovered", task_id=found.task_id, attempt=found.attempt,
                 state=found.state, becomes="its result waits" if spooled else "queued elsewhere",
             )  # fmt: skip
-        proctree.wipe(str(folder))
+        wipe(folder)
 
 
 def expired(workdir: Path, now: float, keep_s: Callable[..., float]) -> Iterator[Path]:
@@ -137,7 +137,9 @@ class Sweeper:
         every_s: float,
         low: Callable[[], bool],
         keep_s: Callable[..., float],
+        wipe: Callable[[Path], None],
     ) -> None:
+        self._wipe = wipe
         self._workdir, self._clock, self._log = workdir, clock, log
         self._every_s, self._low, self._keep_s = every_s, low, keep_s
         self._over = threading.Event()
@@ -155,7 +157,7 @@ class Sweeper:
         now = float("inf") if self._low() else self._clock.wall()
         gone = list(expired(self._workdir, now, self._keep_s))
         for folder in gone:
-            proctree.wipe(str(folder))
+            self._wipe(folder)
         if gone:
             self._log.info("workspaces_swept", count=len(gone))
         return len(gone)

@@ -12,10 +12,11 @@ from rae_node.checks import look
 from rae_node.config import PLACEHOLDER, NodeConfig, RuntimeConfig, SourceName, load_both
 from rae_node.errors import NodeError
 from rae_node.guard.policy import Reading
-from rae_node.isolation import Level, at_least, strongest
+from rae_node.isolation import Level, at_least
 from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
 from rae_node.startup import read_enrolment
+from rae_node.unit import strongest
 
 UNIT = "rae-node.service"
 _TIMEOUT_S = 5.0
@@ -64,7 +65,7 @@ def isolation_of(layout: Layout, config: NodeConfig) -> tuple[Level, str]:
     if lock_held(layout):
         said = ask(socket_path(layout.root), {"verb": "status"})
         return said["isolation"], str(said["isolation_why"])
-    found = strongest(layout.root, config.isolation)
+    found = strongest(layout, config.isolation)
     return found.level, found.why
 
 

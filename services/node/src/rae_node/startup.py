@@ -13,8 +13,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-from rae_node import procs
 from rae_node.errors import ConfigError, NodeError
+from rae_node.isolation import Isolation
 from rae_node.log import EventLog
 from rae_node.paths import Layout, write_file
 from rae_node.recovery import recover
@@ -67,18 +67,18 @@ class AgentLock:
         self._file.close()
 
 
-def end_predecessors(layout: Layout, bound_s: float, log: EventLog) -> None:
+def end_predecessors(layout: Layout, bound_s: float, log: EventLog, isolation: Isolation) -> None:
     """Kill every process of an earlier agent, then wipe what its tasks left.
 
     Raises NodeError when something does not die: two attempts of a task must never live at once.
     """
     try:
-        killed = procs.kill_predecessors(layout.root, bound_s)
+        killed = isolation.end_all(bound_s)
     except TimeoutError as error:
         raise NodeError("predecessor_alive", f"Of an earlier agent, {error}; end them") from error
     if killed:
         log.warning("predecessors_killed", count=killed)
-    recover(layout, log)
+    recover(layout, log, isolation.wipe)
 
 
 def machine_id(layout: Layout, source: Path = Path("/etc/machine-id")) -> str:

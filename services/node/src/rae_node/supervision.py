@@ -26,6 +26,7 @@ import time
 from typing import Any
 
 from rae_node.boxed import Box
+from rae_node.cgroup import Cgroup, own
 from rae_node.inside import Refused, open_inside
 from rae_node.outputs import Outputs
 from rae_node.proctree import descendants, memory_used_mb, oom_kills, send_kill, wipe
@@ -65,6 +66,10 @@ class Supervisor:
         self.wipe_wanted = False
         self.note: int | None = None
         self.notes = bytearray()
+        self.cgroup: Cgroup | None = None
+        if spec.get("delegated"):
+            self.say({"unit": own()})
+            self.cgroup = Cgroup(self.limits["memory_mb"], int(self.limits["max_processes"]))
         self.box: Box | None = Box(spec["box"]) if spec.get("box") else None
         self.used_before, self.disk_due = 0, boot() + MEMORY_ROUND_S
         with contextlib.suppress(TooMuch):
@@ -84,7 +89,7 @@ class Supervisor:
         os.set_blocking(1, False)
         self.started = boot()
         self.memory_due = self.started
-        self.ooms = oom_kills()
+        self.ooms = self.oom_kills()
         self.obey()
         if self.started >= self.deadline:
             self.end("deadline")
@@ -202,6 +207,8 @@ class Supervisor:
             if not os.read(go_read, 1):
                 os._exit(1)
             os.setsid()
+            if self.cgroup is not None:
+                self.cgroup.enter()
             for name, value in self.limits["rlimits"].items():
                 which = getattr(resource, name)
                 hard = resource.getrlimit(which)[1]
@@ -249,15 +256,23 @@ class Supervisor:
     def kill_all(self) -> None:
         """Until nobody is left: orphans come to us, so no child means no descendant."""
         pause = 0.0005
-        if self.box is None or not self.box.kill():
+        quick = self.cgroup is not None and self.cgroup.kill()
+        quick = (self.box is not None and self.box.kill()) or quick
+        if not quick:
             send_kill(descendants(os.getpid()))
         while self.reap():
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
-            if self.box is None or pause == 0.02:  # the kernel is quicker than a look at them all
+            if not quick or pause == 0.02:  # the kernel is quicker than a look at them all
                 send_kill(descendants(os.getpid()))
         self.outputs.drain()
         self.read_notes()
+
+    def oom_kills(self) -> int:
+        """The kernel's count of kills for memory: of this task where it is known, else of all."""
+        if self.cgroup is not None and self.cgroup.counts_memory:
+            return self.cgroup.oom_kills()
+        return oom_kills()
 
     def report(self, decided: float) -> None:
         """How it ended, and that nothing lives any more."""
@@ -266,7 +281,7 @@ class Supervisor:
             ended = 128 - ended  # bubblewrap tells of a signal as shells do
         code = ended if ended is not None and ended >= 0 else None
         number = -ended if ended is not None and ended < 0 else None
-        if self.cause == "exit" and number == signal.SIGKILL and oom_kills() > self.ooms:
+        if self.cause == "exit" and number == signal.SIGKILL and self.oom_kills() > self.ooms:
             self.cause = "memory"
         if self.outputs.total > self.outputs.limit and self.cause == "exit":
             self.cause = "output"
@@ -396,7 +411,12 @@ def main() -> int:
         line += piece
     first, _, rest = bytes(line).partition(b"\n")
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    supervisor = Supervisor(json.loads(first))
+    spec = json.loads(first)
+    if "sweep" in spec:  # of a task that ended without its supervisor; its files are this user's
+        with contextlib.suppress(OSError):  # what is the agent's, that wipes itself
+            wipe(spec["sweep"])
+        return 0
+    supervisor = Supervisor(spec)
     supervisor.received += rest
     try:
         supervisor.run()

@@ -43,12 +43,11 @@ class Workspace:
 
     @classmethod
     def create(cls, workdir: Path, task_id: str, attempt: int, *, boxed: bool = False) -> Workspace:
-        """Make it, empty, for its user alone. Raises OSError."""
+        """Make it, empty; its group is the tasks' where that is another user's. Raises OSError."""
         path = workdir / f"{task_id}.{attempt}"
         proctree.wipe(str(path))
-        path.mkdir(mode=0o700)
-        for name in FOLDERS:
-            (path / name).mkdir(mode=0o700)
+        for folder in (path, *(path / name for name in FOLDERS)):
+            _make(folder)
         return cls(path, boxed)
 
     @property
@@ -79,7 +78,7 @@ class Workspace:
     def target(self, name: str) -> Path:
         """Where an input goes; its folders are made. Raises OSError."""
         path = self.input / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_above(path)
         path.unlink(missing_ok=True)
         return path
 
@@ -94,8 +93,10 @@ class Workspace:
                 "E_INPUT", f"Input '{name}' has another SHA-256 than it should; upload it again"
             )
         copy = self.work / name
-        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_above(copy)
         shutil.copyfile(path, copy)
+        path.chmod(0o640)
+        copy.chmod(0o660)
 
     def open(self, folder: str, name: str) -> BinaryIO | None:
         """A plain file below one of its folders; None when it is not there.
@@ -190,9 +191,17 @@ class Workspace:
             )
         return data
 
-    def wipe(self) -> None:
-        """Delete everything. Raises OSError."""
-        proctree.wipe(str(self.path))
+
+def _make(folder: Path) -> None:
+    """A folder that its group may use: the tasks', by the set-group-ID bit of what is above."""
+    folder.mkdir(mode=0o770)
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) | 0o770)
+
+
+def _make_above(file: Path) -> None:
+    """The folders that a file needs."""
+    for folder in reversed([above for above in file.parents if not above.exists()]):
+        _make(folder)
 
 
 def inline_bytes(name: str, given: LeasedInput) -> bytes:

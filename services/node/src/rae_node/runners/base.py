@@ -61,7 +61,9 @@ def child_plan(program: str, call: dict[str, Any], workspace: Workspace, root: P
     """
     text = json.dumps({**call, "note": str(root / NOTE)})
     (workspace.path / CALL).write_text(text, encoding="utf-8")
+    (workspace.path / CALL).chmod(0o640)
     (workspace.path / NOTE).touch()  # a box shows what is there
+    (workspace.path / NOTE).chmod(0o660)
     shown = {Path(folder).resolve() for folder in (sys.prefix, sys.base_prefix, program)}
     argv = (sys.executable, "-I", "-B", program, str(root / CALL))
     return Plan(argv, "note", shown=tuple(sorted(shown)))
