@@ -9,7 +9,7 @@ MINUTES ?= 5
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
-CODE := services/protocol/src services/control/src services/node/src tools
+CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-escape lint unit integration chaos chaos-short fuzz bench soak fmt clean

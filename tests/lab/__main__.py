@@ -1,0 +1,116 @@
+"""`python -m tests.lab build | up [HOST…] | shell HOST [COMMAND…] | down`, as root.
+
+`up` leaves a process that owns the lab; `down` ends that one, and removes what dead owners left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+
+from tests.lab import image, preflight
+from tests.lab.host import Host
+from tests.lab.lab import CHECKOUT, STATE, Lab, owned, sweep
+from tests.lab.preflight import LabError
+from tools.devmesh import exit_on_signals, is_alive, wait_until
+
+_UP = "the lab is up"
+
+
+def _say(line: str) -> None:
+    # Who reads `keep` may be gone, with the pipe: the lab stays.
+    with contextlib.suppress(BrokenPipeError):
+        print(line, flush=True)
+
+
+def _ours() -> list[dict[str, object]]:
+    return [lab for lab in owned() if lab["kept"] and lab["checkout"] == str(CHECKOUT)]
+
+
+def _ended(pid: int) -> bool:
+    return not is_alive(pid)
+
+
+def keep(hosts: list[str]) -> int:
+    """Own a lab until a signal comes."""
+    exit_on_signals()
+    with Lab(_say, kept=True) as lab:
+        lab.boot(*hosts)
+        _say(_UP)
+        signal.pause()
+    return 0
+
+
+def up(hosts: list[str]) -> int:
+    """Start `keep`, and come back when its hosts run."""
+    if _ours():
+        raise LabError("This checkout's lab is up already; `down` ends it")
+    command = [sys.executable, "-m", "tests.lab", "keep", *hosts]
+    keeper = subprocess.Popen(
+        command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert keeper.stdout is not None
+    for line in keeper.stdout:
+        _say(line.rstrip())
+        if line.strip() == _UP:
+            return 0
+    return keeper.wait()
+
+
+def shell(name: str, argv: list[str]) -> int:
+    """Become an ssh to a host of this checkout's lab."""
+    for lab in _ours():
+        folder = STATE / str(lab["number"])
+        with contextlib.suppress(FileNotFoundError):
+            address, leader = json.loads((folder / f"{name}.json").read_text())
+            command = Host(name, address, leader, folder).ssh_command(argv)
+            os.execvp(command[0], command)
+    raise LabError(f"This checkout has no host {name}; `python -m tests.lab up {name}` makes one")
+
+
+def down() -> int:
+    """End this checkout's lab, and remove what dead owners left."""
+    for lab in _ours():
+        keeper = int(str(lab["pid"]))
+        os.kill(keeper, signal.SIGTERM)
+        wait_until(partial(_ended, keeper), 60, f"process {keeper} ends")
+        _say(f"lab {lab['number']}: gone")
+    for number in sweep(preflight.check()):
+        _say(f"lab {number}: its owner was dead; gone")
+    return 0
+
+
+def main() -> int:
+    """One verb; 0 done, 1 could not be done."""
+    parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("build", help="build the image, if it is not there")
+    for verb in ("up", "keep"):
+        verbs.add_parser(verb).add_argument("hosts", nargs="*", default=["node1"])
+    shells = verbs.add_parser("shell", help="a shell, or a command, on a host")
+    shells.add_argument("host")
+    shells.add_argument("argv", nargs=argparse.REMAINDER)
+    verbs.add_parser("down", help="end it")
+    asked = parser.parse_args()
+    try:
+        preflight.check()
+        if asked.verb == "build":
+            _say(str(image.build(_say)))
+            return 0
+        if asked.verb in {"up", "keep"}:
+            return (up if asked.verb == "up" else keep)(asked.hosts)
+        return shell(asked.host, asked.argv) if asked.verb == "shell" else down()
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

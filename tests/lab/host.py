@@ -1,0 +1,86 @@
+"""One booted host: commands in it, by nsenter or by ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab.preflight import LabError
+
+Done = subprocess.CompletedProcess[str]
+_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine of the lab. `leader` is its PID 1, seen from outside; `folder` the lab's own."""
+
+    name: str
+    address: str
+    leader: int
+    folder: Path
+    failed: tuple[str, ...] = ()
+
+    def enter(self, argv: Sequence[str]) -> list[str]:
+        """The command line that runs another one inside, as root."""
+        namespaces = ["-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"]
+        return ["nsenter", "-t", str(self.leader), *namespaces, "--", *argv]
+
+    def run(
+        self, argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60.0,
+        check: bool = True,
+    ) -> Done:  # fmt: skip
+        """Run a command inside, as root. Raises LabError when it fails and `check` is set."""
+        return _run(self.name, self.enter(argv), argv, stdin, timeout_s, check, _ENV)
+
+    def ssh_command(self, argv: Sequence[str] = ()) -> list[str]:
+        """The command line that reaches root there by ssh, with the lab's key."""
+        options = ["BatchMode=yes", f"UserKnownHostsFile={self.folder}/known_hosts",
+                   "ConnectTimeout=10", "IdentitiesOnly=yes"]  # fmt: skip
+        said = [word for option in options for word in ("-o", option)]
+        who = f"root@{self.address}"
+        return ["ssh", "-F", "none", "-i", f"{self.folder}/key", *said, who, *argv]
+
+    def ssh(self, argv: Sequence[str], *, timeout_s: float = 60.0, check: bool = True) -> Done:
+        """Run a command by ssh; sshd gives it to a shell. Raises LabError as `run` does."""
+        return _run(self.name, self.ssh_command(argv), argv, "", timeout_s, check, None)
+
+    def put(self, path: str, content: str, mode: int = 0o644) -> None:
+        """Write a file of root's, and the folders that it lacks. Raises LabError."""
+        self.run(["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path], stdin=content)
+
+    def unit_log(self, name: str) -> str:
+        """What the journal has of a unit since boot."""
+        return self.run(["journalctl", "--boot", "--no-pager", "-o", "cat", "-u", name]).stdout
+
+
+def leader_of(nspawn: int) -> int | None:
+    """The PID 1 inside: the child of a systemd-nspawn that is number 1 in its own namespace."""
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
+            status = Path(f"/proc/{child}/status").read_text()
+            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+            if len(numbers.split()) > 2 and numbers.split()[-1] == "1":
+                return int(child)
+    return None
+
+
+def _run(
+    name: str, command: list[str], argv: Sequence[str], stdin: str, timeout_s: float,
+    check: bool, env: dict[str, str] | None,
+) -> Done:  # fmt: skip
+    what = f"`{' '.join(argv)}` on {name}"
+    try:
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, errors="replace",
+            timeout=timeout_s, check=False, env=env or dict(os.environ),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise LabError(f"{what} did not end within {timeout_s:g} s") from None
+    if check and done.returncode != 0:
+        raise LabError(f"{what} ended with {done.returncode}: {done.stderr or done.stdout}")
+    return done

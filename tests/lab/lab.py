@@ -1,0 +1,260 @@
+"""Hosts on a bridge of their own; nothing of them stays, however the program that made them ends.
+
+Everything of a lab (bridge, addresses, cgroup, folder) is named by a number. Who holds the lock
+`NUMBER.lock` owns it, and the kernel lets go of the lock when the owner dies: what belongs to a
+number whose lock is free is nobody's, and the next lab removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from tests.lab import image, preflight
+from tests.lab.host import Host, leader_of
+from tests.lab.preflight import LabError
+from tools.devmesh import MeshError, wait_until
+
+STATE = Path("/var/lib/rae-lab")  # one place for the whole machine: so are bridges and addresses
+CHECKOUT = Path(__file__).resolve().parents[2]
+_MOST = 200
+# Guests want a pure cgroup2 tree: in a mount namespace of its own, so that the machine keeps its.
+_BOOT = """
+set -e
+echo $$ > "$1/cgroup.procs"
+umount -R /sys/fs/cgroup
+mount -t cgroup2 none /sys/fs/cgroup
+shift
+exec systemd-nspawn "$@"
+"""
+
+
+class Lab:
+    """Use it as a context manager: `with Lab() as lab: (node,) = lab.boot("node1")`."""
+
+    def __init__(self, say: image.Say = lambda _line: None, *, kept: bool = False) -> None:
+        self._say = say
+        self._kept = kept
+        self._lock = -1
+        self._spawned: dict[str, subprocess.Popen[bytes]] = {}
+        self.hosts: dict[str, Host] = {}
+        self.number = 0
+
+    def __enter__(self) -> Lab:
+        self._root = preflight.check()
+        self._image = image.build(self._say)
+        STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(self._root)
+        for number in range(1, _MOST):
+            self._lock = _lock(number)
+            if self._lock >= 0:
+                self.number = number
+                break
+        else:
+            raise LabError(f"All {_MOST - 1} labs of this machine are in use; end one")
+        try:
+            note = {"pid": os.getpid(), "checkout": str(CHECKOUT), "kept": self._kept}
+            os.truncate(self._lock, 0)
+            os.write(self._lock, json.dumps(note).encode())
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        """What the lab keeps on disk: trees, consoles, its key."""
+        return STATE / str(self.number)
+
+    @property
+    def bridge(self) -> str:
+        """The name of its bridge, and of its cgroup."""
+        return f"raelab{self.number}"
+
+    def _prepare(self) -> None:
+        _remove(self.number, self._root)  # since `sweep`, another owner may have come and died
+        self.folder.mkdir(mode=0o700)
+        _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.bridge, "-f",
+            str(self.folder / "key"))  # fmt: skip
+        _do("ip", "link", "add", self.bridge, "type", "bridge")
+        _do("ip", "address", "add", f"10.99.{self.number}.1/24", "dev", self.bridge)
+        _do("ip", "link", "set", self.bridge, "up")
+
+    def boot(self, *names: str) -> list[Host]:
+        """Start hosts, all at once, and wait until systemd and sshd are up. Raises LabError."""
+        numbered = list(enumerate(names, start=2 + len(self._spawned)))
+        with ThreadPoolExecutor(len(names)) as pool:
+            hosts = list(pool.map(self._boot, *zip(*numbered, strict=True)))
+        self.hosts |= {host.name: host for host in hosts}
+        with (self.folder / "known_hosts").open("a") as known:
+            for host in hosts:
+                key = self.folder / host.name / "etc/ssh/ssh_host_ed25519_key.pub"
+                known.write(f"{host.address} {key.read_text()}")
+        return hosts
+
+    def _boot(self, last_byte: int, name: str) -> Host:
+        started = time.monotonic()
+        address = f"10.99.{self.number}.{last_byte}"
+        tree = self.folder / name
+        image.unpack(self._image, tree)
+        for file, content in self._files(name, address).items():
+            (tree / file).parent.mkdir(parents=True, exist_ok=True)
+            (tree / file).write_text(content, encoding="utf-8")
+        unpacked = time.monotonic()
+        self._spawned[name] = self._spawn(name, tree)
+        try:
+            host = self._wait(Host(name, address, 0, self.folder))
+        except MeshError as error:
+            console = (self.folder / f"{name}.console").read_text(errors="replace")
+            raise LabError(f"{name} did not boot: {error}\n{console[-3000:]}") from None
+        (self.folder / f"{name}.json").write_text(json.dumps([host.address, host.leader]))
+        self._say(
+            f"{name}: {address}, unpacked in {unpacked - started:.1f} s,"
+            f" up {time.monotonic() - unpacked:.1f} s later"
+            + (f"; failed: {' '.join(host.failed)}" if host.failed else "")
+        )
+        return host
+
+    def _files(self, name: str, address: str) -> Mapping[str, str]:
+        network = f"[Match]\nName=host0\n[Network]\nAddress={address}/24\nLinkLocalAddressing=no\n"
+        return {
+            "etc/hostname": f"{name}\n",
+            "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n",
+            # Without one it would be a first boot, which enables what it likes.
+            "etc/machine-id": f"{uuid.uuid4().hex}\n",
+            "etc/systemd/network/10-lab.network": network,
+            "root/.ssh/authorized_keys": (self.folder / "key.pub").read_text(),
+        }
+
+    def _spawn(self, name: str, tree: Path) -> subprocess.Popen[bytes]:
+        cgroup = self._root / self.bridge / name
+        cgroup.mkdir(parents=True)
+        with (self.folder / f"{name}.console").open("wb") as console:
+            return subprocess.Popen(
+                ["unshare", "--mount", "--propagation=private", "bash", "-c", _BOOT, "lab",
+                 str(cgroup), "--quiet", f"--directory={tree}", f"--machine={self.bridge}-{name}",
+                 f"--hostname={name}", f"--network-bridge={self.bridge}", "--register=no",
+                 "--keep-unit", "--settings=no", "--resolv-conf=off", "--timezone=off",
+                 "--link-journal=no", "--boot", "--console=pipe"],
+                stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+            )  # fmt: skip
+
+    def _wait(self, host: Host, timeout_s: float = 90.0) -> Host:
+        nspawn = self._spawned[host.name]
+
+        def led() -> int | None:
+            if nspawn.poll() is not None:
+                raise MeshError(f"systemd-nspawn ended with {nspawn.returncode}")
+            return leader_of(nspawn.pid)
+
+        def booted() -> bool:
+            led()
+            state = host.run(["systemctl", "is-system-running", "--wait"], check=False)
+            return state.stdout.strip() in {"running", "degraded"}
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection((host.address, 22), 1.0):
+                return True
+            return False
+
+        leader = wait_until(led, timeout_s, "systemd starts inside")
+        host = replace(host, leader=leader)
+        wait_until(booted, timeout_s, "systemd says running or degraded", every_s=0.1)
+        wait_until(answers, timeout_s, f"sshd answers on {host.address}")
+        units = host.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout
+        return replace(host, failed=tuple(line.split()[0] for line in units.splitlines()))
+
+    def close(self) -> None:
+        """End every host and remove what is the lab's."""
+        if self._lock < 0:
+            return
+        for nspawn in self._spawned.values():
+            # Its PID 1 first: systemd-nspawn then puts away its own files, too.
+            leader = leader_of(nspawn.pid)
+            if leader is not None:
+                os.kill(leader, signal.SIGKILL)
+        for nspawn in self._spawned.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                nspawn.wait(5)
+        _remove(self.number, self._root)
+        for nspawn in self._spawned.values():
+            nspawn.wait()
+        os.close(self._lock)
+        self._lock = -1
+
+
+def owned() -> Iterator[dict[str, object]]:
+    """The labs that somebody holds now: number, pid, checkout, kept."""
+    for file in sorted(STATE.glob("*.lock")):
+        held = _lock(int(file.stem))
+        if held >= 0:
+            os.close(held)
+            continue
+        with contextlib.suppress(ValueError):  # its owner is just writing it
+            yield {"number": int(file.stem), **json.loads(file.read_text())}
+
+
+def sweep(root: Path) -> list[int]:
+    """Remove what dead owners have left; the numbers of their labs."""
+    swept = []
+    for file in sorted(STATE.glob("*.lock")):
+        lock = _lock(int(file.stem))
+        if lock >= 0:
+            if _remove(int(file.stem), root):
+                swept.append(int(file.stem))
+            os.close(lock)
+    return swept
+
+
+def _lock(number: int) -> int:
+    """The lock of a lab, which the kernel gives back when we die; -1 when somebody has it."""
+    lock = os.open(STATE / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return -1
+    return lock
+
+
+def _remove(number: int, root: Path) -> bool:
+    """End and remove all of a lab whose lock is held; whether there was anything."""
+    cgroup, bridge, folder = root / f"raelab{number}", f"raelab{number}", STATE / str(number)
+    there = [cgroup.exists(), Path(f"/sys/class/net/{bridge}").exists(), folder.exists()]
+    if there[0]:
+        (cgroup / "cgroup.kill").write_text("1")
+        events = cgroup / "cgroup.events"
+        wait_until(lambda: "populated 0" in events.read_text(), 20, f"{cgroup} is empty")
+        for path, _, _ in os.walk(cgroup, topdown=False):
+            Path(path).rmdir()
+    if there[1]:
+        _do("ip", "link", "delete", bridge)
+    if there[2]:
+        shutil.rmtree(folder)
+    return any(there)
+
+
+def _do(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode != 0:
+        raise LabError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}")

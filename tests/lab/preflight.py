@@ -1,0 +1,72 @@
+"""What the lab needs of this machine; run as a program, it prints the packages that are missing.
+
+Standard library only: CI asks before there is an environment.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+# A program or file that must be there, and the Debian package that brings it.
+NEEDED: Mapping[str, str] = {
+    "mmdebstrap": "mmdebstrap",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+    "systemd-nspawn": "systemd-container",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "bwrap": "bubblewrap",
+    "nsenter": "util-linux",
+    "ssh-keygen": "openssh-client",
+}
+# Where /usr/sbin is not on the PATH, its programs are there all the same.
+_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+class LabError(Exception):
+    """The lab cannot do what was asked; the text says why, and what to do."""
+
+
+def _there(name: str) -> bool:
+    return Path(name).exists() if name.startswith("/") else bool(shutil.which(name, path=_PATH))
+
+
+def missing(there: Callable[[str], bool] = _there) -> list[str]:
+    """The Debian packages that this machine lacks."""
+    return sorted({package for name, package in NEEDED.items() if not there(name)})
+
+
+def problem(packages: list[str], uid: int, cgroup: Path | None) -> str | None:
+    """Why there can be no lab, with the way out; None when there can be one."""
+    if packages:
+        command = f"apt-get install -y --no-install-recommends {' '.join(packages)}"
+        return f"The lab needs programs that this machine lacks; as root: {command}"
+    if uid != 0:
+        return "The lab boots containers, which only root may; run it as root"
+    if cgroup is None:
+        return "The lab needs a cgroup2 tree, and none is mounted: mount -t cgroup2 none DIR"
+    return None
+
+
+def unified_cgroup(mountinfo: str) -> Path | None:
+    """Where the cgroup2 tree is, as /proc/self/mountinfo has it."""
+    for line in mountinfo.splitlines():
+        mount, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 ") and mount.split()[3] == "/":
+            return Path(mount.split()[4])
+    return None
+
+
+def check() -> Path:
+    """The cgroup2 tree of a machine that has everything. Raises LabError."""
+    cgroup = unified_cgroup(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+    trouble = problem(missing(), os.geteuid(), cgroup)
+    if trouble is not None or cgroup is None:
+        raise LabError(trouble)
+    return cgroup
+
+
+if __name__ == "__main__":
+    print(" ".join(missing()))
