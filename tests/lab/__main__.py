@@ -53,8 +53,8 @@ def up(hosts: list[str]) -> int:
         raise LabError("This checkout's lab is up already; `down` ends it")
     command = [sys.executable, "-m", "tests.lab", "keep", *hosts]
     keeper = subprocess.Popen(
-        command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-        start_new_session=True,
+        command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     assert keeper.stdout is not None
     for line in keeper.stdout:

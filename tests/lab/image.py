@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -52,13 +53,15 @@ def build(say: Say) -> Path:
     with (image.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds it built
         if not image.exists():
-            _build(image, say)
+            _build(image, say, lock.fileno())
     return image
 
 
-def _build(image: Path, say: Say) -> None:
+def _build(image: Path, say: Say, lock: int) -> None:
     started = time.monotonic()
     say(f"image: building {image} (a minute)")
+    for rest in image.parent.glob("mmdebstrap.*"):  # of a build that was killed
+        shutil.rmtree(rest)
     partial = image.with_name(f"part-{image.name}")  # the format follows the ending
     # In a mount namespace of its own: nothing stays mounted, however it ends.
     done = subprocess.run(
@@ -66,21 +69,10 @@ def _build(image: Path, say: Say) -> None:
          str(partial)],
         capture_output=True, text=True, timeout=900, check=False, stdin=subprocess.DEVNULL,
         env={**os.environ, "TMPDIR": str(image.parent)},
+        pass_fds=[lock],  # should we be killed: it goes on, and the next waits for it
     )  # fmt: skip
     if done.returncode != 0:
         partial.unlink(missing_ok=True)
         raise LabError(f"mmdebstrap could not build the image; it said:\n{done.stderr[-3000:]}")
     partial.replace(image)
     say(f"image: built in {time.monotonic() - started:.0f} s")
-
-
-def unpack(image: Path, tree: Path) -> None:
-    """A host's own copy. Raises LabError."""
-    tree.mkdir(parents=True)
-    done = subprocess.run(
-        ["tar", "--extract", "--numeric-owner", "--xattrs", "--xattrs-include=*",
-         f"--file={image}", f"--directory={tree}"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise LabError(f"{image} cannot be unpacked ({done.stderr.strip()}); remove it")

@@ -31,14 +31,19 @@ from tools.devmesh import MeshError, wait_until
 STATE = Path("/var/lib/rae-lab")  # one place for the whole machine: so are bridges and addresses
 CHECKOUT = Path(__file__).resolve().parents[2]
 _MOST = 200
-# Guests want a pure cgroup2 tree: in a mount namespace of its own, so that the machine keeps its.
+# In a mount namespace of its own, so that all mounts end with the host: its files are in memory,
+# and it gets the pure cgroup2 tree that guests want, while the machine keeps its own.
 _BOOT = """
 set -e
-echo $$ > "$1/cgroup.procs"
+cgroup=$1 image=$2 files=$3 tree=$4
+shift 4
+echo $$ > "$cgroup/cgroup.procs"
+mount -t tmpfs -o mode=755,size=4G lab "$tree"
+tar --extract --numeric-owner --xattrs --xattrs-include='*' --file="$image" --directory="$tree"
+cp -r "$files/." "$tree"
 umount -R /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
-shift
-exec systemd-nspawn "$@"
+exec systemd-nspawn --directory="$tree" "$@"
 """
 
 
@@ -83,7 +88,7 @@ class Lab:
 
     @property
     def folder(self) -> Path:
-        """What the lab keeps on disk: trees, consoles, its key."""
+        """What the lab keeps on disk: consoles, keys, no host."""
         return STATE / str(self.number)
 
     @property
@@ -108,20 +113,18 @@ class Lab:
         self.hosts |= {host.name: host for host in hosts}
         with (self.folder / "known_hosts").open("a") as known:
             for host in hosts:
-                key = self.folder / host.name / "etc/ssh/ssh_host_ed25519_key.pub"
-                known.write(f"{host.address} {key.read_text()}")
+                key = host.run(["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).stdout
+                known.write(f"{host.address} {key}")
         return hosts
 
     def _boot(self, last_byte: int, name: str) -> Host:
         started = time.monotonic()
         address = f"10.99.{self.number}.{last_byte}"
-        tree = self.folder / name
-        image.unpack(self._image, tree)
-        for file, content in self._files(name, address).items():
-            (tree / file).parent.mkdir(parents=True, exist_ok=True)
-            (tree / file).write_text(content, encoding="utf-8")
-        unpacked = time.monotonic()
-        self._spawned[name] = self._spawn(name, tree)
+        for path, content in self._files(name, address).items():
+            file = self.folder / f"{name}.files" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content, encoding="utf-8")
+        self._spawned[name] = self._spawn(name)
         try:
             host = self._wait(Host(name, address, 0, self.folder))
         except MeshError as error:
@@ -129,8 +132,7 @@ class Lab:
             raise LabError(f"{name} did not boot: {error}\n{console[-3000:]}") from None
         (self.folder / f"{name}.json").write_text(json.dumps([host.address, host.leader]))
         self._say(
-            f"{name}: {address}, unpacked in {unpacked - started:.1f} s,"
-            f" up {time.monotonic() - unpacked:.1f} s later"
+            f"{name}: {address}, up in {time.monotonic() - started:.1f} s"
             + (f"; failed: {' '.join(host.failed)}" if host.failed else "")
         )
         return host
@@ -146,13 +148,15 @@ class Lab:
             "root/.ssh/authorized_keys": (self.folder / "key.pub").read_text(),
         }
 
-    def _spawn(self, name: str, tree: Path) -> subprocess.Popen[bytes]:
-        cgroup = self._root / self.bridge / name
+    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
+        cgroup, tree = self._root / self.bridge / name, self.folder / name
         cgroup.mkdir(parents=True)
+        tree.mkdir()
         with (self.folder / f"{name}.console").open("wb") as console:
             return subprocess.Popen(
                 ["unshare", "--mount", "--propagation=private", "bash", "-c", _BOOT, "lab",
-                 str(cgroup), "--quiet", f"--directory={tree}", f"--machine={self.bridge}-{name}",
+                 str(cgroup), str(self._image), f"{tree}.files", str(tree), "--quiet",
+                 f"--machine={self.bridge}-{name}",
                  f"--hostname={name}", f"--network-bridge={self.bridge}", "--register=no",
                  "--keep-unit", "--settings=no", "--resolv-conf=off", "--timezone=off",
                  "--link-journal=no", "--boot", "--console=pipe"],

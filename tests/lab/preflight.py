@@ -21,7 +21,7 @@ NEEDED: Mapping[str, str] = {
     "nsenter": "util-linux",
     "ssh-keygen": "openssh-client",
 }
-# Where /usr/sbin is not on the PATH, its programs are there all the same.
+# su and sudo may leave /usr/sbin out.
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
@@ -61,6 +61,7 @@ def unified_cgroup(mountinfo: str) -> Path | None:
 
 def check() -> Path:
     """The cgroup2 tree of a machine that has everything. Raises LabError."""
+    os.environ["PATH"] = _PATH
     cgroup = unified_cgroup(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     trouble = problem(missing(), os.geteuid(), cgroup)
     if trouble is not None or cgroup is None:

@@ -9,7 +9,7 @@ import sys
 
 def main() -> None:
     """One connection."""
-    told = {}
+    told: dict[str, object] = {}
     exec(json.loads(sys.stdin.readline()), {"told": told})
     print(json.dumps(told), flush=True)
     sys.stdin.read()

@@ -1,7 +1,7 @@
 """Level `unit`: what systemd makes of a connection to /run/rae-task/cpu.sock on a booted host.
 
-The lab's guests have no cgroup v2 controllers and no BPF for devices: memory, pids, weights and device
-lists are asserted at the unit's settings; all else is tried from inside.
+The lab's guests have no cgroup v2 controllers and no BPF for devices: memory, pids, weights and
+device lists are asserted at the unit's settings; all else is tried from inside.
 """
 
 from __future__ import annotations
@@ -41,6 +41,17 @@ for number in range(20):
         os.closerange(0, 3)
         time.sleep(600)
         os._exit(0)
+"""
+
+AGENT = """
+import os, signal, sys
+def end(*_):
+    with open("/opt/rae-node/logs/seen", "w") as seen:
+        print(*os.listdir("/sys/fs/cgroup/rae.slice"), sep="\\n", file=seen)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+while True:
+    signal.pause()
 """
 
 
@@ -99,7 +110,7 @@ def test_a_connection_starts_a_unit_without_privileges_or_network(
             told["caps"] = [int(status[f"Cap{kind}"], 16) for kind in ("Eff", "Prm", "Bnd", "Amb")]
             told["no_new_privs"] = status["NoNewPrivs"].strip()
             told["links"] = [name for _, name in socket.if_nameindex()]
-            told["others"] = [pid for pid in os.listdir("/proc") if pid.isdigit()] == [str(os.getpid())]
+            told["processes"] = sum(name.isdigit() for name in os.listdir("/proc"))
             for family in (socket.AF_INET, socket.AF_INET6, socket.AF_PACKET):
                 try:
                     socket.socket(family, socket.SOCK_RAW)
@@ -111,7 +122,7 @@ def test_a_connection_starts_a_unit_without_privileges_or_network(
         del told["cgroup"]
         assert told == {
             "user": "rae-task", "groups": True, "caps": [0, 0, 0, 0], "no_new_privs": "1",
-            "links": ["lo"], "others": True,
+            "links": ["lo"], "processes": 1,
         }  # fmt: skip
     task.wait_gone()
 
@@ -142,7 +153,7 @@ def test_a_task_may_write_to_the_workspaces_and_nowhere_else(host: Host) -> None
 def test_bubblewrap_boxes_a_task_inside_the_unit(host: Host) -> None:
     with Task(host) as task:
         told = task.tell(f"""
-            import subprocess
+            import os, subprocess, textwrap
             {BOX.strip().replace(chr(10), chr(10) + " " * 12)}
             look = '''
             import os, socket
@@ -150,11 +161,10 @@ def test_bubblewrap_boxes_a_task_inside_the_unit(host: Host) -> None:
             print(sorted(os.listdir("/")), [pid for pid in os.listdir("/proc") if pid.isdigit()],
                   [name for _, name in socket.if_nameindex()], socket.gethostname())
             '''
-            import textwrap
-            done = subprocess.run(box("python3", "-c", textwrap.dedent(look)), capture_output=True, text=True)
+            argv = box("python3", "-c", textwrap.dedent(look))
+            done = subprocess.run(argv, capture_output=True, text=True)
             told["box"] = [done.returncode, done.stdout, done.stderr]
             told["made"] = open("/opt/rae-node/workdir/made").read()
-            import os
             os.unlink("/opt/rae-node/workdir/made")
             told["covered"] = [line.split()[4] for line in open("/proc/self/mountinfo")
                                if line.split()[4].startswith("/proc/")]
@@ -212,8 +222,8 @@ def test_nothing_outlives_the_main_process(host: Host) -> None:
 
 @pytest.fixture
 def enabled(host: Host) -> Iterator[None]:
-    """An agent that does nothing, enabled as enable-node does it."""
-    host.put("/opt/rae-node/agent/auto_runner.py", "import signal\nsignal.pause()\n")
+    """An agent that does nothing but note what it sees at its end, enabled as by enable-node."""
+    host.put("/opt/rae-node/agent/auto_runner.py", AGENT)
     host.put("/opt/rae-node/agent/enabled", "")
     yield
     host.run(["rm", "/opt/rae-node/agent/enabled"])
@@ -229,8 +239,11 @@ def test_b9_the_agent_does_not_run_before_it_is_enabled(host: Host) -> None:
 def test_a13_b4_the_agents_unit(host: Host, enabled: None) -> None:
     host.run(["systemctl", "start", "rae-node"])
     said = settings(host, "rae-node.service")
-    wanted = {"Description": "RAE Compute Node Agent", "User": "rae-node", "Restart": "always",
-              "RestartUSec": "15s", "ActiveState": "active", "ControlGroup": "/rae.slice/rae-node.service"}  # fmt: skip
+    wanted = {
+        "Description": "RAE Compute Node Agent", "User": "rae-node", "Restart": "always",
+        "RestartUSec": "15s", "ActiveState": "active",
+        "ControlGroup": "/rae.slice/rae-node.service",
+    }  # fmt: skip
     assert {name: said[name] for name in wanted} == wanted
     assert "/usr/bin/python3 /opt/rae-node/agent/auto_runner.py" in said["ExecStart"]
     assert "WantedBy=multi-user.target" in (UNITS / "rae-node.service").read_text()
@@ -242,4 +255,13 @@ def test_the_agents_end_ends_a_task_whose_supervisor_is_stopped(host: Host, enab
         task.tell(CROWD)
         host.run(["systemctl", "kill", "--signal=SIGSTOP", task.unit])
         host.run(["systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", "rae-node"])
+        task.wait_gone()
+
+
+def test_an_agent_that_is_stopped_may_still_speak_to_its_tasks(host: Host, enabled: None) -> None:
+    host.run(["systemctl", "start", "rae-node"])
+    with Task(host) as task:
+        task.tell("")
+        host.run(["systemctl", "stop", "rae-node"])
+        assert task.unit in host.run(["cat", "/opt/rae-node/logs/seen"]).stdout.splitlines()
         task.wait_gone()

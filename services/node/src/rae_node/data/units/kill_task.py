@@ -7,6 +7,7 @@ Runs as root, once per connection to /run/rae-task/kill.sock (rae-task-kill@.ser
 import re
 import socket
 import sys
+from pathlib import Path
 
 RAE_SLICE = "/sys/fs/cgroup/rae.slice"
 # No slash and nothing before `rae-task`: no path out of the slice, no unit but a task's.
@@ -21,8 +22,7 @@ def answer(asked: bytes, rae_slice: str = RAE_SLICE) -> str:
         return "Only tasks can be killed here; send the name of one rae-task unit and a newline"
     name = match[1].decode("ascii")
     try:
-        with open(f"{rae_slice}/{name}/cgroup.kill", "w", encoding="ascii") as file:
-            file.write("1")
+        Path(rae_slice, name, "cgroup.kill").write_text("1", encoding="ascii")
     except FileNotFoundError:
         return f"{name} does not run"
     except OSError as error:

@@ -1,0 +1,111 @@
+"""The lab itself: it boots, is reached, and leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.lab import Host, Lab, LabError
+from tests.lab.lab import CHECKOUT, STATE
+from tools.devmesh import is_alive
+
+REACH = "import socket, sys; socket.create_connection((sys.argv[1], 22), 10)"
+
+
+def left_on_this_machine() -> set[str]:
+    """Links, mounts, cgroups of every tree, nft tables, and the processes of guests."""
+    nft = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
+    found = set(nft.stdout.splitlines())
+    found |= {f"link {link.name}" for link in Path("/sys/class/net").iterdir()}
+    found |= {
+        line.split(" ", 4)[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    }
+    found |= {path for path, _, _ in os.walk("/sys/fs/cgroup")}
+    found |= {f"{path}" for path in STATE.iterdir() if path.suffix != ".lock"}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            words = (
+                f"{process} {(process / 'cmdline').read_text()} {(process / 'cgroup').read_text()}"
+            )
+            if "raelab" in words and is_alive(int(process.name)):
+                found.add(words)
+    return found
+
+
+def of_lab(number: int, things: set[str]) -> set[str]:
+    """Those of one lab; somebody else's may come and go meanwhile."""
+    names = rf"raelab{number}\b|{STATE}/{number}\b"
+    return {thing for thing in things if re.search(names, thing)}
+
+
+def test_a_host_boots_without_a_failed_unit_and_is_reached_by_ssh(host: Host) -> None:
+    assert host.failed == ()
+    assert host.run(["cat", "/proc/1/comm"]).stdout == "systemd\n"
+    assert host.ssh(["hostname"]).stdout == "node1\n"
+    host.put("/run/lab/file", "what it says", mode=0o640)
+    assert host.ssh(["stat", "-c", "%a:%U", "/run/lab/file"]).stdout == "640:root\n"
+    assert "Server listening" in host.unit_log("ssh.service")
+
+
+def test_a_command_that_fails_says_what_it_said(host: Host) -> None:
+    try:
+        host.run(["ls", "/nowhere"])
+    except LabError as error:
+        assert "`ls /nowhere` on node1 ended with 2" in str(error)
+        assert "No such file or directory" in str(error)
+    else:
+        raise AssertionError("the failure was not told")
+
+
+def test_two_hosts_of_a_second_lab_reach_each_other_and_leave_nothing(lab: Lab) -> None:
+    before = left_on_this_machine()
+    with Lab() as second:
+        assert second.number != lab.number
+        one, two = second.boot("one", "two")
+        one.run(["python3", "-c", REACH, two.address])
+        assert two.ssh(["hostname"]).stdout == "two\n"
+        number = second.number
+        assert of_lab(number, left_on_this_machine()), "the search finds nothing, whatever is there"
+    after = left_on_this_machine()
+    assert of_lab(number, after) == set()
+    tables = {thing for thing in after - before if thing.startswith("table")}
+    assert tables == set()
+
+
+def test_what_a_killed_run_leaves_is_removed_by_the_next(lab: Lab, host: Host) -> None:
+    command = [sys.executable, "-m", "tests.lab", "keep", "orphan"]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        said = next(line for line in owner.stdout if line.startswith("orphan: "))
+        owner.send_signal(signal.SIGKILL)
+    number = int(said.split(".")[2])
+    left = of_lab(number, left_on_this_machine())
+    assert any("systemd-nspawn" in thing for thing in left), "the guest died with its owner"
+    with Lab():
+        pass
+    assert of_lab(number, left_on_this_machine()) == set()
+    assert host.run(["true"]).returncode == 0, "a lab whose owner lives was removed"
+
+
+def test_the_command_line_makes_a_lab_that_stays_until_it_is_told_to_go(lab: Lab) -> None:
+    def lab_says(*words: str) -> str:
+        command = [sys.executable, "-m", "tests.lab", *words]
+        done = subprocess.run(
+            command, cwd=CHECKOUT, capture_output=True, text=True, timeout=180, check=True
+        )
+        return done.stdout
+
+    said = lab_says("up", "alone")
+    try:
+        assert "the lab is up" in said
+        number = int(said.split(".")[2])
+        assert lab_says("shell", "alone", "hostname") == "alone\n"
+    finally:
+        said = lab_says("down")
+    assert f"lab {number}: gone" in said
+    assert of_lab(number, left_on_this_machine()) == set()
