@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -64,7 +63,7 @@ class Lab:
         STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(self._root)
         for number in range(1, _MOST):
-            self._lock = _lock(number)
+            self._lock = hold(number)
             if self._lock >= 0:
                 self.number = number
                 break
@@ -192,14 +191,6 @@ class Lab:
         """End every host and remove what is the lab's."""
         if self._lock < 0:
             return
-        for nspawn in self._spawned.values():
-            # Its PID 1 first: systemd-nspawn then puts away its own files, too.
-            leader = leader_of(nspawn.pid)
-            if leader is not None:
-                os.kill(leader, signal.SIGKILL)
-        for nspawn in self._spawned.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                nspawn.wait(5)
         _remove(self.number, self._root)
         for nspawn in self._spawned.values():
             nspawn.wait()
@@ -210,7 +201,7 @@ class Lab:
 def owned() -> Iterator[dict[str, object]]:
     """The labs that somebody holds now: number, pid, checkout, kept."""
     for file in sorted(STATE.glob("*.lock")):
-        held = _lock(int(file.stem))
+        held = hold(int(file.stem))
         if held >= 0:
             os.close(held)
             continue
@@ -222,7 +213,7 @@ def sweep(root: Path) -> list[int]:
     """Remove what dead owners have left; the numbers of their labs."""
     swept = []
     for file in sorted(STATE.glob("*.lock")):
-        lock = _lock(int(file.stem))
+        lock = hold(int(file.stem))
         if lock >= 0:
             if _remove(int(file.stem), root):
                 swept.append(int(file.stem))
@@ -230,7 +221,7 @@ def sweep(root: Path) -> list[int]:
     return swept
 
 
-def _lock(number: int) -> int:
+def hold(number: int) -> int:
     """The lock of a lab, which the kernel gives back when we die; -1 when somebody has it."""
     lock = os.open(STATE / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -246,16 +237,30 @@ def _remove(number: int, root: Path) -> bool:
     cgroup, bridge, folder = root / f"raelab{number}", f"raelab{number}", STATE / str(number)
     there = [cgroup.exists(), Path(f"/sys/class/net/{bridge}").exists(), folder.exists()]
     if there[0]:
-        (cgroup / "cgroup.kill").write_text("1")
-        events = cgroup / "cgroup.events"
-        wait_until(lambda: "populated 0" in events.read_text(), 20, f"{cgroup} is empty")
-        for path, _, _ in os.walk(cgroup, topdown=False):
-            Path(path).rmdir()
+        _end(cgroup)
     if there[1]:
         _do("ip", "link", "delete", bridge)
     if there[2]:
         shutil.rmtree(folder)
     return any(there)
+
+
+def _end(cgroup: Path) -> None:
+    """Kill all that is in a lab's cgroup, and remove it."""
+
+    def empty() -> bool:
+        return "populated 0" in (cgroup / "cgroup.events").read_text()
+
+    guests = list(cgroup.glob("*/payload/cgroup.kill"))
+    for kill in guests:
+        kill.write_text("1")
+    if guests:  # systemd-nspawn sees their end, and puts away its own files in /run
+        with contextlib.suppress(MeshError):
+            wait_until(empty, 5, "systemd-nspawn ends")
+    (cgroup / "cgroup.kill").write_text("1")
+    wait_until(empty, 20, f"{cgroup} is empty")
+    for path, _, _ in os.walk(cgroup, topdown=False):
+        Path(path).rmdir()
 
 
 def _do(*argv: str) -> None:

@@ -44,8 +44,9 @@ for number in range(20):
 """
 
 AGENT = """
-import os, signal, sys
+import os, signal, sys, time
 def end(*_):
+    time.sleep(0.5)  # its goodbye
     with open("/opt/rae-node/logs/seen", "w") as seen:
         print(*os.listdir("/sys/fs/cgroup/rae.slice"), sep="\\n", file=seen)
     sys.exit()
