@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 from tests.lab import image, preflight
 from tests.lab.host import Host
@@ -30,7 +31,15 @@ def _say(line: str) -> None:
 
 
 def _ours() -> list[dict[str, object]]:
-    return [lab for lab in owned() if lab["kept"] and lab["checkout"] == str(CHECKOUT)]
+    mine = [lab for lab in owned() if lab["kept"] and lab["checkout"] == str(CHECKOUT)]
+    return [lab for lab in mine if _keeps(int(str(lab["pid"])))]
+
+
+def _keeps(pid: int) -> bool:
+    # The note may be a dead owner's, and the number somebody else's by now.
+    with contextlib.suppress(OSError):
+        return b"tests.lab\0keep" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _ended(pid: int) -> bool:
