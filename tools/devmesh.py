@@ -207,7 +207,8 @@ class DevMesh:
     """Control and agents in one folder; use it as a context manager.
 
     `control` and `node` are settings on top of the fast ones; `data` keeps the folder; `env` gives
-    what `control` or a node, by its name, has in its environment besides ours.
+    what `control` or a node, by its name, has in its environment besides ours; `run_as` is what
+    their command lines begin with.
     """
 
     def __init__(
@@ -218,7 +219,9 @@ class DevMesh:
         node: Mapping[str, object] | None = None,
         data: Path | None = None,
         env: Callable[[str], Mapping[str, str]] = lambda _who: {},
+        run_as: Sequence[str] = (),
     ) -> None:
+        self._run_as = list(run_as)
         self._temporary = data is None
         self._env = env
         self.data = (data or Path(tempfile.mkdtemp(prefix="rae-mesh-"))).absolute()
@@ -256,7 +259,7 @@ class DevMesh:
     # Control
 
     def _process(self, port: int) -> Process:
-        command = [sys.executable, "-m", "rae_control.serve", "serve", "--dev"]
+        command = [*self._run_as, sys.executable, "-m", "rae_control.serve", "serve", "--dev"]
         command += ["--data", str(self.data), "--port", str(port), *_sets(self._control_settings)]
         log = self._logs / "control.out"
         return Process("control", command, log, self._spawner, env=self._env("control"))
@@ -325,7 +328,8 @@ class DevMesh:
 
     def add_node(self, name: str, settings: Mapping[str, object] | None = None) -> Node:
         """Start an agent; `wait_node` waits for it."""
-        command = [sys.executable, "-m", "rae_node", "run", "--dev", "--data", str(self.data)]
+        command = [*self._run_as, sys.executable, "-m", "rae_node", "run", "--dev"]
+        command += ["--data", str(self.data)]
         command += ["--node-id", name, *_sets({**self._node_settings, **(settings or {})})]
         log = self._logs / f"node-{name}.out"
         self.nodes[name] = Node(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +14,19 @@ import pytest
 from tools.devmesh import DevMesh, wait_until
 
 TASKS = Path(__file__).parent / "tasks"
+# Set where a test has booted a host for it, see tests/integration/lab/test_unit_level.py.
+LEVEL = os.environ.get("RAE_ESCAPE_LEVEL", "bubblewrap")
+DATA = Path(os.environ["RAE_ESCAPE_DATA"]) if LEVEL == "unit" else None
+RUN_AS = os.environ.get("RAE_ESCAPE_AS", "").split()
 NODE = {
-    "isolation": "bubblewrap", "min_isolation": "bubblewrap", "task_paths": [str(TASKS)],
+    "isolation": LEVEL, "min_isolation": LEVEL, "task_paths": [str(TASKS)],
     "max_concurrent_cpu": 3, "mem_soft_mb": 512, "workspace_max_mb": 256, "input_max_mb": 64,
+    "workspace_max_files": 20_000,
 }  # fmt: skip
 
 
 def pytest_collection_modifyitems() -> None:
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and LEVEL != "unit":
         raise pytest.UsageError("tasks never run as root; run these tests with `make test-escape`")
 
 
@@ -40,8 +46,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def mesh() -> Iterator[DevMesh]:
-    with DevMesh(("n1",), node=NODE) as running:
+    with make_mesh() as running:
         yield running
+
+
+def make_mesh(**settings: Any) -> DevMesh:
+    """A control and one node, at the level of this run."""
+    if DATA is not None:  # the units may write where the workspaces are, and nowhere else
+        for entry in set(DATA.iterdir()) - {DATA / "nodes"}:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        (DATA / "log").mkdir()
+        shutil.chown(DATA / "log", DATA.owner(), DATA.group())
+    more = {"node": NODE, "run_as": RUN_AS, "data": DATA, **settings}
+    return DevMesh(("n1",), **more)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +80,7 @@ def facts(mesh: DevMesh) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def bystander(mesh: DevMesh) -> Iterator[None]:
     """The agent and another task go on, whatever a neighbour does."""
     agent = mesh.nodes["n1"].pid

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rae_protocol import models
-from tests.escape.conftest import NODE
+from tests.escape.conftest import NODE, make_mesh
 from tests.escape.test_escape import running
+from tests.escape.test_kills import supervisor
 from tests.messages import faults
 from tools.devmesh import DevMesh, wait_until
 
@@ -38,14 +39,12 @@ BODIES: dict[str, dict[str, Any]] = {
 def strict() -> Iterator[DevMesh]:
     """A mesh in which one interruption is one too many."""
     settings = {**NODE, "input_url_hosts": ["127.0.0.1"]}
-    with DevMesh(("n1",), node=settings, control={"max_interruptions": 1}) as mesh:
+    with make_mesh(node=settings, control={"max_interruptions": 1}) as mesh:
         yield mesh
 
 
 def kill_supervisor(mesh: DevMesh) -> None:
-    found = [pid for pid, command in mesh.leftovers().items() if "supervisor.py" in command]
-    assert len(found) == 1
-    os.kill(found[0], signal.SIGKILL)
+    os.kill(supervisor(mesh), signal.SIGKILL)
 
 
 def come_back(mesh: DevMesh) -> None:

@@ -15,6 +15,7 @@ from tests.escape.tasks import attempts
 from tests.escape.tasks.attempts import NUMBERS
 from tools.devmesh import DevMesh, wait_until
 
+pytestmark = pytest.mark.usefixtures("bystander")
 MOUNTS, PIDS, NET, FILTER = "mount namespace", "PID namespace", "network namespace", "seccomp"
 USER, LIMITS, WATCH = "user namespace, no capabilities", "resource limits", "supervisor's watch"
 CLEAN = "clean start"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.escape.conftest import NODE
+from tests.escape.conftest import LEVEL, NODE, make_mesh
 from tests.escape.test_escape import harm, running
-from tools.devmesh import DevMesh, MeshError, Node, wait_until
+from tools.devmesh import DevMesh, MeshError, Node, processes_of, wait_until
 
 MARKER = "86418.5"
 QUICK = {"kind": "cli", "params": {"command": "true"}}
@@ -21,7 +21,7 @@ QUICK = {"kind": "cli", "params": {"command": "true"}}
 
 @pytest.fixture(scope="module")
 def mesh_to_kill() -> Iterator[DevMesh]:
-    with DevMesh(("n1",), node=NODE) as mesh:
+    with make_mesh() as mesh:
         yield mesh
 
 
@@ -30,7 +30,10 @@ def children(pid: int) -> list[int]:
 
 
 def supervisor(mesh: DevMesh) -> int:
-    return next(pid for pid, command in mesh.leftovers().items() if "supervisor.py" in command)
+    """The one that runs; as a unit it does not know the mesh's folder."""
+    known = processes_of(Path("/supervisor.py")) if LEVEL == "unit" else mesh.leftovers()
+    (found,) = [pid for pid, command in known.items() if "supervisor.py" in command]
+    return found
 
 
 def box(mesh: DevMesh) -> int:
@@ -87,6 +90,7 @@ def traces(mesh: DevMesh) -> dict[str, object]:
         "files": {str(path.relative_to(root)) for path in own_files},
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
         "sockets": Path("/proc/net/unix").read_text().count(str(mesh.data)),
+        "units": sorted(path.name for path in Path("/sys/fs/cgroup/rae.slice").glob("rae-task*")),
         "cgroup": Path(f"/proc/{agent}/cgroup").read_text(),
         "temporary": sorted(path.name for path in Path("/tmp").glob("rae-box-*")),
     }

@@ -167,15 +167,21 @@ def sockets(facts: Facts) -> str:
     return ", ".join(sorted({denied(lambda k=k: socket.socket(*k)) for k in kinds}))
 
 
+def connected(family: int, address: Any) -> str:
+    with socket.socket(family) as peer:
+        peer.settimeout(2)
+        peer.connect(address)
+        return f"connected to {address}"
+
+
 def network(facts: Facts) -> str:
     """Services on the host's loopback, and anything beyond (192.0.2.1 is nobody's address)."""
-    found = set()
-    for address in (("127.0.0.1", facts["port"]), ("192.0.2.1", 80)):
-        with socket.socket() as peer:
-            peer.settimeout(2)
-            found.add(denied(lambda a=address, p=peer: p.connect(a)))
-    with socket.socket(socket.AF_UNIX) as peer:
-        found.add(denied(lambda: peer.connect("\0" + facts["abstract"])))
+    inet, unix = socket.AF_INET, socket.AF_UNIX
+    found = {
+        denied(lambda: connected(inet, ("127.0.0.1", facts["port"]))),
+        denied(lambda: connected(inet, ("192.0.2.1", 80))),
+        denied(lambda: connected(unix, "\0" + facts["abstract"])),
+    }
     names = [name for _, name in socket.if_nameindex()]
     if names != ["lo"]:
         raise Escaped(f"interfaces {names}")

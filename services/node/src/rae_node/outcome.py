@@ -49,6 +49,7 @@ def limits_of(outfit: Outfit, plan: Plan, timeout_s: float, *, gpu: bool) -> Lim
         io_level=config.io_level,
         rlimits=rlimits(int(largest), int((memory_mb or 0) + spare) * MIB),
         disk_bytes=int(max(largest, settings.workspace_max_mb * MIB)),
+        max_files=int(settings.workspace_max_files),
     )
 
 

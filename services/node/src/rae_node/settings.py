@@ -48,6 +48,7 @@ class Settings:
     input_max_mb: float = 1024.0
     stdio_max_mb: float = 64.0
     workspace_max_mb: float = 8192.0
+    workspace_max_files: float = 100_000
     sweep_sec: float = 60.0
     spool_max_mb: float = 1024.0
     disk_low_mb: float = 256.0

