@@ -206,7 +206,9 @@ def setuid_files(facts: Facts) -> str:
     """An own copy with the bit set, a file with capabilities, the system's setuid programs."""
     own = Path("own-id")
     own.write_bytes(Path("/usr/bin/id").read_bytes())
-    own.chmod(0o6755)
+    own.chmod(0o755)
+    with contextlib.suppress(PermissionError):  # a unit's filter refuses the bits themselves
+        own.chmod(0o6755)
     found = [denied(lambda: os.setxattr(own, "security.capability", b"\1\0\0\2" + b"\xff" * 16))]
     told = {subprocess.check_output([program, "-u"]) for program in ("./own-id", "/usr/bin/id")}
     if told != {b"1000\n"}:
@@ -270,10 +272,16 @@ def system_files(facts: Facts) -> str:
 
 
 def older_calls(facts: Facts) -> str:
-    """The second set of system calls of x86-64."""
+    """The second set of system calls of x86-64; a unit's filter kills for it."""
     if platform.machine() != "x86_64":
         return "there is none"
-    return call(0x40000000 | 39)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if libc.syscall(ctypes.c_long(0x40000000 | 39)) >= 0 else 1)
+    ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if ended == 0:
+        raise Escaped("it answered")
+    return "ENOSYS" if ended == 1 else signal.Signals(-ended).name
 
 
 def terminal(facts: Facts) -> str:
@@ -371,4 +379,6 @@ def run(ctx: Any, attempts: list[list[str]], facts: dict[str, Any]) -> dict[str,
             found[" ".join([name, *args])] = globals()[name](facts, *args)
         except Escaped as error:
             found[" ".join([name, *args])] = f"ESCAPED {error}"
+        except Exception as error:  # the attempt itself broke: that proves nothing
+            found[" ".join([name, *args])] = f"ESCAPED or not: {error!r}"
     return found

@@ -27,11 +27,10 @@ sys.path.append("{HOME}/src/services/node/src")
 from rae_node.supervision import main
 sys.exit(main())
 """
+# Not PYTHONPATH: some of our programs run isolated from their environment.
+PATHS = [f"{HOME}/libs", f"{HOME}/src"]
+PATHS += [f"{HOME}/src/services/{name}/src" for name in ("protocol", "control", "node")]
 ENVIRONMENT = {
-    "PYTHONPATH": ":".join(
-        [f"{HOME}/libs", f"{HOME}/src"]
-        + [f"{HOME}/src/services/{name}/src" for name in ("protocol", "control", "node")]
-    ),
     "PATH": f"{HOME}/libs/bin:/usr/bin:/bin",
     "PYTHONDONTWRITEBYTECODE": "1", "RAE_ESCAPE_LEVEL": "unit", "RAE_ESCAPE_DATA": DATA,
     "RAE_ESCAPE_AS": "setpriv --reuid=rae-node --regid=rae-node --groups=rae-node,rae-task",
@@ -72,6 +71,7 @@ def unit_host(lab: Lab) -> Host:
     (host,) = lab.boot("unit")
     node.install(host)
     host.put("/opt/rae-node/agent/supervisor.py", SUPERVISOR)
+    host.put(f"/usr/local/lib/python{PYTHON}/dist-packages/rae.pth", "\n".join([*PATHS, ""]))
     copy(host, libraries(), ["."], f"{HOME}/libs")
     copy(host, CHECKOUT, ["services", "tools", "tests", "pyproject.toml"], f"{HOME}/src")
     workdir = f"{DATA}/nodes/n1/workdir"

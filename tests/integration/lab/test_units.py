@@ -90,7 +90,7 @@ def test_c5_a_task_has_bounds(host: Host, unit: str) -> None:
     """At the settings: the lab has no controllers that would enforce them."""
     said = settings(host, unit)
     assert "infinity" not in {said["MemoryMax"], said["TasksMax"], said["RuntimeMaxUSec"]}
-    assert (said["MemorySwapMax"], said["LimitCORE"], said["DevicePolicy"]) == ("0", "0", "closed")
+    assert (said["MemorySwapMax"], said["LimitCORE"], said["DevicePolicy"]) == ("0", "1", "closed")
     agent = settings(host, "rae-node.service")
     for weight in ("CPUWeight", "IOWeight"):
         assert int(agent[weight]) > int(said[weight])
