@@ -53,6 +53,16 @@ class Host:
         """Write a file of root's, and the folders that it lacks. Raises LabError."""
         self.run(["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path], stdin=content)
 
+    def copy(self, folder: Path, target: str) -> None:
+        """Copy what is in a folder of this machine into one of the host's. Raises LabError."""
+        self.run(["mkdir", "--parents", target])
+        pack = ["tar", "--create", "--exclude=__pycache__", f"--directory={folder}", "."]
+        unpack = self.enter(["tar", "--extract", "--no-same-owner", f"--directory={target}"])
+        with subprocess.Popen(pack, stdout=subprocess.PIPE) as packer:
+            done = subprocess.run(unpack, stdin=packer.stdout, env=_ENV, timeout=60, check=False)
+        if packer.returncode or done.returncode:
+            raise LabError(f"{folder} could not be copied to {target} on {self.name}")
+
     def unit_log(self, name: str) -> str:
         """What the journal has of a unit since boot."""
         return self.run(["journalctl", "--boot", "--no-pager", "-o", "cat", "-u", name]).stdout
