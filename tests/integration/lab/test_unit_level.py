@@ -62,8 +62,11 @@ def unit_host(lab: Lab) -> Host:
     node.install(host)
     host.put("/opt/rae-node/agent/supervisor.py", SUPERVISOR)
     host.put(f"/usr/local/lib/python{PYTHON}/dist-packages/rae.pth", "\n".join([*PATHS, ""]))
-    copy(host, libraries(), ["."], f"{HOME}/libs")
-    copy(host, CHECKOUT, ["services", "tools", "tests", "pyproject.toml"], f"{HOME}/src")
+    host.copy(libraries(), f"{HOME}/libs")
+    for name in ("services", "tools", "tests"):
+        host.copy(CHECKOUT / name, f"{HOME}/src/{name}")
+    host.put(f"{HOME}/src/pyproject.toml", (CHECKOUT / "pyproject.toml").read_text())
+    host.run(["chmod", "-R", "go-w", HOME])
     workdir = f"{DATA}/nodes/n1/workdir"
     for path in (DATA, f"{DATA}/nodes", f"{DATA}/nodes/n1"):
         host.run(["install", "-d", "-o", "rae-node", "-g", "rae-node", path])
