@@ -40,6 +40,7 @@ class Plan:
     max_runtime_name: str = ""
     max_output_mb: float | None = None
     may_hand_back: bool = False
+    identity: tuple[int, ...] | None = None  # of argv[0] when it was checked (trust.identity)
 
 
 class Runner(Protocol):

@@ -90,7 +90,7 @@ def main() -> int:
         note = ask(call["url"], call["body"])
     except ValueError as error:
         note = _error("HANDBACK", f"Ollama did not answer in JSON: {error}")
-    with Path(call["note"]).open("x", encoding="utf-8") as handle:
+    with Path(call["note"]).open("w", encoding="utf-8") as handle:
         json.dump(note, handle)
     return 0 if "value" in note else 1
 

@@ -49,6 +49,8 @@ def execute(call: dict[str, Any], progress_fd: int | None) -> dict[str, Any]:
         sys.modules["rae_task"] = module
         spec.loader.exec_module(module)
         params = dict(call["params"])
+        if not callable(getattr(module, "run", None)):
+            return _error("E_INVALID", "The task has no run(); add one to its file on the node")
         signature = inspect.signature(module.run)
         if "ctx" in params:
             return _error("E_INVALID", "params: 'ctx' is given by the node")
@@ -92,7 +94,7 @@ def main() -> int:
     if fd is not None:
         os.set_inheritable(fd, False)
     note = execute(call, fd)
-    with Path(call["note"]).open("x", encoding="utf-8") as handle:
+    with Path(call["note"]).open("w", encoding="utf-8") as handle:
         json.dump(note, handle)
     sys.stdout.flush()
     return 0 if "value" in note else 1
