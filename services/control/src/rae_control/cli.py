@@ -1,7 +1,8 @@
 """raectl: submit work, look at it, operate nodes and tokens; help to write allow-lists.
 
-Exit codes: 0 done, 1 control (or the allow-list) said no, 2 wrong usage, 3 control is not reachable, 4 the task did
-not succeed (`submit --wait`, `result`). Errors go to stderr, one sentence with a hint.
+Exit codes: 0 done, 1 control (or the allow-list) said no, 2 wrong usage, 3 control is not
+reachable, 4 the task did not succeed (`submit --wait`, `result`). Errors go to stderr, one
+sentence with a hint.
 """
 
 from __future__ import annotations

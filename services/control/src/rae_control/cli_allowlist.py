@@ -10,7 +10,7 @@ from rae_control.cli_submit import UsageError
 from rae_protocol.allowlist import Entry, Refusal, select
 from rae_protocol.yamlfile import BadFile, read_entries
 
-EXAMPLE = r"""# An allow-list: a node reads every *.yaml in its folder agent/allowlist.d, the owner's before ours.
+EXAMPLE = r"""# An allow-list: a node reads every *.yaml of its folder agent/allowlist.d.
 - path: /usr/bin/ffmpeg            # absolute; tasks name it `ffmpeg`
   args:                            # each item is one argument, or two that belong together
     - ['-y']                       # Python's regular expressions; the whole argument must match

@@ -59,7 +59,8 @@ def read_signature(file: Path) -> Signature | None:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         raise TaskFailure(
-            "E_INVALID", f"{file.name}{line} is no valid Python ({said}); mend that file on the node"
+            "E_INVALID",
+            f"{file.name}{line} is no valid Python ({said}); mend that file on the node",
         ) from error
     return next(
         (
