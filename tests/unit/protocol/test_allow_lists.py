@@ -128,7 +128,8 @@ def test_no_spelling_of_an_absolute_or_parent_path_passes(tail: str, option: str
 @pytest.mark.parametrize(
     ("pattern", "option", "passes"),
     [
-        (".+", "-x", False), ("[a-z-]+", "-x", False), ("(?s:.*)", "-", False),
+        (".+", "-x", False), ("[a-z-]+", "-x", False), ("[A-Z-]+", "-X", False),
+        ("(?s:.*)", "-", False),
         ("-?x+", "-x", True),
         ("-[a-z]+", "-x", True), ("[+-]?[0-9]+", "-5", True), ("[0-9,-]+", "-3", True),
         ("-x|.+", "-x", False), ("--(a|b)", "--a", True), (r"\S+", "--a", False),
