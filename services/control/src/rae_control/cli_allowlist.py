@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from rae_control.cli_submit import UsageError
 from rae_protocol.allowlist import Entry, Refusal, select
@@ -22,7 +23,7 @@ EXAMPLE = r"""# An allow-list: a node reads every *.yaml of its folder agent/all
 """
 
 
-def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_verbs(verbs: Any) -> None:
     """`check` and `show`."""
     made = verbs.add_parser("check", help="whether a file of entries lets a command run")
     made.usage = "raectl allowlist check [--json] FILE -- COMMAND [ARG…]"
