@@ -22,6 +22,7 @@ from rae_protocol.allowlist import Entry, refusal
 ENTRIES = {entry.name: entry for entry in load_allowlist([PACKAGE_DATA / "allowlist.d"]).entries}
 EXAMPLES = int(os.environ.get("RAE_FUZZ_EXAMPLES", "60"))
 MARKS = "=,;|"
+QUOTES = "'\"\\"
 PROTOCOL = string.ascii_letters + string.digits + "+-."
 HOSTILE = [
     "-", "--", "---", "-o", "-x", "-i", "-f", "-c", "-r", "-S", "-T", "-e", "--stdo", "--help",
@@ -34,7 +35,8 @@ HOSTILE = [
     "a,..", "x=../b", "--x=/a", "--x=~", "-I/a", "-C..", "http://h/a.mp4", "file:a.mp4",
     "concat:a|b.mp4",
     "subfile,,start,0,end,0,,:/a.mp4", "crypto+file:a.mp4", "data:a.mp4", "pipe:.mp4", "é:~b",
-    ":/a", "é:..",
+    ":/a", "é:..", "a='/b", "a=\\/b",
+    "é:'/b", "'..'", "x=\"file:a", "'~",
     "subfile,,start,0,end,9,,:a.mp4",
     "async:a.mp4",
     "a=http:b", "|file:a.mp4", "://", "a%03d.mp4", "%d.mp4", "%d/a.mp4", "output.mp4", "-d/",
@@ -58,6 +60,7 @@ def forbidden(arg: str) -> bool:
     if "://" in arg or many(arg):
         return True
     starts = [arg, arg.lstrip()] + [arg[i + 1 :] for i, c in enumerate(arg) if c in MARKS]
+    starts += [value.lstrip(QUOTES) for value in starts]
     for value in starts:
         if value[:8] == "subfile,":
             return True
@@ -66,10 +69,10 @@ def forbidden(arg: str) -> bool:
             letters += 1
         if letters and value[:1] != "-" and value[letters : letters + 1] == ":":
             return True
-    starts += [arg[i + 1 :] for i, c in enumerate(arg) if c == ":"]
+    starts += [arg[i + 1 :].lstrip(QUOTES) for i, c in enumerate(arg) if c == ":"]
     if any(value[:1] in {"/", "~"} for value in starts if value):
         return True
-    folders = arg.translate({ord(mark): "/" for mark in MARKS + ":"}).split("/")
+    folders = arg.translate({ord(mark): "/" for mark in MARKS + ":" + QUOTES}).split("/")
     return ".." in {*folders, folders[0].lstrip()}
 
 

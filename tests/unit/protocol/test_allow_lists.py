@@ -100,7 +100,8 @@ def test_c5_no_input_of_ffmpeg_is_a_protocol_a_url_an_option_or_outside(name: st
     [
         "/etc/passwd", "../a", "a/../../b", "~/x", "~root", "http://x/a.mp4", "concat:a|b",
         "file:a.mp4", "--out=/etc/x", "--out=../x", "--a=b=~/x", "-o/etc/x", "-o~x", "-C..", "a\nb",
-        "a\x00b", "-I../x", "--exec=..", "x=..", "x,..", "--list=a,/b", "--u=http:x",
+        "a\x00b", "-I../x", "--exec=..", "x=..", "x,..", "movie='/a'", "movie=\\/a", "x=\"..\"",
+        "x='file:a'", "--list=a,/b", "--u=http:x",
         "see http://x",
     ],
 )  # fmt: skip

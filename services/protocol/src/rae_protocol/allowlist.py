@@ -16,17 +16,19 @@ from rae_protocol.errors import listed
 from rae_protocol.regexcost import is_costly
 
 _MOST_BYTES = 4096
-# A value begins an argument, or stands after a mark that programs split their values at.
-_VALUE = r"(?:^\s*|[=,;|])"
+# A value begins an argument, or stands after a mark that programs split their values at; quotes and
+# backslashes are what filters of ffmpeg take away.
+_QUOTES = "['\"\\\\]"
+_VALUE = rf"(?:^\s*|[=,;|]){_QUOTES}*"
 # What no argument may hold, whatever a pattern says. The letters of a protocol are ffmpeg's, whose
 # `subfile,` and `name%03d.mp4` are meant, too.
 _NEVER = (
     (r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]", "holds a control character"),
     (r"^-[^=]*(?:[/~]|\.\.)", "is an option with a path in it"),
     (rf"://|{_VALUE}(?:(?!-)[A-Za-z0-9+.-]+:|subfile,)", "is a URL or names a protocol"),
-    (rf"(?:{_VALUE}|:)/", "is or holds an absolute path"),
-    (rf"(?:{_VALUE}|:)~", "names a home folder"),
-    (rf"(?:{_VALUE}|[:/])\.\.(?:$|[=,;|:/])", "leaves the workspace"),
+    (rf"(?:{_VALUE}|:{_QUOTES}*)/", "is or holds an absolute path"),
+    (rf"(?:{_VALUE}|:{_QUOTES}*)~", "names a home folder"),
+    (rf"(?:{_VALUE}|{_QUOTES}|[:/])\.\.(?:$|{_QUOTES}|[=,;|:/])", "leaves the workspace"),
     (r"%[0-9]*d[^/]*\.[A-Za-z0-9]+$", "stands for many files"),
 )
 

@@ -39,16 +39,11 @@ class AllowList:
 
     def check(self, command: str, args: Sequence[str]) -> Entry:
         """The entry that lets it run. Raises TaskFailure E_DENY saying which argument failed."""
-        usable, reasons = [], []
-        for entry in self.entries:
-            why, named = obstacle(entry), command in {entry.name, entry.path}
-            if why is None:
-                usable.append(entry)
-                reasons += [""] * named
-            elif named:
-                reasons.append(why)
-        if reasons and all(reasons):
-            raise TaskFailure("E_DENY", f"'{command}' does not run on this node: {reasons[0]}")
+        named = [entry for entry in self.entries if command in {entry.name, entry.path}]
+        usable = [entry for entry in named or self.entries if obstacle(entry) is None]
+        if named and not usable:
+            why = obstacle(named[0])
+            raise TaskFailure("E_DENY", f"'{command}' does not run on this node: {why}")
         found = select(usable, command, args)
         if isinstance(found, Refusal):
             raise TaskFailure("E_DENY", found.message)
