@@ -27,7 +27,7 @@ from tools import bench_ours as ours
 from tools.devmesh import MeshError, exit_on_signals, wait_until
 
 PEERS = ("rq Worker", "rq SimpleWorker", "Celery", "Ray")
-SECTIONS = ("latency", "lifecycles", "claims", "moving", "rest")
+SECTIONS = ("latency", "lifecycles", "claims", "moving", "box", "rest")
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -232,6 +232,26 @@ def rest(report: Report, peers: Peers, *, quick: bool) -> None:
     report.goal(f"{polls:,} open polls", f"{held:.0f} MB", "≤ 200 MB", met=held <= 200)
 
 
+def box(report: Report, _peers: Peers, *, quick: bool) -> None:
+    """What a box costs, and how fast everything in it dies."""
+    samples, kills = (20, 3) if quick else (200, 40)
+    program = [sys.executable, "-m", "tools.bench_box", str(samples), str(kills)]
+    said = subprocess.check_output(
+        [sys.executable, "-m", "tools.guest", *program], text=True, timeout=600
+    )
+    found = json.loads(said)
+    plain, boxed = (statistics.median(found[name]) for name in ("plain", "boxed"))
+    report.section(f"From the order to a program's first word, {samples} samples", "", "p50", "p99")
+    for name in ("plain", "boxed"):
+        p50, p99 = statistics.median(found[name]), quantile(found[name], 0.99)
+        report.row(name, f"{p50:.1f} ms", f"{p99:.1f} ms")
+    report.section("Goals of the box", "", "measured", "goal", "met")
+    cost, gone = boxed - plain, quantile(found["kills"], 0.95)
+    report.goal("a box's cost at the start, p50", f"{cost:.1f} ms", "≤ 40 ms", met=cost <= 40)
+    what = f"kill to the end of 500 processes in 3 sessions, p95 of {kills}"
+    report.goal(what, f"{gone:.1f} ms", "≤ 100 ms", met=gone <= 100)
+
+
 def machine() -> list[str]:
     """Where and with what."""
     model = next(
@@ -276,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     steps: dict[str, Callable[..., None]] = {
         "latency": latency, "lifecycles": lifecycles, "claims": claims, "moving": moving,
-        "rest": rest,
+        "box": box, "rest": rest,
     }  # fmt: skip
     try:
         for name in wanted:

@@ -93,7 +93,7 @@ def spec(layout: Layout) -> Callable[..., Spec]:
         workspace = layout.workdir / f"t{len(list(layout.workdir.iterdir()))}.1"
         (workspace / "work").mkdir(parents=True)
         (workspace / "logs").mkdir()
-        base = Limits(30.0, 1 << 20, None, 10, "best-effort", 6, rlimits(1 << 26))
+        base = Limits(30.0, 1 << 20, None, 10, "best-effort", 6, rlimits(1 << 26, 1 << 40))
         return Spec(
             "lease-00000001", tuple(argv), {"PATH": "/usr/bin:/bin"}, workspace / "work", workspace,
             workspace / "logs", SystemClock().boot() + deadline_s, replace(base, **limits),

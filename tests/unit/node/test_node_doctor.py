@@ -70,7 +70,7 @@ FAILING: dict[str, tuple[Finding, tuple[str, ...]]] = {
     "a public address": (rules.control("http://c", "public", ["8.8.8.8"], "")[0], ("https",)),
     "a silent control": (rules.control("http://c", "", ["::1"], "gone")[1], ("gone", "tailscale")),
     "a wrong clock": (rules.clock(-61), ("-61 s", "set-ntp")),
-    "weak isolation": (rules.isolation("process", "unit"), ("min_isolation", "no task")),
+    "weak isolation": (rules.isolation("process", "no", "unit"), ("min_isolation", "no task")),
     "max_user_namespaces": (
         rules.namespaces({"/proc/sys/user/max_user_namespaces": "0\n"}, True),
         ("sysctl -w user.max_user_namespaces=10000",),
@@ -115,7 +115,7 @@ def test_what_is_right_or_cannot_be_helped_does_not_fail() -> None:
     right = [
         rules.python((3, 10, 0)), rules.folder(PRIVATE, MINE, 1000, 1000, True),
         rules.secret(HERE, MINE, 1000, ""), rules.secret(HERE, Owned(0, 0o640, False), 7, ""),
-        rules.disk("spool", HERE, 1024), rules.clock(60), rules.isolation("unit", "bubblewrap"),
+        rules.disk("spool", HERE, 1024), rules.clock(60), rules.isolation("unit", "", "bubblewrap"),
         rules.namespaces({}, True), rules.cgroup("cpuset cpu io memory pids"),
         rules.gpu(None, 0, None), rules.gpu(False, 2, None), rules.gpu(True, 1, [CARD]),
         rules.trusted([]), rules.agent(True, ""), rules.unit("enabled", "u", False),

@@ -378,7 +378,9 @@ class Agent:
         url, why = outfit.config.rae_endpoint, self.link.problem
         found = {
             f"not registered with {url}: {why}": not self.link.ready.is_set(),
-            f"isolation is '{level}', below min_isolation '{minimum}'": not self.strong_enough(),
+            f"isolation is '{level}', below min_isolation '{minimum}': {outfit.isolation.why}": (
+                not self.strong_enough()
+            ),
             "an operator drains this node; `raectl nodes resume` ends that": self.draining,
             "the agent ends": self._stopping,
             in_words("disk_low"): self._disk_low(),

@@ -22,7 +22,7 @@ from rae_node.guard.sources.load import LoadSource, measure
 from rae_node.guard.sources.logind import LogindSource
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.guard.sources.tty import TtySource
-from rae_node.isolation import ProcessIsolation
+from rae_node.isolation import strongest
 from rae_node.live import Live
 from rae_node.log import EventLog, LogFile
 from rae_node.outfit import Outfit
@@ -95,7 +95,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         settings=settings,
         client=client,
         clock=clock,
-        isolation=ProcessIsolation(layout.root),
+        isolation=strongest(layout.root, config.isolation),
         machine=probe_machine(settings.probe_timeout_sec),
         machine_id=machine_id(layout),
         allowed=allowed,

@@ -119,6 +119,7 @@ class NodeConfig(_Section):
     enrolment_file: str | None = None
     allowlist_dir: str | None = None
     task_paths: list[str] | None = None
+    isolation: Literal["auto", "bubblewrap", "process"] = "auto"
     min_isolation: Literal["unit", "bubblewrap", "process"] = "bubblewrap"
     input_url_hosts: list[str] = Field(default_factory=list)
     cpu_nice: Annotated[int, Field(ge=0, le=19)] = 10

@@ -21,10 +21,10 @@ from rae_node.gpu import Gpu
 from rae_node.gpu import probe as probe_gpu
 from rae_node.guard.policy import Reading
 from rae_node.guard.sources.gpu import PCI_DEVICES, nvidia_gpus
-from rae_node.isolation import Level, ProcessIsolation
+from rae_node.isolation import Level
 from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
-from rae_node.report import UNIT, lock_held, unit_state
+from rae_node.report import UNIT, isolation_of, lock_held, unit_state
 from rae_node.runners.llm import present_models
 from rae_node.runners.signature import read_signature
 from rae_node.startup import read_enrolment
@@ -64,7 +64,7 @@ class Eyes:
 
     python: Sequence[int] = sys.version_info[:3]
     uid: int = os.getuid()
-    level: Level = ProcessIsolation.level
+    isolation: Callable[[Layout, NodeConfig], tuple[Level, str]] = isolation_of
     text: Callable[[str], str | None] = _text
     owned: Callable[[Path], Owned | None] = _owned
     free_mb: Callable[[Path], float | None] = disk_free_mb
@@ -95,7 +95,11 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     yield rules.good("config", f"{layout.config_file} and runtime.yaml agree")
     yield _secret(layout, config, agent_uid, eyes)
     yield from _control(config, eyes)
-    yield rules.isolation(eyes.level, config.min_isolation)
+    try:
+        yield rules.isolation(*eyes.isolation(layout, config), config.min_isolation)
+    except (OSError, NodeError) as error:
+        fix = "start the agent again; it does not say how it keeps tasks apart"
+        yield rules.bad("isolation", f"the agent does not answer: {error}", fix)
     switches = {file: eyes.text(file) for file in rules.NAMESPACE_FILES}
     yield rules.namespaces(switches, config.min_isolation != "process")
     declared = config.capabilities.gpu

@@ -138,12 +138,12 @@ def clock(offset_s: float) -> Finding:
     return bad("clock", why, "timedatectl set-ntp true, here and on control")
 
 
-def isolation(level: Level, minimum: Level) -> Finding:
+def isolation(level: Level, why_not_more: str, minimum: Level) -> Finding:
     """How tasks are boxed here, beside what the owner asks for."""
     if at_least(level, minimum):
         return good("isolation", f"'{level}' reaches min_isolation '{minimum}'")
-    why = f"'{level}' is below min_isolation '{minimum}': no task is taken"
-    fix = f"install what '{minimum}' needs, or set min_isolation: {level} in config.yaml"
+    why = f"'{level}' is below min_isolation '{minimum}', so no task is taken: {why_not_more}"
+    fix = f"see to that, or set min_isolation: {level} in config.yaml"
     return bad("isolation", why, fix)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rae_node import recovery
-from rae_node.capabilities import memory_limit_mb, slot_devices
+from rae_node.box import gpu_devices
+from rae_node.capabilities import slot_devices
 from rae_node.delivery import Delivery
 from rae_node.errors import (
     Dropped,
@@ -21,9 +22,9 @@ from rae_node.errors import (
     verdict,
 )
 from rae_node.inputs import Inputs
-from rae_node.isolation import Handle, Limits, Outcome, Spec, rlimits
+from rae_node.isolation import Handle, Outcome, Spec
 from rae_node.link import Link
-from rae_node.outcome import artifacts_of, conclude, time_limit
+from rae_node.outcome import artifacts_of, conclude, limits_of, time_limit
 from rae_node.outfit import Outfit
 from rae_node.runners.base import Plan, Runner, environment
 from rae_node.spool import Spool
@@ -32,7 +33,6 @@ from rae_protocol.errors import RaeError, Unreachable
 from rae_protocol.models import LeasedTask, LeaseRef
 from rae_protocol.names import MAX_LOG_BYTES, MAX_LOG_CHUNK
 
-MIB = 1024 * 1024
 # C6's words for our phases; docs/architecture.md has them beside control's states.
 PHASES = {"preparing": "PREP", "running": "RUNNING", "delivering": "UPLOADING"}
 COOLING = frozenset({"owner", "guard", "paused", "infrastructure", "no_gpu"})
@@ -161,7 +161,10 @@ class TaskRun:
     def _work(self) -> dict[str, Any]:
         self._ack()
         task = self.task
-        workspace = Workspace.create(self._outfit.layout.workdir, task.task_id, task.attempt)
+        workspace = Workspace.create(
+            self._outfit.layout.workdir, task.task_id, task.attempt,
+            boxed=self._outfit.isolation.level != "process",
+        )  # fmt: skip
         self._enter("preparing", workspace)
         ended: str | None = None
         try:
@@ -248,30 +251,23 @@ class TaskRun:
         return self._result("succeeded", value, None, outcome, artifacts)
 
     def _start(self, plan: Plan, workspace: Workspace, timeout_s: float) -> Handle:
-        settings, config = self._settings, self._outfit.config
-        max_output = (plan.max_output_mb or settings.input_max_mb) * MIB
-        limits = Limits(
-            timeout_s=timeout_s,
-            max_output_bytes=int(min(max_output, settings.stdio_max_mb * MIB)),
-            memory_mb=memory_limit_mb(config, self._outfit.machine),
-            nice=config.cpu_nice,
-            io_class=config.io_class,
-            io_level=config.io_level,
-            rlimits=rlimits(int(max_output)),
-        )
         devices = slot_devices(self._outfit.machine, self.slot)
+        seen = workspace.path if plan.trusted else workspace.seen
         with self._lock:
             self._raise_stop()
             spec = Spec(
                 lease_id=self.lease.lease_id,
                 argv=plan.argv,
-                env=environment(self.task, workspace, devices),
+                env=environment(self.task, seen, devices),
                 cwd=workspace.work,
                 workspace=workspace.path,
                 log_dir=workspace.logs,
                 deadline=self.deadline,
-                limits=limits,
+                limits=limits_of(self._outfit, plan, timeout_s, gpu=bool(devices)),
                 progress=plan.result == "note",
+                trusted=plan.trusted,
+                shown=plan.shown,
+                devices=gpu_devices(devices),
             )
             self._handle = self._outfit.isolation.start(spec)
             self._enter("running", workspace)

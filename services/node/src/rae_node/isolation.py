@@ -1,4 +1,4 @@
-"""How a task is boxed. One interface; here its plainest form, a supervised child process."""
+"""How a task is kept apart. One interface; here a supervised child process, in a box or without."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rae_node import procs, supervision
+from rae_node.box import Box, probe
+from rae_node.errors import NodeError
 
 Level = Literal["unit", "bubblewrap", "process"]
 PROGRAM = Path(__file__).with_name("supervisor.py")
@@ -33,11 +35,17 @@ class Limits:
     io_class: str
     io_level: int
     rlimits: dict[str, int]
+    max_processes: int = 1024
+    disk_bytes: int | None = None
+    max_files: int = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Everything a supervisor needs; `deadline` on CLOCK_BOOTTIME."""
+    """Everything a supervisor needs; `deadline` on CLOCK_BOOTTIME.
+
+    `trusted`: needs no box; `shown`, `devices`: what a box has besides the system.
+    """
 
     lease_id: str
     argv: tuple[str, ...]
@@ -48,6 +56,9 @@ class Spec:
     deadline: float
     limits: Limits
     progress: bool = False
+    trusted: bool = False
+    shown: tuple[Path, ...] = ()
+    devices: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +166,10 @@ class Handle:
 
 
 class Isolation(Protocol):
-    """Starts tasks at one level of isolation."""
+    """Starts tasks at one level of isolation; `why` it is no stronger one."""
 
     level: Level
+    why: str
 
     def start(self, spec: Spec) -> Handle:
         """Start a supervisor with this task. Raises OSError."""
@@ -165,12 +177,13 @@ class Isolation(Protocol):
 
 
 class ProcessIsolation:
-    """The supervisor as the agent's child, the task with rlimits: for development."""
+    """The supervisor as the agent's child, the task in a box, or with rlimits alone."""
 
     level: Level = "process"
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, box: Box | None = None, why: str = "") -> None:
+        self.level, self.why = "bubblewrap" if box else "process", why
+        self._root, self._box = root, box
         self._pids: set[int] = set()
         self._lock = threading.Lock()
         # What a dead supervisor leaves comes to us instead of to init, where nobody would kill it.
@@ -190,7 +203,12 @@ class ProcessIsolation:
             )
             self._pids.add(process.pid)
         handle = Handle(process, self._forget)
-        handle.send({**asdict(spec), "env": {**spec.env, **mark}})
+        if self._box is None or spec.trusted:
+            handle.send({**asdict(spec), "env": {**spec.env, **mark}, "box": None})
+        else:  # a box dies with its supervisor: no mark is needed, which the task could read
+            words = self._box.arguments(spec.workspace, spec.shown, spec.devices)
+            box = {"argv": [self._box.program, *words], "seccomp": self._box.seccomp}
+            handle.send({**asdict(spec), "cwd": "/", "box": box})
         return handle
 
     def _forget(self, pid: int) -> None:
@@ -213,10 +231,23 @@ def at_least(level: Level, minimum: Level) -> bool:
     return STRENGTH[level] >= STRENGTH[minimum]
 
 
-def rlimits(max_file_bytes: int) -> dict[str, int]:
-    """The limits every task gets: no core files, bounded files and descriptors."""
+def strongest(root: Path, wanted: Level | Literal["auto"]) -> ProcessIsolation:
+    """The best that works here, no better than wanted."""
+    if wanted == "process":
+        return ProcessIsolation(root, why="`isolation: process` in config.yaml")
+    try:
+        return ProcessIsolation(root, probe())
+    except NodeError as error:
+        return ProcessIsolation(root, why=error.message)
+
+
+def rlimits(max_file_bytes: int, address_bytes: int) -> dict[str, int]:
+    """The limits every task gets: no core, bounded files, descriptors and addresses."""
     return {
-        "RLIMIT_CORE": 0,
+        # Not 0: a pattern that is a program would still be fed; at 1 the kernel feeds nobody
+        # (fs/coredump.c), and less than a page makes no file.
+        "RLIMIT_CORE": 1,
+        "RLIMIT_AS": address_bytes,
         "RLIMIT_FSIZE": max_file_bytes,
         "RLIMIT_NOFILE": 1024,
         "RLIMIT_MEMLOCK": 64 * os.sysconf("SC_PAGE_SIZE"),

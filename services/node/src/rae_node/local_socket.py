@@ -228,6 +228,7 @@ def status(agent: Agent) -> dict[str, Any]:
         "files": outfit.live.problem or "as they were read",
         "guard_sources": outfit.config.guard_sources,
         "isolation": outfit.isolation.level,
+        "isolation_why": outfit.isolation.why,
         "min_isolation": outfit.config.min_isolation,
         "slots": {name: running.get(name) for name in agent.slots.names},
         "undelivered": len(agent.spool),

@@ -7,11 +7,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from rae_node.capabilities import memory_limit_mb
 from rae_node.config import RuntimeConfig
 from rae_node.errors import HandBack, TaskFailure
-from rae_node.isolation import Outcome
-from rae_node.runners.base import MAX_RETURN_BYTES, NOTE_FILE, Plan, note_failure
-from rae_node.workspace import Workspace
+from rae_node.isolation import Limits, Outcome, rlimits
+from rae_node.outfit import Outfit
+from rae_node.runners.base import MAX_RETURN_BYTES, Plan, note_failure
+from rae_node.workspace import NOTE, Workspace
 from rae_protocol.errors import RaeError
 from rae_protocol.models import LeasedTask, check_value
 from rae_protocol.names import MAX_RESULT_BYTES
@@ -29,6 +31,24 @@ def time_limit(task: LeasedTask, runtime: RuntimeConfig, plan: Plan) -> tuple[fl
     if plan.max_runtime_s is not None:
         limits.append((plan.max_runtime_s, plan.max_runtime_name))
     return min(limits)
+
+
+def limits_of(outfit: Outfit, plan: Plan, timeout_s: float, *, gpu: bool) -> Limits:
+    """What a task may use here. GPU libraries reserve addresses far beyond any memory."""
+    settings, config = outfit.settings, outfit.config
+    memory_mb = memory_limit_mb(config, outfit.machine)
+    largest = (plan.max_output_mb or settings.input_max_mb) * MIB
+    spare = 64 * 1024 * (1024 if gpu else 1)
+    return Limits(
+        timeout_s=timeout_s,
+        max_output_bytes=int(min(largest, settings.stdio_max_mb * MIB)),
+        memory_mb=memory_mb,
+        nice=config.cpu_nice,
+        io_class=config.io_class,
+        io_level=config.io_level,
+        rlimits=rlimits(int(largest), int((memory_mb or 0) + spare) * MIB),
+        disk_bytes=int(max(largest, settings.workspace_max_mb * MIB)),
+    )
 
 
 def conclude(
@@ -76,8 +96,9 @@ def _failure(
             f"Killed for memory at {outcome.max_rss_mb:.0f} MiB; use less, or require ram_gb",
         )
     if outcome.cause == "output" or outcome.signal == signal.SIGXFSZ:
+        more = f" ({outcome.problem})" if outcome.problem else ""
         return TaskFailure(
-            "E_ARTIFACT", "Killed because it wrote more than it may; write less, or split it"
+            "E_ARTIFACT", f"Killed because it wrote more than it may{more}; write less, or split it"
         )
     found = note_failure(note or {})
     if found is not None and found[0] == "HANDBACK":
@@ -134,7 +155,7 @@ def signal_name(number: int) -> str:
 
 def _note(workspace: Workspace) -> dict[str, Any] | None:
     try:
-        note = json.loads(workspace.read_note(NOTE_FILE, MAX_RETURN_BYTES) or b"null")
+        note = json.loads(workspace.read_note(Path(NOTE).name, MAX_RETURN_BYTES) or b"null")
     except (ValueError, RecursionError):
         return None
     return note if isinstance(note, dict) else None

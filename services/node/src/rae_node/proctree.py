@@ -81,10 +81,20 @@ def oom_kills() -> int:
     return int(words[words.index(b"oom_kill") + 1]) if b"oom_kill" in words else 0
 
 
-def resident_mb(pids: list[int]) -> float:
-    """Resident memory of processes together, in MiB."""
-    pages = [read_proc(f"{pid}/statm").split()[1:2] for pid in pids]
-    return sum(int(size) for found in pages for size in found) * resource.getpagesize() / 1048576
+def memory_used_mb(pids: list[int], limit_mb: float) -> float:
+    """Memory of processes together, in MiB.
+
+    Resident pages, which count what is shared many times, are quick to add up; beyond the limit
+    it is the proportional sizes that decide.
+    """
+    pages = {pid: read_proc(f"{pid}/statm").split()[1:2] for pid in pids}
+    sizes = {pid: int(n) * resource.getpagesize() for pid, found in pages.items() for n in found}
+    if sum(sizes.values()) > limit_mb * 1048576:
+        for pid in sizes:
+            words = read_proc(f"{pid}/smaps_rollup").split()
+            if b"Pss:" in words:
+                sizes[pid] = int(words[words.index(b"Pss:") + 1]) * 1024
+    return sum(sizes.values()) / 1048576
 
 
 def wipe(folder: str) -> None:
@@ -95,7 +105,7 @@ def wipe(folder: str) -> None:
     it points to stays as it is. Raises OSError.
     """
     try:
-        top = _entered(folder)
+        top = entered(folder)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -109,12 +119,12 @@ def wipe(folder: str) -> None:
             for name in names:
                 if _unlinked(name, top):
                     continue
-                inner = _entered(name, top)
+                inner = entered(name, top)
                 try:
                     for child in os.listdir(inner):
                         if not _unlinked(child, inner):
                             number += 1
-                            os.close(_entered(child, inner))  # its own to move, too
+                            os.close(entered(child, inner))  # its own to move, too
                             os.rename(child, f".wipe{number}", src_dir_fd=inner, dst_dir_fd=top)
                 finally:
                     os.close(inner)
@@ -124,7 +134,7 @@ def wipe(folder: str) -> None:
     os.rmdir(folder)
 
 
-def _entered(name: str, above: int | None = None) -> int:
+def entered(name: str, above: int | None = None) -> int:
     """A descriptor of a folder that is its user's alone now, whatever its modes were before.
 
     Raises OSError, ENOTDIR for a link. A path alone opens a folder that may not be read.

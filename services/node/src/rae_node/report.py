@@ -12,7 +12,7 @@ from rae_node.checks import look
 from rae_node.config import PLACEHOLDER, NodeConfig, RuntimeConfig, SourceName, load_both
 from rae_node.errors import NodeError
 from rae_node.guard.policy import Reading
-from rae_node.isolation import Level, ProcessIsolation, at_least
+from rae_node.isolation import Level, at_least, strongest
 from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
 from rae_node.startup import read_enrolment
@@ -56,10 +56,20 @@ def unit_state() -> str:
     return (done.stdout or done.stderr).decode(errors="replace").strip() or "nothing"
 
 
-def collect(
-    layout: Layout, *, reader: Callable[[], str] = unit_state, level: Level = ProcessIsolation.level
-) -> list[Line]:
-    """Look at everything. `reader`: the unit's state at boot; `level`: of isolation."""
+def isolation_of(layout: Layout, config: NodeConfig) -> tuple[Level, str]:
+    """The level of isolation here and why it is no stronger one: the agent's word, where it runs.
+
+    Raises OSError, NodeError.
+    """
+    if lock_held(layout):
+        said = ask(socket_path(layout.root), {"verb": "status"})
+        return said["isolation"], str(said["isolation_why"])
+    found = strongest(layout.root, config.isolation)
+    return found.level, found.why
+
+
+def collect(layout: Layout, *, reader: Callable[[], str] = unit_state) -> list[Line]:
+    """Look at everything. `reader`: the unit's state at boot."""
     found: list[Problems]
     unsafe: Problems = ()
     try:
@@ -72,7 +82,7 @@ def collect(
         on = () if enabled else ("automation.enabled is false in runtime.yaml; set it to true",)
         user, gpu, load = _protection(config, runtime, readings, problems)
         found = [on, _auto_start(runtime, reader), user, gpu]
-        unsafe = (*load, *_isolation(config, level), *_able(layout, config))
+        unsafe = (*load, *_isolation(layout, config), *_able(layout, config))
     if any(found):
         unsafe = ("what is above does not hold; mend that first", *unsafe)
     return [
@@ -123,11 +133,15 @@ def _protection(
     return (*user, *missing("logind", "tty")), missing("gpu"), missing("load")
 
 
-def _isolation(config: NodeConfig, level: Level) -> Problems:
+def _isolation(layout: Layout, config: NodeConfig) -> Problems:
+    try:
+        level, why = isolation_of(layout, config)
+    except (OSError, NodeError):
+        return ()  # told by what looks at the agent, below
     if at_least(level, config.min_isolation):
         return ()
     told = f"isolation is '{level}', below min_isolation '{config.min_isolation}' of config.yaml"
-    return (f"{told}; no task would be taken",)
+    return (f"{told}; no task would be taken: {why}",)
 
 
 def _able(layout: Layout, config: NodeConfig) -> Problems:

@@ -47,6 +47,7 @@ class Settings:
     probe_timeout_sec: float = 5.0
     input_max_mb: float = 1024.0
     stdio_max_mb: float = 64.0
+    workspace_max_mb: float = 8192.0
     sweep_sec: float = 60.0
     spool_max_mb: float = 1024.0
     disk_low_mb: float = 256.0

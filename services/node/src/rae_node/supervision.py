@@ -22,12 +22,16 @@ import signal
 import time
 from typing import Any
 
-from rae_node.proctree import descendants, oom_kills, resident_mb, send_kill, wipe
+from rae_node.boxed import Box
+from rae_node.outputs import Outputs
+from rae_node.proctree import descendants, memory_used_mb, oom_kills, send_kill, wipe
+from rae_node.usage import TooMuch, disk_usage
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+BOX_S = 10.0
+LOOK_SHARE = 20  # a look at memory or disk takes at most this part of the time between two
 ROUND_S = 1.0  # after a suspend or a stop the clock is looked at again within this
 MEMORY_ROUND_S = 0.2
-MAX_LOG_BYTES = 10 * 1024 * 1024
 MAX_LINE = 16 * 1024 * 1024
 IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 IO_CLASSES = {"realtime": 1, "best-effort": 2, "idle": 3}
@@ -37,52 +41,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def boot() -> float:
     """Seconds on CLOCK_BOOTTIME."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class Outputs:
-    """The task's stdout and stderr: each in its file, both in exec.log, all of it counted."""
-
-    def __init__(self, folder: str, limit: int) -> None:
-        self.limit, self.total = limit, 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._both = os.open(f"{folder}/exec.log", flags, 0o600)
-        self._left = MAX_LOG_BYTES
-        self.files: dict[int, int] = {}
-        self.ends: dict[str, int] = {}
-        for name in ("stdout", "stderr"):
-            read, write = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(read, False)
-            self.files[read] = os.open(f"{folder}/{name}", flags, 0o600)
-            self.ends[name] = write
-
-    def pump(self, source: int) -> bool:
-        """Move what is there; False when this end is closed."""
-        try:
-            data = os.read(source, 1 << 16)
-        except BlockingIOError:
-            return True
-        if not data:
-            return False
-        room = max(0, self.limit - self.total)
-        self.total += len(data)
-        self._write(self.files[source], data[:room])
-        self._write(self._both, data[: min(room, self._left)])
-        self._left = max(0, self._left - len(data))
-        return True
-
-    def drain(self) -> None:
-        """What the dead left in the pipes, as far as the disk takes it."""
-        for source in self.files:
-            try:
-                while select.select([source], [], [], 0)[0] and self.pump(source):
-                    pass
-            except OSError:
-                return
-
-    @staticmethod
-    def _write(target: int, data: bytes) -> None:
-        while data:
-            data = data[os.write(target, data) :]
 
 
 class Supervisor:
@@ -102,6 +60,11 @@ class Supervisor:
         self.wipe_wanted = False
         self.note: int | None = None
         self.notes = bytearray()
+        self.box: Box | None = Box(spec["box"]) if spec.get("box") else None
+        self.used_before, self.disk_due = 0, boot() + MEMORY_ROUND_S
+        with contextlib.suppress(TooMuch):
+            most = int(self.limits["max_files"])
+            self.used_before = disk_usage(spec["workspace"], (), most)
         self.outputs = Outputs(spec["log_dir"], int(self.limits["max_output_bytes"]))
         self.wake, self._wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -159,11 +122,13 @@ class Supervisor:
             return self.end("timeout")
         memory_mb = self.limits["memory_mb"]
         if memory_mb is not None and now >= self.memory_due:
-            self.memory_due = now + MEMORY_ROUND_S
-            used = resident_mb(descendants(os.getpid()))
+            used = memory_used_mb(descendants(os.getpid()), memory_mb)
+            self.memory_due = boot() + max(MEMORY_ROUND_S, LOOK_SHARE * (boot() - now))
             self.peak_mb = max(self.peak_mb, used)
             if used > memory_mb:
                 return self.end("memory")
+        if self.limits["disk_bytes"] is not None and now >= self.disk_due:
+            self.look_at_disk()
         self.reap()
         if self.status is not None:
             return self.end("deadline" if boot() >= self.deadline else "exit")
@@ -175,6 +140,21 @@ class Supervisor:
             return self.end("killed")
         return None
 
+    def look_at_disk(self) -> None:
+        """End a task whose files are too many or too large, also those without a name any more."""
+        before = boot()
+        most = int(self.limits["max_files"])
+        try:
+            used = disk_usage(self.spec["workspace"], descendants(os.getpid()), most)
+            problem = f"its files took {(used - self.used_before) // 1048576} MiB"
+            over = used - self.used_before > self.limits["disk_bytes"]
+        except TooMuch as error:
+            problem, over = str(error), True
+        self.disk_due = boot() + max(ROUND_S, LOOK_SHARE * (boot() - before))
+        if over:
+            self.say({"problem": problem})
+            self.end("output")
+
     def start(self) -> None:
         """Fork, restrict, exec. A task that cannot start ends with cause `failed`."""
         note_read, note_write = os.pipe2(os.O_CLOEXEC)
@@ -184,7 +164,8 @@ class Supervisor:
         if pid == 0:
             os.close(go_write)
             self.become_task(note_write, error_write, go_read)
-        self.say({"started": pid})  # told first: the program could end us at once
+        if self.box is None:
+            self.say({"started": pid})  # told first: the program could end us at once
         os.write(go_write, b"1")
         for end in (note_write, error_write, go_read, go_write, *self.outputs.ends.values()):
             os.close(end)
@@ -193,10 +174,17 @@ class Supervisor:
         self.main = pid
         if problem:
             self.say({"problem": problem.decode(errors="replace")})
-            self.end("failed")
-            return
+            return self.end("failed")
+        if self.box is not None:
+            said = self.box.wait(BOX_S)
+            if said:
+                self.say({"problem": f"bubblewrap made no box: {said}{self.outputs.peek()}"})
+                return self.end("failed")
+            self.say({"started": pid})
+            self.box.release(int(self.limits["max_processes"]))
         os.set_blocking(note_read, False)
         self.note = note_read
+        return None
 
     def become_task(self, note_write: int, error_write: int, go_read: int) -> None:
         """The child's side; never returns."""
@@ -232,7 +220,10 @@ class Supervisor:
             os.dup2(self.outputs.ends["stderr"], 2)
             os.umask(0o077)
             os.chdir(self.spec["cwd"])
-            os.execve(self.spec["argv"][0], self.spec["argv"], env)  # noqa: S606 - never a shell
+            argv = self.spec["argv"]
+            if self.box is not None:
+                argv = self.box.command(argv)
+            os.execve(argv[0], argv, env)  # noqa: S606 - never a shell
         except BaseException as error:  # the only way to tell the parent
             os.write(error_write, f"{type(error).__name__}: {error}".encode()[:4000])
         os._exit(127)
@@ -253,17 +244,21 @@ class Supervisor:
     def kill_all(self) -> None:
         """Until nobody is left: orphans come to us, so no child means no descendant."""
         pause = 0.0005
-        send_kill(descendants(os.getpid()))
+        if self.box is None or not self.box.kill():
+            send_kill(descendants(os.getpid()))
         while self.reap():
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
-            send_kill(descendants(os.getpid()))
+            if self.box is None or pause == 0.02:  # the kernel is quicker than a look at them all
+                send_kill(descendants(os.getpid()))
         self.outputs.drain()
         self.read_notes()
 
     def report(self, decided: float) -> None:
         """How it ended, and that nothing lives any more."""
         ended = None if self.status is None else os.waitstatus_to_exitcode(self.status)
+        if self.box is not None and ended is not None and 128 < ended <= 128 + signal.NSIG:
+            ended = 128 - ended  # bubblewrap tells of a signal as shells do
         code = ended if ended is not None and ended >= 0 else None
         number = -ended if ended is not None and ended < 0 else None
         if self.cause == "exit" and number == signal.SIGKILL and oom_kills() > self.ooms:

@@ -24,24 +24,36 @@ _PIECE = 1024 * 1024
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 LOGS = ("exec.log", "stdout", "stderr")
-FOLDERS = ("input", "work", "output", "logs")
+FOLDERS = ("input", "work", "output", "logs", "tmp", "shm")
+# Below a workspace: what a runner's child is to do, and what it leaves.
+CALL, NOTE = "logs/call.json", "logs/return.json"
+INSIDE = Path("/workdir")  # A12: where a box shows the workspace
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """`workdir/<task_id>.<attempt>/{input,work,output,logs}`."""
+    """`workdir/<task_id>.<attempt>/{input,work,output,logs}`, and what stands in for /tmp.
+
+    `boxed`: its task sees it as /workdir.
+    """
 
     path: Path
+    boxed: bool = False
 
     @classmethod
-    def create(cls, workdir: Path, task_id: str, attempt: int) -> Workspace:
+    def create(cls, workdir: Path, task_id: str, attempt: int, *, boxed: bool = False) -> Workspace:
         """Make it, empty, for its user alone. Raises OSError."""
         path = workdir / f"{task_id}.{attempt}"
         proctree.wipe(str(path))
         path.mkdir(mode=0o700)
         for name in FOLDERS:
             (path / name).mkdir(mode=0o700)
-        return cls(path)
+        return cls(path, boxed)
+
+    @property
+    def seen(self) -> Path:
+        """What its task calls it."""
+        return INSIDE if self.boxed else self.path
 
     @property
     def input(self) -> Path:
@@ -208,7 +220,10 @@ def fetch_url(
                     status = response.status_code
                     raise TaskFailure("E_INPUT", f"Input '{name}': {host} answered HTTP {status}")
                 save_stream(response, target, max_bytes, look)
-    except (requests.RequestException, ValueError) as error:
+    except requests.RequestException as error:
+        why = f"{host} did not answer ({type(error).__name__}); check the URL, or upload the input"
+        raise TaskFailure("E_INPUT", f"Input '{name}': {why}") from error
+    except ValueError as error:
         raise TaskFailure("E_INPUT", f"Input '{name}' from {host}: {error}") from error
     except OSError as error:
         raise HandBack("infrastructure", f"Input '{name}' cannot be stored: {error}") from error

@@ -15,6 +15,7 @@ from rae_protocol.models import canonical
 from rae_protocol.names import TaskState as S
 from rae_protocol.nodes import Progress
 
+OWNERS = frozenset({"yield_owner", "yield_guard", "yield_paused"})  # for the people at the machine
 LIVE = ("leased", "running")
 _DUE_BYTES = 2 * 1024**2
 
@@ -279,8 +280,12 @@ def again(
     columns = {**columns, **NO_LEASE, "fence": fence}
     if verdict.final:
         if "error" not in columns:
-            message = f"interrupted {columns.get('interruptions')} times, the last time: {reason}"
-            columns["error"] = json.dumps({"code": "E_LOST", "message": message})
+            code = "E_YIELD" if reason in OWNERS else "E_LOST"
+            message = (
+                f"Interrupted too often ({columns.get('interruptions')}, the last one: {reason}); "
+                "submit it again when nodes are free for longer, or in smaller pieces"
+            )
+            columns["error"] = json.dumps({"code": code, "message": message})
         move(tx, task, S.FAILED, verdict.reason, who=who, detail=detail, **columns)
     elif verdict.pause_s > 0 or fence:
         later = tx.now + verdict.pause_s

@@ -6,17 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rae_node.errors import TaskFailure, first_problem
-from rae_node.workspace import Workspace
+from rae_node.workspace import CALL, INSIDE, NOTE, Workspace
 from rae_protocol.models import LeasedTask
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
-NOTE_FILE = "return.json"
-CALL_FILE = "call.json"
 MAX_RETURN_BYTES = 4 * 1024 * 1024
 
 
@@ -31,7 +30,8 @@ class Plan:
     """How to run a task. `result`: from stdout and stderr, or from a note that the child leaves.
 
     `max_runtime_s` and `max_output_mb` are the runner's own caps, None for no own cap. A note may
-    hand the task back only where the program is ours alone.
+    hand the task back only where the program is ours alone. `trusted`: a program of ours that runs
+    no submitter's code and needs no box; `shown`: what a box must show besides the system.
     """
 
     argv: tuple[str, ...]
@@ -40,6 +40,8 @@ class Plan:
     max_runtime_name: str = ""
     max_output_mb: float | None = None
     may_hand_back: bool = False
+    trusted: bool = False
+    shown: tuple[Path, ...] = ()
     identity: tuple[int, ...] | None = None  # of argv[0] when it was checked (trust.identity)
 
 
@@ -53,12 +55,17 @@ class Runner(Protocol):
         ...
 
 
-def child_plan(program: str, call: dict[str, Any], workspace: Workspace) -> Plan:
-    """Python itself, running one of our programs with a call; it leaves a note. Raises OSError."""
-    file = workspace.logs / CALL_FILE
-    text = json.dumps({**call, "note": str(workspace.logs / NOTE_FILE)})
-    file.write_text(text, encoding="utf-8")
-    return Plan((sys.executable, "-I", "-B", program, str(file)), "note")
+def child_plan(program: str, call: dict[str, Any], workspace: Workspace, root: Path) -> Plan:
+    """Python itself, running one of our programs with a call; it leaves a note. Raises OSError.
+
+    `root`: what the program calls the workspace.
+    """
+    text = json.dumps({**call, "note": str(root / NOTE)})
+    (workspace.path / CALL).write_text(text, encoding="utf-8")
+    (workspace.path / NOTE).touch()  # a box shows what is there
+    shown = {Path(folder).resolve() for folder in (sys.prefix, sys.base_prefix, program)}
+    argv = (sys.executable, "-I", "-B", program, str(root / CALL))
+    return Plan(argv, "note", shown=tuple(sorted(shown)))
 
 
 P = TypeVar("P", bound=Params)
@@ -73,12 +80,12 @@ def parse_params(model: type[P], task: LeasedTask) -> P:
         raise TaskFailure("E_INVALID", f"{task.kind}: params: {problem}") from error
 
 
-def environment(task: LeasedTask, workspace: Workspace, devices: Sequence[str]) -> dict[str, str]:
-    """The whole environment of a task; `devices` are the GPUs of its slot."""
+def environment(task: LeasedTask, root: Path, devices: Sequence[str]) -> dict[str, str]:
+    """The whole environment of a task: what it calls its workspace, the GPUs of its slot."""
     return {
         "PATH": PATH,
-        "HOME": str(workspace.work),
-        "TMPDIR": str(workspace.work),
+        "HOME": str(root / "work"),
+        "TMPDIR": "/tmp" if root == INSIDE else str(root / "tmp"),  # noqa: S108 - the box's own
         "LANG": "C.UTF-8",
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
         "RAE_TASK_ID": task.task_id,

@@ -111,6 +111,7 @@ class CliRunner:
             entry.max_runtime_s,
             f"max_runtime_s of {entry.name}",
             entry.max_output_mb,
+            shown=(Path(entry.path),),
             identity=identity(Path(entry.path)),
         )
 

@@ -57,8 +57,9 @@ class LlmRunner:
         body = {"model": model, "prompt": params.prompt, "options": options, "stream": True}
         if params.system is not None:
             body["system"] = params.system
-        plan = child_plan(llm_child.__file__, {"url": self._url, "body": body}, workspace)
-        return replace(plan, may_hand_back=True)
+        call = {"url": self._url, "body": body}
+        plan = child_plan(llm_child.__file__, call, workspace, workspace.path)
+        return replace(plan, may_hand_back=True, trusted=True)
 
 
 def present_models(url: str, timeout_s: float) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,12 @@ class PythonRunner:
         if problem:
             raise TaskFailure("E_INVALID", f"The task '{file.stem}': params: {problem}")
         call = {
-            "module": str(file),
+            "module": str(file.resolve()),
             "params": params.params,
-            "input": str(workspace.input),
-            "output": str(workspace.output),
-            "work": str(workspace.work),
+            **{name: str(workspace.seen / name) for name in ("input", "output", "work")},
         }
-        return child_plan(python_child.__file__, call, workspace)
+        plan = child_plan(python_child.__file__, call, workspace, workspace.seen)
+        return replace(plan, shown=(*plan.shown, file.parent.resolve()))
 
     def _find(self, name: str) -> Path | None:
         for folder in self._folders:

@@ -1,0 +1,76 @@
+"""bubblewrap as the supervisor starts it. Standard library only, and little of that."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import time
+from typing import Any
+
+
+class Box:
+    """One box, from the pipes that its making needs to the end of all that is in it."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._argv: list[str] = spec["argv"]
+        self._rules = os.memfd_create("seccomp", os.MFD_CLOEXEC)
+        os.write(self._rules, bytes.fromhex(spec["seccomp"]))
+        os.lseek(self._rules, 0, os.SEEK_SET)
+        self._words = os.memfd_create("bwrap", os.MFD_CLOEXEC)
+        self._told, self._tell = os.pipe2(os.O_CLOEXEC)
+        self._hold, self._free = os.pipe2(os.O_CLOEXEC)
+        self._first: int | None = None
+        self._handle = -1
+
+    def command(self, argv: list[str]) -> list[str]:
+        """The child's side: what to execute instead of argv, with all that it inherits.
+
+        The options go through a descriptor: in the box, anybody can read its first process's argv.
+        """
+        inherited = {"--seccomp": self._rules, "--info-fd": self._tell, "--block-fd": self._hold}
+        words = self._argv[1:]
+        for option, number in inherited.items():
+            os.set_inheritable(number, True)
+            words += [option, str(number)]
+        os.write(self._words, "\0".join(words).encode())
+        os.lseek(self._words, 0, os.SEEK_SET)
+        os.set_inheritable(self._words, True)
+        return [self._argv[0], "--args", str(self._words), "--", *argv]
+
+    def wait(self, limit_s: float) -> str:
+        """Until the box stands and waits for its program; what is wrong, or nothing."""
+        for end in (self._tell, self._hold, self._rules, self._words):
+            os.close(end)
+        said, limit = b"", time.monotonic() + limit_s
+        while b"}" not in said:
+            if not select.select([self._told], [], [], max(0.0, limit - time.monotonic()))[0]:
+                return "it did not answer in time; "
+            piece = os.read(self._told, 4096)
+            if not piece:
+                return "it ended; "
+            said += piece
+        self._first = int(json.loads(said)["child-pid"])
+        self._handle = os.pidfd_open(self._first)  # it waits for us: the number is still its own
+        return ""
+
+    def release(self, processes: int) -> None:
+        """Let the program begin. Its limit of processes counts inside the box alone."""
+        if self._first is not None:
+            # Set from here: bubblewrap itself would trip over what else this user runs.
+            resource.prlimit(self._first, resource.RLIMIT_NPROC, (processes, processes))
+        os.write(self._free, b"1")
+        os.close(self._free)
+
+    def kill(self) -> bool:
+        """SIGKILL to its first process: the kernel ends all others with it, pid_namespaces(7).
+
+        False when there is none to be killed.
+        """
+        try:
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,77 @@
+"""One mesh whose node takes no task outside a box, and a bystander that must not notice it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.devmesh import DevMesh, wait_until
+
+TASKS = Path(__file__).parent / "tasks"
+NODE = {
+    "isolation": "bubblewrap", "min_isolation": "bubblewrap", "task_paths": [str(TASKS)],
+    "max_concurrent_cpu": 3, "mem_soft_mb": 512, "workspace_max_mb": 256, "input_max_mb": 64,
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems() -> None:
+    if os.geteuid() == 0:
+        raise pytest.UsageError("tasks never run as root; run these tests with `make test-escape`")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each attempt: what it was, what came of it, and the layer that stopped it."""
+    terminalreporter.section("attempts")
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            facts = dict(getattr(report, "user_properties", []))
+            if report.when == "call" and "layer" in facts:
+                name = report.nodeid.rpartition("::")[2].removeprefix("test_")
+                name = name.partition("[")[2].rstrip("]") or name
+                word = "stopped" if outcome == "passed" else "ESCAPED"
+                said = str(facts.get("said", ""))[:90]
+                terminalreporter.write_line(f"{word}  {name:34.34} {facts['layer']:32} {said}")
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[DevMesh]:
+    with DevMesh(("n1",), node=NODE) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def facts(mesh: DevMesh) -> Iterator[dict[str, Any]]:
+    """What an attacker would like to reach, by its real name."""
+    root = mesh.nodes["n1"].root
+    paths = [mesh.data, mesh.data / "credentials.json", mesh.data / "ledger.db", root]
+    paths += [root / "agent/enrolment.json", root / "spool", root / "workdir", root / "logs"]
+    paths += [root / "run/rae-node.sock", root / "run/lock"]
+    assert all(path.exists() for path in paths), [path for path in paths if not path.exists()]
+    with socket.socket(socket.AF_UNIX) as listener:
+        name = f"rae-escape-{os.getpid()}"
+        listener.bind(f"\0{name}")
+        listener.listen()
+        yield {
+            "agent": mesh.nodes["n1"].pid, "paths": [str(path) for path in paths],
+            "port": int(mesh.url.rpartition(":")[2]), "abstract": name,
+            "home": str(Path("~root").expanduser()),
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bystander(mesh: DevMesh) -> Iterator[None]:
+    """The agent and another task go on, whatever a neighbour does."""
+    agent = mesh.nodes["n1"].pid
+    work = [{"kind": "cli", "params": {"command": "sleep", "args": ["3600"]}, "timeout_s": 3600}]
+    task_id = mesh.rae.submit(work)[0].task_id
+    wait_until(lambda: mesh.admin.task(task_id).state == "running", 20, "the bystander runs")
+    yield
+    view = mesh.admin.task(task_id)
+    assert (view.state, len(view.history)) == ("running", 1)
+    assert (mesh.nodes["n1"].pid, mesh.nodes["n1"].running) == (agent, True)
+    mesh.admin.cancel(task_id)

@@ -1,0 +1,180 @@
+"""What a harmful task does to the machine, to others, or to what is read of it afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+CHUNK = b"x" * (1 << 20)
+
+
+def fork_bomb() -> None:
+    count = 0
+    while True:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            print(f"{error.strerror} after {count}", flush=True)
+            signal.pause()
+        if pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.pause()
+        count += 1
+
+
+def memory() -> None:
+    held = []
+    while True:
+        held.append(bytearray(CHUNK))
+
+
+def shared_memory() -> None:
+    held = []
+    while True:
+        area = mmap.mmap(-1, 1 << 26)
+        area.write(b"x" * (1 << 26))
+        held.append(area)
+
+
+def memfd() -> None:
+    held = []
+    while True:
+        held.append(os.memfd_create("bomb"))
+        for _ in range(64):
+            os.write(held[-1], CHUNK)
+
+
+def shm() -> None:
+    fill("/dev/shm")
+
+
+def tmp() -> None:
+    fill("/tmp")
+
+
+def disk() -> None:
+    fill("/workdir/output")
+
+
+def fill(folder: str) -> None:
+    number = 0
+    while True:
+        number += 1
+        with open(f"{folder}/{number}", "wb") as file:
+            for _ in range(16):
+                file.write(CHUNK)
+
+
+def nameless() -> None:
+    """Files that are deleted and stay open."""
+    held = []
+    while True:
+        held.append(os.open("gone", os.O_RDWR | os.O_CREAT))
+        os.unlink("gone")
+        for _ in range(16):
+            os.write(held[-1], CHUNK)
+
+
+def closed_folder() -> None:
+    """Files in a folder that nobody may enter, at the times when somebody looks."""
+    os.mkdir("closed")
+    number = 0
+    while True:
+        number += 1
+        os.chmod("closed", 0o700)
+        with open(f"closed/{number}", "wb") as file:
+            for _ in range(16):
+                file.write(CHUNK)
+        os.chmod("closed", 0)
+        time.sleep(0.05)
+
+
+def one_file() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    with open("large", "wb") as file:
+        while True:
+            file.write(CHUNK)
+
+
+def inodes() -> None:
+    number = 0
+    while True:
+        number += 1
+        os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY))
+
+
+def deep_folders() -> None:
+    while True:
+        os.mkdir("d")
+        os.chdir("d")
+
+
+def flood() -> None:
+    while True:
+        os.write(1, CHUNK)
+
+
+def daemon(marker: str) -> None:
+    """Double-forked, in a session of its own, deaf to SIGTERM; and the task ends well."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            os.execv("/usr/bin/sleep", ["/usr/bin/sleep", marker])
+        os._exit(0)
+    os.wait()
+
+
+def many(marker: str, sessions: int, each: int) -> None:
+    """Processes in several sessions, all of which wait."""
+    for _ in range(sessions):
+        if os.fork() == 0:
+            os.setsid()
+            for _ in range(each - 1):
+                if os.fork() == 0:
+                    signal.pause()
+            os.execv("/usr/bin/sleep", ["/usr/bin/sleep", marker])
+    print("ready", flush=True)
+    signal.pause()
+
+
+def slow_loris(ctx: Any) -> None:
+    """Half a line to whoever listens, again and again; then a flood, and the end."""
+    for _ in range(200):
+        os.write(ctx.progress_fd, b'{"pct": 1')
+        time.sleep(0.001)
+    os.set_blocking(ctx.progress_fd, False)
+    for _ in range(1000):
+        with contextlib.suppress(BlockingIOError):
+            os.write(ctx.progress_fd, CHUNK)
+
+
+def outputs(target: str) -> None:
+    os.symlink(target, "/workdir/output/link")
+    os.mkfifo("/workdir/output/fifo")
+    os.symlink("/workdir", "/workdir/output/folder")
+    Path("/workdir/output/plain").write_text("x")
+    os.link("/workdir/output/plain", "/workdir/output/twin")
+    with open("/workdir/output/sparse", "wb") as file:
+        file.truncate(1 << 25)
+
+
+def leave_behind() -> None:
+    for folder in ("/tmp", "/dev/shm", "/workdir/work", "/workdir/output"):
+        Path(folder, "mark").write_text("left")
+
+
+def look_for_marks() -> list[str]:
+    return [f for f in ("/tmp", "/dev/shm", "/workdir/work", "/workdir/output") if os.listdir(f)]
+
+
+def run(ctx: Any, what: str, args: dict[str, Any]) -> Any:
+    if what == "slow_loris":
+        return slow_loris(ctx)
+    return globals()[what](**args)

@@ -1,0 +1,143 @@
+"""Whoever is killed, nothing of a task survives, and nothing of many tasks stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.escape.conftest import NODE
+from tests.escape.test_escape import harm, running
+from tools.devmesh import DevMesh, MeshError, Node, wait_until
+
+MARKER = "86418.5"
+QUICK = {"kind": "cli", "params": {"command": "true"}}
+
+
+@pytest.fixture(scope="module")
+def mesh_to_kill() -> Iterator[DevMesh]:
+    with DevMesh(("n1",), node=NODE) as mesh:
+        yield mesh
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def supervisor(mesh: DevMesh) -> int:
+    return next(pid for pid, command in mesh.leftovers().items() if "supervisor.py" in command)
+
+
+def box(mesh: DevMesh) -> int:
+    return children(supervisor(mesh))[0]
+
+
+VICTIMS: dict[str, Callable[[DevMesh], int]] = {
+    "agent": lambda mesh: mesh.nodes["n1"].pid,
+    "supervisor": supervisor,
+    "bubblewrap": box,
+    "the box's first process": lambda mesh: children(box(mesh))[0],
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_nothing_of_a_task_survives_a_kill_and_its_workspace_goes(
+    mesh_to_kill: DevMesh, victim: str
+) -> None:
+    mesh = mesh_to_kill
+    body = {**harm("many", marker=MARKER, sessions=3, each=20), "max_attempts": 1}
+    task_id = mesh.rae.submit([body])[0].task_id
+    wait_until(lambda: len(running(MARKER)) == 3, 20, "the task's processes")
+    folder = mesh.nodes["n1"].root / "workdir" / f"{task_id}.1"
+    assert folder.is_dir()
+    os.kill(VICTIMS[victim](mesh), signal.SIGKILL)
+    wait_until(lambda: not running(MARKER), 5, "all of them are dead")
+    mesh.rae.cancel(task_id)
+    if victim == "agent":
+        mesh.nodes["n1"].kill()
+        mesh.nodes["n1"].start()
+    wait_until(lambda: not folder.exists(), 20, "the workspace is wiped")
+    mesh.wait_node("n1", "online")
+    assert mesh.rae.wait(mesh.rae.submit([QUICK])[0].task_id, 30).state == "succeeded"
+
+
+def links(pid: int) -> list[str]:
+    found = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(file.readlink()))
+    return found
+
+
+def traces(mesh: DevMesh) -> dict[str, object]:
+    """What could be left: of the node, and of the system."""
+    agent = mesh.nodes["n1"].pid
+    root = mesh.nodes["n1"].root
+    own_files = [p for p in root.rglob("*") if "logs" not in p.relative_to(root).parts]
+    return {
+        "processes": sorted(mesh.leftovers()),
+        # Its connections to control are a small pool that comes and goes.
+        "descriptors": sum("socket:" not in link for link in links(agent)),
+        "many connections": sum("socket:" in link for link in links(agent)) > 12,
+        "files": {str(path.relative_to(root)) for path in own_files},
+        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "sockets": Path("/proc/net/unix").read_text().count(str(mesh.data)),
+        "cgroup": Path(f"/proc/{agent}/cgroup").read_text(),
+        "temporary": sorted(path.name for path in Path("/tmp").glob("rae-box-*")),
+    }
+
+
+def test_after_500_tasks_of_which_50_were_killed_nothing_is_left(mesh_to_kill: DevMesh) -> None:
+    mesh = mesh_to_kill
+    slow = {"kind": "cli", "params": {"command": "sleep", "args": ["600"]}, "priority": 4}
+    warm = mesh.rae.submit([QUICK] * 20)
+    assert {mesh.rae.wait(ref.task_id, 60).state for ref in warm} == {"succeeded"}
+    wait_until(lambda: not list((mesh.nodes["n1"].root / "workdir").iterdir()), 20, "it rests")
+    before = traces(mesh)
+    doomed = [ref.task_id for ref in mesh.rae.submit([slow] * 50)]
+    rest = [ref.task_id for ref in mesh.rae.submit([QUICK] * 450)]
+    for task_id in doomed:
+        wait_until(lambda t=task_id: mesh.rae.task(t).state == "running", 120, "a slow task runs")
+        mesh.rae.cancel(task_id)
+    assert {mesh.rae.wait(task_id, 60).state for task_id in doomed} == {"cancelled"}
+    assert {mesh.rae.wait(task_id, 60).state for task_id in rest} == {"succeeded"}
+    try:
+        wait_until(lambda: traces(mesh) == before, 30, "everything is as before", every_s=0.5)
+    except MeshError:
+        after = traces(mesh)
+        assert {key: after[key] for key in after if after[key] != before[key]} == {}
+
+
+def test_a_node_that_cannot_make_a_box_refuses_work_and_says_why() -> None:
+    with DevMesh((), node=NODE) as mesh:
+        node = mesh.add_node("n1")
+        mesh.wait_node("n1", "online")
+        node.stop()
+        file = node.root / "agent" / "config.yaml"
+        file.write_text(
+            file.read_text().replace("min_isolation: process", "min_isolation: bubblewrap")
+        )
+        forbidden = [sys.executable, "-m", "tools.guest", "--no-namespaces"]
+        node.command = [*forbidden, *node.command]
+        node.start()
+        mesh.wait_node("n1", "online")
+        task_id = mesh.rae.submit([QUICK])[0].task_id
+        wait_until(lambda: mesh.admin.node("n1").reasons, 20, "control knows why")
+        assert "isolation_too_weak" in mesh.admin.node("n1").reasons
+        assert mesh.admin.node("n1").isolation == "process"
+        assert "bubblewrap cannot make a box" in node.owner("status")
+        told = refused(node)
+        assert "min_isolation" in told and "bubblewrap" in told
+        assert mesh.rae.task(task_id).state == "queued"
+
+
+def refused(node: Node) -> str:
+    """What the doctor says, whose exit code is then not 0."""
+    with pytest.raises(MeshError) as caught:
+        node.owner("doctor")
+    return str(caught.value)

@@ -1,0 +1,96 @@
+"""What a box costs, and how fast everything in it dies. Prints JSON; run it as no root.
+
+Starts: from the order to the program's first word, plain and boxed in turn. Kills: a task of 500
+processes in three sessions, from the order until the supervisor has seen the last one dead.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rae_node.box import probe
+from rae_node.isolation import Handle, Limits, ProcessIsolation, Spec, rlimits
+from rae_node.workspace import Workspace
+
+MANY = """
+import os, signal
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()
+        for _ in range(165):
+            if os.fork() == 0:
+                break
+        signal.pause()
+os.write(1, b'ready')
+signal.pause()
+"""
+
+
+class Bench:
+    """Starts tasks in workspaces of their own, plain or boxed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._number = folder, 0
+        self._kinds = {
+            False: ProcessIsolation(folder), True: ProcessIsolation(folder, probe()),
+        }  # fmt: skip
+
+    def start(self, argv: tuple[str, ...], *, boxed: bool) -> tuple[Handle, Workspace]:
+        """Order a task; returns at once."""
+        self._number += 1
+        workspace = Workspace.create(self._folder, "t", self._number, boxed=boxed)
+        limits = Limits(60, 1 << 20, None, 0, "best-effort", 4, rlimits(1 << 26, 1 << 40))
+        spec = Spec(
+            f"lease-{self._number}", argv, {"PATH": "/usr/bin:/bin"}, workspace.work,
+            workspace.path, workspace.logs, time.clock_gettime(time.CLOCK_BOOTTIME) + 60, limits,
+            shown=tuple(Path(folder).resolve() for folder in (sys.prefix, sys.base_prefix)),
+        )  # fmt: skip
+        return self._kinds[boxed].start(spec), workspace
+
+    def first_word_ms(self, *, boxed: bool) -> float:
+        """Until the program says what time it is."""
+        before = time.time()
+        handle, workspace = self.start(("/usr/bin/date", "+%s.%N"), boxed=boxed)
+        handle.finished.wait(30)
+        word = float((workspace.logs / "stdout").read_text())
+        handle.wipe(10)
+        return (word - before) * 1000
+
+    def kill_ms(self) -> float:
+        """Until the last of 500 processes is gone."""
+        handle, workspace = self.start((sys.executable, "-I", "-c", MANY), boxed=True)
+        said = workspace.logs / "stdout"
+        while not said.exists() or said.read_text() != "ready":
+            time.sleep(0.01)
+        time.sleep(0.2)  # the last ones are being forked
+        before = time.monotonic()
+        handle.kill()
+        handle.gone.wait(30)
+        took = (time.monotonic() - before) * 1000
+        handle.wipe(10)
+        return took
+
+
+def main() -> int:
+    """Measure and print."""
+    samples, kills = int(sys.argv[1]), int(sys.argv[2])
+    with tempfile.TemporaryDirectory(prefix="rae-bench-") as name:
+        bench = Bench(Path(name))
+        for boxed in (False, True):
+            bench.first_word_ms(boxed=boxed)
+        pairs = [(bench.first_word_ms(boxed=False), bench.first_word_ms(boxed=True))
+                 for _ in range(samples)]  # fmt: skip
+        found = {
+            "plain": [plain for plain, _ in pairs], "boxed": [boxed for _, boxed in pairs],
+            "kills": [bench.kill_ms() for _ in range(kills)],
+        }  # fmt: skip
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
