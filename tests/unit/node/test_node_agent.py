@@ -113,7 +113,7 @@ def test_z_the_smallest_time_limit_wins_and_is_named(make_rig: MakeRig) -> None:
 
 PYTHON = {
     "value": ("def run(a, b=2): return {'sum': a + b}", {"a": 1}, None, {"sum": 3}),
-    "bind": ("def run(a): return a", {"z": 1}, "E_INVALID", "missing a required argument"),
+    "bind": ("def run(a): return a", {"z": 1}, "E_INVALID", "'z' is not known to run(a); remove"),
     "fail": ("def run(): raise ValueError('odd')", {}, "E_EXIT", "ValueError: odd"),
     "oom": ("def run(): raise MemoryError", {}, "E_OOM", "memory"),
     "exit": ("import os\ndef run(): os._exit(0)", {}, "E_EXIT", "without returning"),

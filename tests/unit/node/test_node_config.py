@@ -22,7 +22,8 @@ from rae_node.config import (
 )
 from rae_node.errors import ConfigError
 from rae_node.settings import Settings, apply_settings, parse_overrides
-from rae_node.yamlfile import MAX_BYTES, read_yaml
+from rae_node.yamlfile import read_yaml
+from rae_protocol.yamlfile import MAX_BYTES
 
 KUBUS = """
 node_id: kubus-gpu-01

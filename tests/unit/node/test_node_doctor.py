@@ -207,6 +207,22 @@ def test_task_paths_that_others_can_write_are_named(home: Layout, eyes: Eyes) ->
     fails(see(home, eyes, "task paths"), "mine.py", "/nowhere")
 
 
+def test_c5_programs_and_task_files_that_cannot_be_used_are_named(home: Layout, eyes: Eyes) -> None:
+    program, tasks = home.root / "tool", home.root / "tasks"
+    program.write_text("")
+    program.chmod(0o777)
+    tasks.mkdir()
+    (tasks / "mine.py").write_text("x = 1\ndef run(:\n")
+    (home.agent / "allowlist.d").mkdir()
+    (home.agent / "allowlist.d" / "mine.yaml").write_text(f"- path: {program}\n- path: /no/tool2")
+    body = yaml.safe_load(home.config_file.read_text())
+    home.config_file.write_text(yaml.safe_dump({**body, "task_paths": [str(tasks)]}))
+    fails(see(home, eyes, "programs"), str(program), "can be written by others", "chmod go-w")
+    fails(see(home, eyes, "task paths"), "mine.py, line 2")
+    missing = next(one for one in examine(home, dev=False, eyes=eyes) if "tool2" in one.what)
+    assert missing.state == "note"
+
+
 def nobody(_: str) -> list[str]:
     raise OSError("no such name")
 

@@ -1,7 +1,8 @@
-"""raectl: submit work, look at it, operate nodes and tokens. Talks HTTP and nothing else.
+"""raectl: submit work, look at it, operate nodes and tokens; help to write allow-lists.
 
-Exit codes: 0 done, 1 control said no, 2 wrong usage, 3 control is not reachable, 4 the task did
-not succeed (`submit --wait`, `result`). Errors go to stderr, one sentence with a hint.
+Exit codes: 0 done, 1 control (or the allow-list) said no, 2 wrong usage, 3 control is not
+reachable, 4 the task did not succeed (`submit --wait`, `result`). Errors go to stderr, one
+sentence with a hint.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rae_control import cli_output as out
+from rae_control.cli_allowlist import add_verbs
 from rae_control.cli_submit import UsageError, add_options, spec_from, specs_from_file
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError, RemoteError, Unreachable, in_words
@@ -262,6 +264,8 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("name", metavar="NAME")
     made.add_argument("--role", choices=["submit", "read", "admin"], required=True)
     add(tokens, "revoke", _tokens, "end a token").add_argument("name", metavar="NAME")
+    lists = verbs.add_parser("allowlist", help="write a node's allow-list; works without control")
+    add_verbs(lists.add_subparsers(required=True, metavar="VERB"))
     return parser
 
 
@@ -298,6 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.json = getattr(args, "json", False)
     try:
+        if args.group == "allowlist":
+            alone: Callable[[argparse.Namespace], int] = args.allowlist
+            return alone(args)
         run: Callable[[Context], int] = args.run
         return run(Context(_connect(args), args))
     except UsageError as error:

@@ -21,8 +21,9 @@ from pydantic import (
 
 from rae_node.errors import ConfigError, first_problem, listed
 from rae_node.settings import known_settings, seconds_of
-from rae_node.yamlfile import line_of, parse_yaml
+from rae_node.yamlfile import parse_yaml
 from rae_protocol.names import NodeId, Word
+from rae_protocol.yamlfile import line_of
 
 PLACEHOLDER = "100.x.x.x"
 DEFAULT_MODELS = {"python-specialist": "deepseek-coder:33b", "code-refactor": "deepseek-coder:6.7b"}

@@ -26,8 +26,9 @@ from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
 from rae_node.report import UNIT, isolation_of, lock_held, unit_state
 from rae_node.runners.llm import present_models
-from rae_node.runners.python import untrusted
+from rae_node.runners.signature import read_signature
 from rae_node.startup import read_enrolment
+from rae_node.trust import untrusted
 from rae_protocol.errors import RaeError
 from rae_protocol.transport import BearerAuth, Transport
 
@@ -196,6 +197,8 @@ def _tasks(layout: Layout, config: NodeConfig) -> Iterator[Finding]:
         if absent:
             what = f"not installed, so not offered: {', '.join(absent)}"
             yield rules.note("allow-list", what)
+        if why := "; ".join(found.distrusted()):
+            yield rules.bad("programs", why, "mend what is named, or take the entry away")
     yield rules.trusted(_distrusted(layout, config))
 
 
@@ -204,7 +207,12 @@ def _distrusted(layout: Layout, config: NodeConfig) -> Iterator[str]:
         if not folder.is_dir():
             yield f"{folder} of task_paths is no folder"
         for file in sorted(folder.glob("*.py")):
-            why = untrusted(file, layout.workdir)
+            try:
+                why = untrusted(file, layout.workdir)
+                if why is None:
+                    read_signature(file)
+            except NodeError as error:
+                why = error.message
             if why is not None:
                 yield why
 

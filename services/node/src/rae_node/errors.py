@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
 from enum import Enum
 
-from pydantic import ValidationError
-
-from rae_protocol.errors import RaeError, Unreachable, field_in_words
+from rae_protocol.errors import RaeError, Unreachable
+from rae_protocol.errors import first_problem as first_problem  # noqa: PLC0414 - said by many here
+from rae_protocol.errors import listed as listed  # noqa: PLC0414 - as above
 
 
 class NodeError(Exception):
@@ -78,17 +77,3 @@ def verdict(error: RaeError) -> Verdict:
         return Verdict.STALE
     # Clocks (skew, retry_signed) and what is left of 401 get better by themselves.
     return Verdict.RETRY if error.status == 401 else Verdict.REFUSED
-
-
-def listed(names: Iterable[str], limit: int = 20) -> str:
-    """Names as they stand in a sentence: sorted, the first few, `none` for nothing."""
-    known = sorted(names)
-    more = f" and {len(known) - limit} more" if len(known) > limit else ""
-    return (", ".join(known[:limit]) + more) or "none"
-
-
-def first_problem(error: ValidationError, whole: str) -> str:
-    """`field: what is wrong` of the first mistake; `whole` names what has no field."""
-    first = error.errors(include_url=False)[0]
-    said = field_in_words(first["type"], first["msg"])
-    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {said}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
 from rae_node.errors import ConfigError, listed
-from rae_node.yamlfile import BAD_YAML, load
+from rae_protocol.yamlfile import BAD_YAML, load
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

@@ -1,119 +1,24 @@
-"""YAML files that people write: read strictly, and every mistake has its line."""
+"""The protocol's strict YAML, with the node's error."""
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rae_node.errors import ConfigError
-from rae_protocol.errors import in_words
-
-MAX_BYTES = 1024 * 1024
-BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
-_MERGE = "tag:yaml.org,2002:merge"
-
-
-class _Loader(yaml.SafeLoader):
-    """Each value has one place and one line: no anchors, no aliases, no merge keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        anchored = getattr(event, "anchor", None)
-        node = None if anchored else super().compose_node(parent, index)
-        if anchored or (node is not None and node.tag == _MERGE):
-            what = "anchors, aliases and << have no place in settings: write the value out"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError) as error:  # what `!!int ""` comes to
-            what = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark) from error
-
-
-def load(text: str) -> tuple[Any, yaml.Node | None]:
-    """A value and its tree. Raises BAD_YAML."""
-    loader = _Loader(text)
-    tree = loader.get_single_node()
-    return (None if tree is None else loader.construct_document(tree)), tree
+from rae_protocol import yamlfile as strict
 
 
 def read_yaml(file: Path) -> Any:
-    """What is in a file. Raises ConfigError, also for a name that stands there twice."""
+    """What is in a file. Raises ConfigError."""
     return parse_yaml(file)[0]
 
 
 def parse_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
     """What is in a file, and its tree for `line_of`. Raises ConfigError."""
     try:
-        # A pipe would be waited for.
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
-            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-                raise ConfigError(f"{file} is no regular file; name another file")
-            data = handle.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ConfigError(f"{file} is larger than a settings file can be; name another file")
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = in_words(error) if isinstance(error, OSError) else "no UTF-8 text; save it as such"
-        raise ConfigError(f"{file} cannot be read: {why}") from error
-    try:
-        value, tree = load(text)
-        _refuse_doubles(tree, file)
-        return value, tree
-    except BAD_YAML as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error)
-        raise ConfigError(
-            f"{file}{line}: this is no valid YAML ({what}); mend that line"
-        ) from error
-
-
-def line_of(tree: yaml.Node | None, place: Sequence[str | int]) -> int | None:
-    """The line (from 1) of the deepest part of `place` that is there; None without a tree."""
-    line = None if tree is None else tree.start_mark.line + 1
-    for part in place:
-        child: yaml.Node | None = None
-        if isinstance(tree, yaml.MappingNode):
-            for key, value in tree.value:
-                if key.value == str(part):
-                    line, child = key.start_mark.line + 1, value
-        elif isinstance(tree, yaml.SequenceNode) and str(part) in map(str, range(len(tree.value))):
-            child = tree.value[int(part)]
-            line = child.start_mark.line + 1
-        if child is None:
-            break
-        tree = child
-    return line
-
-
-def _refuse_doubles(tree: yaml.Node | None, file: Path) -> None:
-    """A name that stands there twice would silently mean its last value."""
-    waiting, seen = [tree], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            names: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                name = str(key.value)
-                if name in names:
-                    raise ConfigError(
-                        f"{file}:{line}: {name} stands there twice, first in line {names[name]}; "
-                        "remove one of them"
-                    )
-                names[name] = line
-                waiting.append(value)
+        return strict.parse_yaml(file)
+    except strict.BadFile as error:
+        raise ConfigError(error.message) from error

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterable
 from typing import Any
+
+from pydantic import ValidationError
 
 TABLE: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "This is no HTTP/1.1 that control reads; send it as curl would."),
@@ -92,6 +95,20 @@ def field_in_words(kind: str, said: str) -> str:
         return "is not known; remove it"
     said = re.sub(r"^(Input|String) should", "must", said.removeprefix("Value error, "))
     return f"{said}; change it"
+
+
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """Names as they stand in a sentence: sorted, the first few, `none` for nothing."""
+    known = sorted(names)
+    more = f" and {len(known) - limit} more" if len(known) > limit else ""
+    return (", ".join(known[:limit]) + more) or "none"
+
+
+def first_problem(error: ValidationError, whole: str) -> str:
+    """`field: what is wrong` of the first mistake; `whole` names what has no field."""
+    first = error.errors(include_url=False)[0]
+    said = field_in_words(first["type"], first["msg"])
+    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {said}"
 
 
 def in_words(error: OSError) -> str:

@@ -42,6 +42,7 @@ class Plan:
     may_hand_back: bool = False
     trusted: bool = False
     shown: tuple[Path, ...] = ()
+    identity: tuple[int, ...] | None = None  # of argv[0] when it was checked (trust.identity)
 
 
 class Runner(Protocol):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +13,11 @@ from pydantic import Field
 from rae_node.errors import TaskFailure, listed
 from rae_node.runners import python_child
 from rae_node.runners.base import Params, Plan, child_plan, parse_params
+from rae_node.runners.signature import read_signature
+from rae_node.trust import untrusted
 from rae_node.workspace import Workspace
 from rae_protocol.models import LeasedTask
 
-_PACKAGE = Path(python_child.__file__).resolve().parents[1]
 _NAME = re.compile(r"(?:tasks\.)?([A-Za-z_][A-Za-z0-9_]{0,63})(?::run)?")
 
 
@@ -59,6 +58,10 @@ class PythonRunner:
                 f"There is no trusted task '{params.task[:100]}' on this node; "
                 f"choose from {listed(self.names(), limit=60)}",
             )
+        signature = read_signature(file)
+        problem = signature and signature.problem(params.params)
+        if problem:
+            raise TaskFailure("E_INVALID", f"The task '{file.stem}': params: {problem}")
         call = {
             "module": str(file.resolve()),
             "params": params.params,
@@ -76,19 +79,3 @@ class PythonRunner:
                     raise TaskFailure("E_DENY", f"The task '{name}' is not trusted: {why}")
                 return file
         return None
-
-
-def untrusted(file: Path, workdir: Path) -> str | None:
-    """Why a task file cannot be trusted, None when it can: who may write it decides."""
-    real = file.resolve()
-    if real.is_relative_to(workdir.resolve()):
-        return f"{file} is inside the workspaces"
-    if real.is_relative_to(_PACKAGE):
-        return None  # whoever could write here could change the agent itself (umask 002 in a clone)
-    for path in (real, real.parent):
-        info = path.stat()
-        if info.st_uid not in {0, os.getuid()}:
-            return f"{path} belongs to another user"
-        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return f"{path} can be written by others; chmod go-w"
-    return None

@@ -49,6 +49,8 @@ def execute(call: dict[str, Any], progress_fd: int | None) -> dict[str, Any]:
         sys.modules["rae_task"] = module
         spec.loader.exec_module(module)
         params = dict(call["params"])
+        if not callable(getattr(module, "run", None)):
+            return _error("E_INVALID", "The task has no run(); add one to its file on the node")
         signature = inspect.signature(module.run)
         if "ctx" in params:
             return _error("E_INVALID", "params: 'ctx' is given by the node")
