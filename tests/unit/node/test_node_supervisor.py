@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from rae_node import proctree
 from rae_node.handle import Handle
 from rae_node.isolation import PROGRAM, ProcessIsolation, Spec
 from rae_node.paths import Layout
+from rae_node.trust import identity
 from tests.unit.node.fakes import until
 
 MakeSpec = Callable[..., Spec]
@@ -222,3 +223,22 @@ def test_wiping_follows_no_link_and_minds_neither_depth_nor_modes(tmp_path: Path
     proctree.wipe(str(folder))
     assert not folder.exists() and (precious / "file").read_text() == "keep"
     proctree.wipe(str(folder))
+
+
+def test_a_program_that_was_replaced_after_the_check_does_not_run(
+    box: ProcessIsolation, spec: MakeSpec, tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho checked\n")
+    program.chmod(0o755)
+    given = replace(spec([str(program)]), identity=identity(program))
+    handle = finished(box.start(given))
+    assert (given.log_dir / "stdout").read_text() == "checked\n"
+    other = tmp_path / "other"
+    other.write_text("#!/bin/sh\necho another\n")
+    other.chmod(0o755)
+    other.rename(program)
+    again = replace(spec([str(program)]), identity=given.identity)
+    handle = finished(box.start(again))
+    assert handle.outcome is not None and handle.outcome.cause == "replaced"
+    assert not handle.started and (again.log_dir / "stdout").read_text() == ""

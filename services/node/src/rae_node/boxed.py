@@ -1,7 +1,8 @@
-"""bubblewrap as the supervisor starts it. Standard library only, and little of that."""
+"""How the supervisor starts a task: its limits, and bubblewrap. Standard library only."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -9,6 +10,24 @@ import select
 import signal
 import time
 from typing import Any
+
+IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+IO_CLASSES = {"realtime": 1, "best-effort": 2, "idle": 3}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def restrict(limits: dict[str, Any]) -> None:
+    """What every task's process gives up before it begins. Raises OSError, ValueError."""
+    for name, value in limits["rlimits"].items():
+        which = getattr(resource, name)
+        hard = resource.getrlimit(which)[1]
+        top = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (top, top))
+    os.nice(int(limits["nice"]))
+    number = IOPRIO_SET.get(os.uname().machine)
+    if number is not None:
+        level = IO_CLASSES[limits["io_class"]] << 13 | int(limits["io_level"])
+        _libc.syscall(number, 1, 0, level)
 
 
 class Box:

@@ -162,10 +162,8 @@ class TaskRun:
     def _work(self) -> dict[str, Any]:
         self._ack()
         task = self.task
-        workspace = Workspace.create(
-            self._outfit.layout.workdir, task.task_id, task.attempt,
-            boxed=self._outfit.isolation.level != "process",
-        )  # fmt: skip
+        boxed, workdir = self._outfit.isolation.level != "process", self._outfit.layout.workdir
+        workspace = Workspace.create(workdir, task.task_id, task.attempt, boxed=boxed)
         self._enter("preparing", workspace)
         ended: str | None = None
         try:
@@ -270,6 +268,7 @@ class TaskRun:
                 trusted=plan.trusted,
                 shown=plan.shown,
                 devices=gpu_devices(devices),
+                identity=plan.identity,
             )
             self._handle = self._outfit.isolation.start(spec)
             self._enter("running", workspace)

@@ -43,7 +43,8 @@ class Limits:
 class Spec:
     """Everything a supervisor needs; `deadline` on CLOCK_BOOTTIME.
 
-    `trusted`: needs no box; `shown`, `devices`: what a box has besides the system.
+    `trusted`: needs no box; `shown`, `devices`: what a box has besides the system; `identity`: of
+    argv[0], as trust.py has it, when it was checked.
     """
 
     lease_id: str
@@ -58,6 +59,7 @@ class Spec:
     trusted: bool = False
     shown: tuple[Path, ...] = ()
     devices: tuple[Path, ...] = ()
+    identity: tuple[int, ...] | None = None
 
 
 class Isolation(Protocol):

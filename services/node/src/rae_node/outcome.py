@@ -92,6 +92,9 @@ def _failure(
     if outcome.cause == "timeout":
         text = f"Stopped after {limit[0]:g} s; raise {limit[1]}, the smallest limit, or do less"
         return TaskFailure("E_TIMEOUT", text)
+    if outcome.cause == "replaced":
+        text = "The program was replaced after it had been checked; submit the task again"
+        return TaskFailure("E_DENY", text)
     if outcome.cause == "memory":
         return TaskFailure(
             "E_OOM",

@@ -7,25 +7,24 @@ In:  the spec (first line), then {"deadline": s} {"kill": reason} {"wipe": true}
      {"open": number, "folder": …, "name": …}
 Out: {"unit": cgroup} {"started": pid} {"progress": {…}} {"exit": …, "signal": …, "cause": …}
      {"gone": true, "ms": …} {"opened": number, "found": …} {"wiped": true}
-Times are seconds on CLOCK_BOOTTIME. Causes: exit timeout deadline killed output memory failed.
+Times are seconds on CLOCK_BOOTTIME. Causes: exit timeout deadline killed output memory
+replaced failed.
 """
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import ctypes
 import errno
 import json
 import os
-import resource
 import select
 import signal
-import sys
 import time
 from typing import Any
 
-from rae_node.boxed import Box
+from rae_node.agent_line import AgentLine
+from rae_node.boxed import Box, restrict
 from rae_node.cgroup import Cgroup, own
 from rae_node.inside import Refused, open_inside
 from rae_node.outputs import Outputs
@@ -38,8 +37,6 @@ LOOK_SHARE = 20  # a look at memory or disk takes at most this part of the time 
 ROUND_S = 1.0  # after a suspend or a stop the clock is looked at again within this
 MEMORY_ROUND_S = 0.2
 MAX_LINE = 16 * 1024 * 1024
-IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
-IO_CLASSES = {"realtime": 1, "best-effort": 2, "idle": 3}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -59,8 +56,8 @@ class Supervisor:
         self.status: int | None = None
         self.cause: str | None = None
         self.peak_mb = 0.0
-        self.pending: list[tuple[bytes, int | None]] = []
-        self.line = _socket.socket(fileno=os.dup(1))
+        self.line = AgentLine()
+        self.say = self.line.say
         self.received = bytearray()
         self.agent_there = True
         self.wipe_wanted = False
@@ -115,7 +112,7 @@ class Supervisor:
         except OSError as error:
             self.say({"wiped": False, "error": str(error)})
         limit = boot() + ROUND_S
-        while self.pending and self.agent_there and boot() < limit:
+        while self.line.pending and self.agent_there and boot() < limit:
             self.wait(0.05)
 
     def end(self, cause: str) -> None:
@@ -150,6 +147,18 @@ class Supervisor:
             return self.end("killed")
         return None
 
+    def replaced(self) -> bool:
+        """Whether the program is another one than the agent has checked."""
+        known = self.spec.get("identity")
+        if known is None:
+            return False
+        try:
+            info = os.stat(self.spec["argv"][0])  # noqa: PTH116 - pathlib is slow to import
+        except OSError:
+            return True
+        now = [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
+        return now != list(known)
+
     def look_at_disk(self) -> None:
         """End a task whose files are too many or too large, also those without a name any more."""
         before = boot()
@@ -167,6 +176,8 @@ class Supervisor:
 
     def start(self) -> None:
         """Fork, restrict, exec. A task that cannot start ends with cause `failed`."""
+        if self.replaced():
+            return self.end("replaced")
         note_read, note_write = os.pipe2(os.O_CLOEXEC)
         error_read, error_write = os.pipe2(os.O_CLOEXEC)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -209,16 +220,7 @@ class Supervisor:
             os.setsid()
             if self.cgroup is not None:
                 self.cgroup.enter()
-            for name, value in self.limits["rlimits"].items():
-                which = getattr(resource, name)
-                hard = resource.getrlimit(which)[1]
-                top = value if hard == resource.RLIM_INFINITY else min(value, hard)
-                resource.setrlimit(which, (top, top))
-            os.nice(int(self.limits["nice"]))
-            number = IOPRIO_SET.get(os.uname().machine)
-            if number is not None:
-                level = IO_CLASSES[self.limits["io_class"]] << 13 | int(self.limits["io_level"])
-                _libc.syscall(number, 1, 0, level)
+            restrict(self.limits)
             signal.set_wakeup_fd(-1)
             for restored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
                 signal.signal(restored, signal.SIG_DFL)
@@ -293,32 +295,6 @@ class Supervisor:
         self.say({"exit": code, "signal": number, "cause": self.cause, **usage})
         self.say({"gone": True, "ms": round((now - decided) * 1000, 3)})
 
-    def say(self, message: dict[str, Any], file: int | None = None) -> None:
-        """Queue a line, with a file for the agent; sent when it reads, never waited for."""
-        self.pending.append((json.dumps(message).encode() + b"\n", file))
-        self.flush()
-
-    def flush(self) -> None:
-        """As much as the line takes now."""
-        try:
-            while self.pending:
-                data, file = self.pending[0]
-                sent = self.line.sendmsg([data], [] if file is None else [self.passed(file)])
-                self.pending[0] = data[sent:], None
-                if file is not None:
-                    os.close(file)
-                if sent == len(data):
-                    del self.pending[0]
-        except BlockingIOError:
-            return
-        except OSError:
-            self.pending.clear()
-
-    @staticmethod
-    def passed(file: int) -> tuple[int, int, bytes]:
-        """A descriptor as a control message, see unix(7)."""
-        return _socket.SOL_SOCKET, _socket.SCM_RIGHTS, file.to_bytes(4, sys.byteorder)
-
     def open(self, number: int, folder: str, name: str) -> None:
         """Open a file of the task for the agent, who may not be able to."""
         try:
@@ -335,13 +311,13 @@ class Supervisor:
         notes = [] if self.note is None else [self.note]
         for source in (0, self.wake, *notes, *self.outputs.files):
             poller.register(source, select.POLLIN)
-        if self.pending:
+        if self.line.pending:
             poller.register(1, select.POLLOUT)
         for source, _ in poller.poll(seconds * 1000):
             if source == 0:
                 self.listen()
             elif source == 1:
-                self.flush()
+                self.line.flush()
             elif source == self.wake:
                 os.read(self.wake, 4096)
             elif source == self.note:
@@ -396,7 +372,7 @@ class Supervisor:
                 message = {"progress": {"pct": float(note["pct"]), "note": str(note["note"])[:500]}}
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
-            if not self.pending:
+            if not self.line.pending:
                 self.say(message)
             return
 
