@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,12 +42,23 @@ def box(mesh: DevMesh) -> int:
     return children(supervisor(mesh))[0]
 
 
+def unit(mesh: DevMesh) -> int:
+    """All that runs in the unit, by systemd; nothing is left to be killed."""
+    (name,) = [path.name for path in Path("/sys/fs/cgroup/rae.slice").glob("rae-task@*")]
+    subprocess.run(["systemctl", "kill", "--signal=KILL", name], check=True)
+    return 0
+
+
 VICTIMS: dict[str, Callable[[DevMesh], int]] = {
     "agent": lambda mesh: mesh.nodes["n1"].pid,
     "supervisor": supervisor,
     "bubblewrap": box,
     "the box's first process": lambda mesh: children(box(mesh))[0],
 }
+
+
+if LEVEL == "unit":
+    VICTIMS["unit"] = unit
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
@@ -59,7 +71,8 @@ def test_nothing_of_a_task_survives_a_kill_and_its_workspace_goes(
     wait_until(lambda: len(running(MARKER)) == 3, 20, "the task's processes")
     folder = mesh.nodes["n1"].root / "workdir" / f"{task_id}.1"
     assert folder.is_dir()
-    os.kill(VICTIMS[victim](mesh), signal.SIGKILL)
+    if pid := VICTIMS[victim](mesh):
+        os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not running(MARKER), 5, "all of them are dead")
     with contextlib.suppress(RaeError):  # it may have ended already
         mesh.rae.cancel(task_id)

@@ -32,6 +32,8 @@ def disk_usage(folder: str, pids: Collection[int], most: int) -> int:
     _count(top, seen, _DEEPEST, most)
     for pid in pids:
         _count_open(pid, seen)
+    if len(seen) > most:
+        raise TooMuch(f"its files are more than {most}")
     return sum(seen.values())
 
 
