@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from rae_node.box import prepared, tried
+from rae_node.errors import NodeError
 from tools.devmesh import DevMesh, wait_until
 
 TASKS = Path(__file__).parent / "tasks"
@@ -28,6 +30,11 @@ NODE = {
 def pytest_collection_modifyitems() -> None:
     if os.geteuid() == 0 and LEVEL != "unit":
         raise pytest.UsageError("tasks never run as root; run these tests with `make test-escape`")
+    if LEVEL != "unit":
+        try:
+            tried(prepared())
+        except NodeError as error:
+            raise pytest.UsageError(f"no box can be made here: {error.message}") from error
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

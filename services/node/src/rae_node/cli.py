@@ -126,7 +126,11 @@ def _run(options: argparse.Namespace) -> int:
         signal.signal(number, stop)
     agent.start()
     log, sources = agent.outfit.log, agent.outfit.config.guard_sources
-    log.info("agent_started", pid=os.getpid(), root=str(layout.root), guard_sources=sources)
+    kept_apart = {"isolation": agent.outfit.isolation.level, "why": agent.outfit.isolation.why}
+    log.info(
+        "agent_started", pid=os.getpid(), root=str(layout.root), guard_sources=sources,
+        **kept_apart,
+    )  # fmt: skip
     # The kernel may hand a signal to any thread (one that forks, say), and Python acts on it only
     # when this one runs again: without the time limit a SIGTERM could be lost.
     while not agent.done.wait(1.0):
