@@ -1,5 +1,8 @@
 """What a box costs, and how fast everything in it dies. Prints JSON; run it as no root.
 
+`python -m tools.bench_box STARTS KILLS [FOLDER]`: with a folder where units may write, on a host
+that has them, tasks run at level `unit`, else at level `bubblewrap`.
+
 Starts: from the order to the program's first word, plain and boxed in turn. Kills: a task of 500
 processes in three sessions, from the order until the supervisor has seen the last one dead.
 """
@@ -10,11 +13,13 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rae_node.box import prepared, tried
 from rae_node.handle import Handle
-from rae_node.isolation import Limits, ProcessIsolation, Spec, rlimits
+from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
+from rae_node.unit import UnitIsolation
 from rae_node.workspace import Workspace
 
 MANY = """
@@ -34,11 +39,13 @@ signal.pause()
 class Bench:
     """Starts tasks in workspaces of their own, plain or boxed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, units: bool) -> None:
         self._folder, self._number = folder, 0
-        self._kinds = {
-            False: ProcessIsolation(folder), True: ProcessIsolation(folder, tried(prepared())),
-        }  # fmt: skip
+        box: Isolation = (
+            UnitIsolation(folder, prepared()) if units
+            else ProcessIsolation(folder, tried(prepared()))
+        )  # fmt: skip
+        self._kinds: dict[bool, Isolation] = {False: ProcessIsolation(folder), True: box}
 
     def start(self, argv: tuple[str, ...], *, boxed: bool) -> tuple[Handle, Workspace]:
         """Order a task; returns at once."""
@@ -50,22 +57,22 @@ class Bench:
             workspace.path, workspace.logs, time.clock_gettime(time.CLOCK_BOOTTIME) + 60, limits,
             shown=tuple(Path(folder).resolve() for folder in (sys.prefix, sys.base_prefix)),
         )  # fmt: skip
-        return self._kinds[boxed].start(spec), workspace
+        handle = self._kinds[boxed].start(spec)
+        return handle, replace(workspace, opener=handle.open)
 
     def first_word_ms(self, *, boxed: bool) -> float:
         """Until the program says what time it is."""
         before = time.time()
         handle, workspace = self.start(("/usr/bin/date", "+%s.%N"), boxed=boxed)
         handle.finished.wait(30)
-        word = float((workspace.logs / "stdout").read_text())
+        word = float(workspace.head("stdout", 100)[0])
         handle.wipe(10)
         return (word - before) * 1000
 
     def kill_ms(self) -> float:
         """Until the last of 500 processes is gone."""
         handle, workspace = self.start((sys.executable, "-I", "-c", MANY), boxed=True)
-        said = workspace.logs / "stdout"
-        while not said.exists() or said.read_text() != "ready":
+        while workspace.head("stdout", 100)[0] != "ready":
             time.sleep(0.01)
         time.sleep(0.2)  # the last ones are being forked
         before = time.monotonic()
@@ -80,7 +87,8 @@ def main() -> int:
     """Measure and print."""
     samples, kills = int(sys.argv[1]), int(sys.argv[2])
     with tempfile.TemporaryDirectory(prefix="rae-bench-") as name:
-        bench = Bench(Path(name))
+        units = len(sys.argv) > 3
+        bench = Bench(Path(sys.argv[3] if units else name), units=units)
         for boxed in (False, True):
             bench.first_word_ms(boxed=boxed)
         pairs = [(bench.first_word_ms(boxed=False), bench.first_word_ms(boxed=True))
