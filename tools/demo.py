@@ -214,14 +214,15 @@ then
 def run() -> int:
     """The whole demo; returns its exit code."""
     ollama = find_ollama()
-    node_settings = {"ollama_url": ollama[0]} if ollama else {}
+    node_settings = {"isolation": "auto", **({"ollama_url": ollama[0]} if ollama else {})}
     print(
         f"Control with its Redis and two agents start. Every period is a {SCALE}th of the real\n"
         f"one, so a silent node is given up after {120 / SCALE:g} s instead of 120 s."
     )
     with DevMesh(("n1", "n2"), node=node_settings) as mesh, tempfile.TemporaryDirectory() as folder:
         rae, board = mesh.rae, Board(mesh.admin)
-        print(f"Control listens on {mesh.url}; n1 and n2 are online.")
+        level = mesh.admin.node("n1").isolation
+        print(f"Control listens on {mesh.url}; n1 and n2 are online (isolation: {level}).")
         files = pick_files(20)
         blobs = {name: rae.upload_blob(path) for name, path in files.items()}
         work = quick_work(files, blobs)

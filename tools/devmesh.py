@@ -47,6 +47,7 @@ FAST_NODE: Mapping[str, object] = {
     "poll_interval_sec": 1,
     "cooldown_minutes": 1 / 60,
     "max_concurrent_cpu": 2,
+    "isolation": "process",  # the same for root and others, with bubblewrap or without
 }
 
 # What the command line of each part of control has in it.
