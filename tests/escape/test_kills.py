@@ -104,7 +104,7 @@ def traces(mesh: DevMesh) -> dict[str, object]:
         "many connections": sum("socket:" in link for link in links(agent)) > 12,
         "files": {str(path.relative_to(root)) for path in own_files},
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        "sockets": Path("/proc/net/unix").read_text().count(str(mesh.data)),
+        "sockets": Path("/proc/net/unix").read_text().count(str(root)),
         "units": sorted(path.name for path in Path("/sys/fs/cgroup/rae.slice").glob("rae-task*")),
         "cgroup": Path(f"/proc/{agent}/cgroup").read_text(),
         "temporary": sorted(path.name for path in Path("/tmp").glob("rae-box-*")),
