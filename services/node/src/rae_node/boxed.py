@@ -41,7 +41,7 @@ class Box:
         self._words = os.memfd_create("bwrap", os.MFD_CLOEXEC)
         self._told, self._tell = os.pipe2(os.O_CLOEXEC)
         self._hold, self._free = os.pipe2(os.O_CLOEXEC)
-        self._first: int | None = None
+        self.first: int | None = None
         self._handle = -1
 
     def command(self, argv: list[str]) -> list[str]:
@@ -71,15 +71,15 @@ class Box:
             if not piece:
                 return "it ended; "
             said += piece
-        self._first = int(json.loads(said)["child-pid"])
-        self._handle = os.pidfd_open(self._first)  # it waits for us: the number is still its own
+        self.first = int(json.loads(said)["child-pid"])
+        self._handle = os.pidfd_open(self.first)  # it waits for us: the number is still its own
         return ""
 
     def release(self, processes: int) -> None:
         """Let the program begin. Its limit of processes counts inside the box alone."""
-        if self._first is not None:
+        if self.first is not None:
             # Set from here: bubblewrap itself would trip over what else this user runs.
-            resource.prlimit(self._first, resource.RLIMIT_NPROC, (processes, processes))
+            resource.prlimit(self.first, resource.RLIMIT_NPROC, (processes, processes))
         os.write(self._free, b"1")
         os.close(self._free)
 

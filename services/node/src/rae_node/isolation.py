@@ -25,7 +25,7 @@ STRENGTH: dict[Level, int] = {"process": 0, "bubblewrap": 1, "unit": 2}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a task may use at most. Seconds, bytes, MiB; None means not watched."""
+    """What a task may use at most, or must leave. Seconds, bytes, MiB; None: not watched."""
 
     timeout_s: float
     max_output_bytes: int
@@ -37,6 +37,8 @@ class Limits:
     max_processes: int = 1024
     disk_bytes: int | None = None
     max_files: int = 100_000
+    spare_memory_mb: float = 0.0
+    spare_disk_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

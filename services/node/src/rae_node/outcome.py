@@ -21,6 +21,7 @@ from rae_protocol.names import MAX_RESULT_BYTES
 
 MIB = 1024 * 1024
 SHOWN_BYTES = 64 * 1024
+_SPARE_SHARE = 0.05  # of the memory: with less left, a machine is slow for its owner
 _MAX_TOTAL = MAX_RESULT_BYTES - 9 * MIB  # less the JSON part and what stands between the parts
 
 
@@ -50,6 +51,8 @@ def limits_of(outfit: Outfit, plan: Plan, timeout_s: float, *, gpu: bool) -> Lim
         rlimits=rlimits(int(largest), int((memory_mb or 0) + spare) * MIB),
         disk_bytes=int(max(largest, settings.workspace_max_mb * MIB)),
         max_files=int(settings.workspace_max_files),
+        spare_memory_mb=(outfit.machine.memory_mb or 0) * _SPARE_SHARE,
+        spare_disk_mb=settings.disk_low_mb,
     )
 
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
+from typing import Any
 
 MAX_LOG_BYTES = 10 * 1024 * 1024
+_LOOKED_AT = 8  # of a flood of lines that say nothing, only the last ones cost time
+
+
+def last_note(lines: list[bytes]) -> dict[str, Any] | None:
+    """The progress that the last lines tell; None when they tell none."""
+    for line in reversed(lines[-_LOOKED_AT:]):
+        try:
+            note = json.loads(line[:4096])
+            return {"pct": float(note["pct"]), "note": str(note["note"])[:500]}
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue
+    return None
 
 
 class Outputs:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import signal
 import time
+from collections.abc import Iterator
 
 TICK = os.sysconf("SC_CLK_TCK")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -86,16 +86,47 @@ def memory_used_mb(pids: list[int], limit_mb: float) -> float:
     """Memory of processes together, in MiB.
 
     Resident pages, which count what is shared many times, are quick to add up; beyond the limit
-    it is the proportional sizes that decide.
+    it is the proportional sizes that decide. Swapped ones and page tables count, too.
     """
-    pages = {pid: read_proc(f"{pid}/statm").split()[1:2] for pid in pids}
-    sizes = {pid: int(n) * resource.getpagesize() for pid, found in pages.items() for n in found}
-    if sum(sizes.values()) > limit_mb * 1048576:
-        for pid in sizes:
-            words = read_proc(f"{pid}/smaps_rollup").split()
+    found = {where: facts for where, facts in map(memory_facts, pids) if facts}
+    more = sum(_kb(facts, b"VmSwap") + _kb(facts, b"VmPTE") for facts in found.values())
+    sizes = {where: _kb(facts, b"VmRSS") for where, facts in found.items()}
+    if sum(sizes.values()) + more > limit_mb * 1024:
+        for where in sizes:
+            words = read_proc(f"{where}/smaps_rollup").split()
             if b"Pss:" in words:
-                sizes[pid] = int(words[words.index(b"Pss:") + 1]) * 1024
-    return sum(sizes.values()) / 1048576
+                sizes[where] = int(words[words.index(b"Pss:") + 1])
+    return (sum(sizes.values()) + more) / 1024
+
+
+def memory_facts(pid: int) -> tuple[str, dict[bytes, bytes]]:
+    """Where /proc tells of a process's memory, and what; ("", {}) when it has none any more.
+
+    Its first thread may have ended before the others: that one then looks like a dead process.
+    """
+    for where in _places(pid):
+        lines = read_proc(f"{where}/status").splitlines()
+        facts = {key: value for key, _, value in (line.partition(b":") for line in lines)}
+        if b"VmRSS" in facts:
+            return where, facts
+    return "", {}
+
+
+def _places(pid: int) -> Iterator[str]:
+    yield str(pid)
+    with contextlib.suppress(OSError):
+        yield from (f"{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task"))
+
+
+def _kb(facts: dict[bytes, bytes], name: bytes) -> int:
+    return int(facts.get(name, b"0").split()[0])
+
+
+def short_of_memory(spare_mb: float) -> bool:
+    """Whether the machine has less than that left."""
+    words = read_proc("meminfo").split()
+    name = b"MemAvailable:"
+    return name in words and int(words[words.index(name) + 1]) < spare_mb * 1024
 
 
 def wipe(folder: str) -> None:

@@ -18,6 +18,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import select
 import signal
 import time
@@ -27,22 +28,15 @@ from rae_node.agent_line import AgentLine
 from rae_node.boxed import Box, restrict
 from rae_node.cgroup import Cgroup, own
 from rae_node.inside import Refused, open_inside
-from rae_node.outputs import Outputs
-from rae_node.proctree import descendants, memory_used_mb, oom_kills, send_kill, wipe
-from rae_node.usage import TooMuch, disk_usage
+from rae_node.outputs import Outputs, last_note
+from rae_node.proctree import descendants, oom_kills, send_kill, wipe
+from rae_node.watch import MEMORY_ROUND_S, Watch, boot
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 BOX_S = 10.0
-LOOK_SHARE = 20  # a look at memory or disk takes at most this part of the time between two
 ROUND_S = 1.0  # after a suspend or a stop the clock is looked at again within this
-MEMORY_ROUND_S = 0.2
 MAX_LINE = 16 * 1024 * 1024
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def boot() -> float:
-    """Seconds on CLOCK_BOOTTIME."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Supervisor:
@@ -55,7 +49,6 @@ class Supervisor:
         self.main: int | None = None
         self.status: int | None = None
         self.cause: str | None = None
-        self.peak_mb = 0.0
         self.line = AgentLine()
         self.say = self.line.say
         self.received = bytearray()
@@ -68,10 +61,8 @@ class Supervisor:
             self.say({"unit": own()})
             self.cgroup = Cgroup(self.limits["memory_mb"], int(self.limits["max_processes"]))
         self.box: Box | None = Box(spec["box"]) if spec.get("box") else None
-        self.used_before, self.disk_due = 0, boot() + MEMORY_ROUND_S
-        with contextlib.suppress(TooMuch):
-            most = int(self.limits["max_files"])
-            self.used_before = disk_usage(spec["workspace"], (), most)
+        counted = self.cgroup is not None and self.cgroup.counts_memory
+        self.watch = Watch(spec, counted=counted)
         self.outputs = Outputs(spec["log_dir"], int(self.limits["max_output_bytes"]))
         self.wake, self._wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -85,7 +76,6 @@ class Supervisor:
         os.set_blocking(0, False)
         os.set_blocking(1, False)
         self.started = boot()
-        self.memory_due = self.started
         self.ooms = self.oom_kills()
         self.obey()
         if self.started >= self.deadline:
@@ -127,20 +117,19 @@ class Supervisor:
             return self.end("deadline")
         if now >= due:
             return self.end("timeout")
-        memory_mb = self.limits["memory_mb"]
-        if memory_mb is not None and now >= self.memory_due:
-            used = memory_used_mb(descendants(os.getpid()), memory_mb)
-            self.memory_due = boot() + max(MEMORY_ROUND_S, LOOK_SHARE * (boot() - now))
-            self.peak_mb = max(self.peak_mb, used)
-            if used > memory_mb:
-                return self.end("memory")
-        if self.limits["disk_bytes"] is not None and now >= self.disk_due:
-            self.look_at_disk()
+        ours = () if self.box is None else (self.main, self.box.first)
+        found = self.watch.look(now, ours)
+        if found is not None:
+            cause, problem = found
+            if problem is not None:
+                self.say({"problem": problem})
+            return self.end(cause)
         self.reap()
         if self.status is not None:
             return self.end("deadline" if boot() >= self.deadline else "exit")
         rest = min(ROUND_S, self.deadline - now, due - now)
-        self.wait(max(0.0, rest if memory_mb is None else min(rest, MEMORY_ROUND_S)))
+        watched = self.limits["memory_mb"] is not None
+        self.wait(max(0.0, min(rest, MEMORY_ROUND_S) if watched else rest))
         if self.outputs.total > self.outputs.limit:
             return self.end("output")
         if not self.agent_there:
@@ -158,21 +147,6 @@ class Supervisor:
             return True
         now = [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
         return now != list(known)
-
-    def look_at_disk(self) -> None:
-        """End a task whose files are too many or too large, also those without a name any more."""
-        before = boot()
-        most = int(self.limits["max_files"])
-        try:
-            used = disk_usage(self.spec["workspace"], descendants(os.getpid()), most)
-            problem = f"its files took {(used - self.used_before) // 1048576} MiB"
-            over = used - self.used_before > self.limits["disk_bytes"]
-        except TooMuch as error:
-            problem, over = str(error), True
-        self.disk_due = boot() + max(ROUND_S, LOOK_SHARE * (boot() - before))
-        if over:
-            self.say({"problem": problem})
-            self.end("output")
 
     def start(self) -> None:
         """Fork, restrict, exec. A task that cannot start ends with cause `failed`."""
@@ -251,7 +225,7 @@ class Supervisor:
                 return False
             if pid == 0:
                 return True
-            self.peak_mb = max(self.peak_mb, usage.ru_maxrss / 1024)
+            self.watch.peak_mb = max(self.watch.peak_mb, usage.ru_maxrss / 1024)
             if pid == self.main:
                 self.status = status
 
@@ -290,7 +264,7 @@ class Supervisor:
         now = boot()
         usage = {
             "duration_s": round(now - self.started, 6),
-            "max_rss_mb": round(self.peak_mb, 1),
+            "max_rss_mb": round(self.watch.peak_mb, 1),
         }
         self.say({"exit": code, "signal": number, "cause": self.cause, **usage})
         self.say({"gone": True, "ms": round((now - decided) * 1000, 3)})
@@ -366,15 +340,9 @@ class Supervisor:
         self.notes += data
         lines = bytes(self.notes).split(b"\n")
         self.notes = bytearray(lines[-1][:4096])
-        for line in reversed(lines[:-1]):
-            try:
-                note = json.loads(line[:4096])
-                message = {"progress": {"pct": float(note["pct"]), "note": str(note["note"])[:500]}}
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                continue
-            if not self.line.pending:
-                self.say(message)
-            return
+        note = last_note(lines[:-1])
+        if note is not None and not self.line.pending:
+            self.say({"progress": note})
 
 
 def main() -> int:
@@ -387,6 +355,10 @@ def main() -> int:
         line += piece
     first, _, rest = bytes(line).partition(b"\n")
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # The kernel passes no file on while this user has more than that on the way, see unix(7): those
+    # of the tasks, who have a smaller limit, must not stop what we pass to the agent.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     spec = json.loads(first)
     if "sweep" in spec:  # of a task that ended without its supervisor; its files are this user's
         with contextlib.suppress(OSError):  # what is the agent's, that wipes itself

@@ -26,11 +26,12 @@ _REFUSED = (
     "kcmp", "migrate_pages", "move_pages", "pidfd_getfd", "process_madvise", "process_vm_readv",
     "process_vm_writev", "ptrace",
     # memory that the watch over the workspace does not see
-    "memfd_secret", "shmget",
+    "memfd_secret", "mq_open", "msgget", "semget", "shmget",
 )  # fmt: skip
 # Refused as if this kernel did not have them: programs then take the older way.
 _ABSENT = ("clone3", "io_uring_enter", "io_uring_register", "io_uring_setup")
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}, see clone(2)
+_THREAD, _FILES = 0x00010000, 0x00000400  # CLONE_THREAD, CLONE_FILES
 _FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink: what a box of its own has anyway
 _TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing into a terminal
 _SET_DUMPABLE = 4  # PR_SET_DUMPABLE: would hide descriptors from the watch
@@ -56,7 +57,12 @@ def compiled() -> bytes:
     found.add_rule(refused, "socket", lib.Arg(0, lib.GT, max(_FAMILIES)))
     for order in _TERMINAL:
         found.add_rule(refused, "ioctl", lib.Arg(1, lib.MASKED_EQ, 0xFFFFFFFF, order))
-    found.add_rule(refused, "prctl", lib.Arg(0, lib.EQ, _SET_DUMPABLE))
+    # The kernel looks at the lower half of such a number alone.
+    found.add_rule(refused, "prctl", lib.Arg(0, lib.MASKED_EQ, 0xFFFFFFFF, _SET_DUMPABLE))
+    # A thread with descriptors of its own: the watch reads those of the process.
+    found.add_rule(refused, "clone", lib.Arg(0, lib.MASKED_EQ, _THREAD | _FILES, _THREAD))
+    # Space without writing: the disk would be full before the watch looks again.
+    found.add_rule(lib.ERRNO(errno.EOPNOTSUPP), "fallocate")
     with tempfile.TemporaryFile() as file:
         found.export_bpf(file)
         file.seek(0)

@@ -8,10 +8,11 @@ import os
 import stat
 from collections.abc import Collection
 
-from rae_node.proctree import entered
+from rae_node.proctree import entered, memory_facts
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST = 200
+_MOST_OPEN = 100_000  # a look at them takes less than a second
 _BLOCK = 512
 
 
@@ -19,10 +20,13 @@ class TooMuch(Exception):
     """More files than are worth counting, or folders too deep to be counted."""
 
 
-def disk_usage(folder: str, pids: Collection[int], most: int) -> int:
+def disk_usage(
+    folder: str, pids: Collection[int], most: int, ours: Collection[int | None] = ()
+) -> int:
     """Bytes of a folder and of what processes hold open without a name.
 
-    Raises TooMuch beyond `most` files or 200 folders in each other.
+    Raises TooMuch beyond `most` files, 200 folders in each other or 100,000 descriptors, and for a
+    process that may not be looked into and is none of `ours`.
     """
     seen: dict[tuple[int, int], int] = {}
     try:
@@ -30,8 +34,11 @@ def disk_usage(folder: str, pids: Collection[int], most: int) -> int:
     except OSError:
         return 0
     _count(top, seen, _DEEPEST, most)
+    held = 0
     for pid in pids:
-        _count_open(pid, seen)
+        held += _count_open(pid, seen, hides=pid not in ours)
+        if held > _MOST_OPEN:
+            raise TooMuch(f"its processes hold more than {_MOST_OPEN} files open")
     if len(seen) > most:
         raise TooMuch(f"its files are more than {most}")
     return sum(seen.values())
@@ -68,12 +75,21 @@ def _opened(name: str, above: int) -> int:
         return entered(name, above)
 
 
-def _count_open(pid: int, seen: dict[tuple[int, int], int]) -> None:
-    folder = f"/proc/{pid}/fd"
+def _count_open(pid: int, seen: dict[tuple[int, int], int], *, hides: bool) -> int:
+    """How many descriptors a process has; what lies behind them is added up."""
+    where, facts = memory_facts(pid)
+    if not facts:
+        return 0
+    folder = f"/proc/{where}/fd"
     try:
         names = os.listdir(folder)
+    except PermissionError as error:
+        # As is whoever runs a program that he may not read, see exec(2) and proc(5).
+        if hides and memory_facts(pid)[1]:
+            raise TooMuch("one of its processes hides what it holds open") from error
+        return 0
     except OSError:
-        return
+        return 0
     for name in names:
         try:
             info = os.stat(f"{folder}/{name}")
@@ -81,3 +97,4 @@ def _count_open(pid: int, seen: dict[tuple[int, int], int]) -> None:
             continue
         if info.st_nlink == 0 and stat.S_ISREG(info.st_mode):
             seen[info.st_dev, info.st_ino] = info.st_blocks * _BLOCK
+    return len(names)
