@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ def mesh() -> Iterator[DevMesh]:
 
 def make_mesh(**settings: Any) -> DevMesh:
     """A control and one node, at the level of this run."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))  # as systemd starts it
     if DATA is not None:  # the units may write where the workspaces are, and nowhere else
         for entry in set(DATA.iterdir()) - {DATA / "nodes"}:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -26,7 +26,8 @@ LOOKS = {
     "other_homes": MOUNTS, "shadow": MOUNTS, "node_files": MOUNTS, "system_files": MOUNTS,
     "devices": MOUNTS, "agents_process": PIDS, "other_processes": PIDS, "init_of_box": PIDS,
     "mounting": FILTER, "new_namespaces": FILTER, "sockets": FILTER, "older_calls": FILTER,
-    "terminal": FILTER, "hidden_descriptors": FILTER, "network": NET, "privileges": USER,
+    "terminal": FILTER, "hidden_descriptors": FILTER, "own_descriptors": FILTER,
+    "space_without_writing": FILTER, "network": NET, "privileges": USER,
     "setuid_files": USER, "priority": USER, "raised_limits": LIMITS,
     "core_dump": LIMITS, "open_files": LIMITS, "locked_memory": LIMITS,
 }  # fmt: skip
@@ -36,6 +37,8 @@ BOMBS = {
     "shm": ("E_ARTIFACT", WATCH), "tmp": ("E_ARTIFACT", WATCH), "disk": ("E_ARTIFACT", WATCH),
     "nameless": ("E_ARTIFACT", WATCH), "closed_folder": ("E_ARTIFACT", WATCH),
     "one_file": ("E_ARTIFACT", LIMITS), "inodes": ("E_ARTIFACT", WATCH),
+    "first_thread_gone": ("E_OOM", WATCH), "unreadable_program": ("E_ARTIFACT", WATCH),
+    "slow_to_look_at": ("E_ARTIFACT", WATCH),
     "deep_folders": ("E_ARTIFACT", WATCH), "flood": ("E_ARTIFACT", WATCH),
 }  # fmt: skip
 
@@ -102,6 +105,18 @@ def test_a_daemon_ends_with_its_task(mesh: DevMesh, record_property: Any) -> Non
     view = done(mesh, harm("daemon", marker=marker))
     assert view.state == "succeeded", view.error
     assert running(marker) == []
+
+
+def test_files_that_one_task_holds_on_the_way_do_not_stop_those_of_another(
+    mesh: DevMesh, record_property: Any
+) -> None:
+    record_property("layer", "supervisor")
+    marker = "86419.25"
+    holder = mesh.rae.submit([harm("files_on_the_way", marker=marker)])[0].task_id
+    wait_until(lambda: running(marker), 20, "all that the kernel takes is on the way")
+    view = done(mesh, {**harm("leave_behind"), "artifacts": [{"name": "mark"}]})
+    assert view.state == "succeeded", view.error
+    mesh.rae.cancel(holder)
 
 
 def running(marker: str) -> list[int]:

@@ -30,6 +30,7 @@ X86 = {
     "delete_module": 176, "fanotify_init": 300, "finit_module": 313, "fsopen": 430,
     "init_module": 175, "io_uring_setup": 425, "ioperm": 173, "kcmp": 312, "kexec_load": 246,
     "keyctl": 250, "memfd_secret": 447, "mount_setattr": 442, "move_mount": 429,
+    "mq_open": 240, "msgget": 68, "semget": 64,
     "open_by_handle_at": 304, "open_tree": 428, "perf_event_open": 298, "pidfd_getfd": 438,
     "pivot_root": 155, "process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101,
     "quotactl": 179, "reboot": 169, "request_key": 249, "setns": 308, "shmget": 29,
@@ -39,7 +40,8 @@ ARM = {
     "acct": 89, "add_key": 217, "bpf": 280, "clock_settime": 112, "clone3": 435,
     "delete_module": 106, "fanotify_init": 262, "finit_module": 273, "fsopen": 430,
     "init_module": 105, "io_uring_setup": 425, "kcmp": 272, "kexec_load": 104, "keyctl": 219,
-    "memfd_secret": 447, "mount_setattr": 442, "move_mount": 429, "open_by_handle_at": 265,
+    "memfd_secret": 447, "mount_setattr": 442, "move_mount": 429,
+    "mq_open": 180, "msgget": 186, "semget": 190, "open_by_handle_at": 265,
     "open_tree": 428, "perf_event_open": 241, "pidfd_getfd": 438, "pivot_root": 41,
     "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117, "quotactl": 60,
     "reboot": 142, "request_key": 218, "setns": 268, "shmget": 194, "swapon": 224, "syslog": 116,
@@ -294,7 +296,23 @@ def terminal(facts: Facts) -> str:
 
 def hidden_descriptors(facts: Facts) -> str:
     """A process that is not dumpable keeps its open files from the watch over the disk."""
-    return denied(lambda: checked(libc.prctl(4, 0, 0, 0, 0)))
+    prctl = {"x86_64": 157, "aarch64": 167}[platform.machine()]
+    half = denied(lambda: checked(libc.prctl(4, 0, 0, 0, 0)))
+    # The kernel cuts this number down to 4.
+    return f"{half}, {call(prctl, 1 << 32 | 4, 0, 0, 0, 0)}"
+
+
+def own_descriptors(facts: Facts) -> str:
+    """A thread with a table of its own, which /proc does not show for the process."""
+    clone = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+    return call(clone, 0x00010000 | 0x00000800 | 0x00000100, 0, 0, 0, 0)
+
+
+def space_without_writing(facts: Facts) -> str:
+    """Any amount of disk at once, long before anybody looks at it."""
+    number = {"x86_64": 285, "aarch64": 47}[platform.machine()]
+    with Path("space").open("wb") as file:
+        return call(number, file.fileno(), 0, 0, 1 << 20)
 
 
 def surroundings(facts: Facts) -> str:

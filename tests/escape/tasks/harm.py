@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
+import platform
+import shutil
 import signal
+import socket
+import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +37,13 @@ def memory() -> None:
     held = []
     while True:
         held.append(bytearray(CHUNK))
+
+
+def first_thread_gone() -> None:
+    """Memory of a process that looks dead, because its first thread is."""
+    threading.Thread(target=memory).start()
+    number = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+    ctypes.CDLL(None).syscall(ctypes.c_long(number), 0)
 
 
 def shared_memory() -> None:
@@ -78,6 +91,43 @@ def nameless() -> None:
         os.unlink("gone")
         for _ in range(16):
             os.write(held[-1], CHUNK)
+
+
+def unreadable_program() -> None:
+    """Deleted files, held by a program that nobody may read, and so nobody look into."""
+    shutil.copyfile("/usr/bin/sleep", "hidden")
+    os.chmod("hidden", 0o111)
+    while True:
+        file = os.open("gone", os.O_RDWR | os.O_CREAT)
+        os.unlink("gone")
+        for _ in range(16):
+            os.write(file, CHUNK)
+        if os.fork() == 0:
+            os.set_inheritable(file, True)
+            os.execv("./hidden", ["hidden", "60"])
+        os.close(file)
+        time.sleep(0.02)
+
+
+def slow_to_look_at() -> None:
+    """So many descriptors that a look at them takes long; and then more files than it may."""
+    with contextlib.suppress(OSError):
+        while True:
+            os.open("/dev/null", os.O_RDONLY)
+    os.closerange(500, 1024)
+    for _ in range(300):
+        if os.fork() == 0:
+            signal.pause()
+    disk()
+
+
+def files_on_the_way(marker: str) -> None:
+    """As many as one user may have sent and not received, all held back by one task."""
+    ends = socket.socketpair()
+    with contextlib.suppress(OSError):
+        while True:
+            socket.send_fds(ends[0], [b"x"], [0] * 250)
+    subprocess.run(["/usr/bin/sleep", marker], check=False)
 
 
 def closed_folder() -> None:

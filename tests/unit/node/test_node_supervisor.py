@@ -242,3 +242,18 @@ def test_a_program_that_was_replaced_after_the_check_does_not_run(
     handle = finished(box.start(again))
     assert handle.outcome is not None and handle.outcome.cause == "replaced"
     assert not handle.started and (again.log_dir / "stdout").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ({"memory_mb": 1e6, "spare_memory_mb": 1e12}, "nearly out of memory"),
+        ({"disk_bytes": 1 << 40, "spare_disk_mb": 1e12}, "disk was nearly full"),
+    ],
+)
+def test_what_no_watch_sees_ends_before_the_machine_is_out_of_it(
+    box: ProcessIsolation, spec: MakeSpec, limits: dict[str, float], problem: str
+) -> None:
+    handle = finished(box.start(spec(["/bin/sleep", "60"], **limits)))
+    assert handle.outcome is not None and handle.outcome.cause == "failed"
+    assert handle.outcome.problem is not None and problem in handle.outcome.problem
