@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def test_wiping_changes_no_mode_through_a_link_deeper_in_the_tree(tmp_path: Path
     inner.chmod(0)
     proctree.wipe(str(tmp_path / "workspace"))
     assert mode(precious) == 0o750 and not (tmp_path / "workspace").exists()
+
+
+def test_agent_and_supervisor_may_wipe_the_same_workspace_at_the_same_time(tmp_path: Path) -> None:
+    folder = tmp_path / "workspace"
+    for number in range(300):
+        (folder / str(number) / "a" / "b").mkdir(parents=True)
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(proctree.wipe, str(folder)) for _ in range(4)]:
+            done.result(30)
+    assert not folder.exists()
 
 
 def test_a_task_cannot_change_a_folder_by_putting_a_link_in_place_of_its_workspace(

@@ -6,6 +6,7 @@ from __future__ import annotations
 # ruff: noqa: PTH101, PTH106, PTH108, PTH110, PTH123, PTH208
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import time
@@ -145,25 +146,32 @@ def wipe(folder: str) -> None:
             raise
         os.unlink(folder)
         return
-    number = time.time_ns()
+    numbers = itertools.count(time.time_ns())
     try:
         while names := os.listdir(top):
             for name in names:
-                if _unlinked(name, top):
-                    continue
-                inner = entered(name, top)
-                try:
-                    for child in os.listdir(inner):
-                        if not _unlinked(child, inner):
-                            number += 1
-                            os.close(entered(child, inner))  # its own to move, too
-                            os.rename(child, f".wipe{number}", src_dir_fd=inner, dst_dir_fd=top)
-                finally:
-                    os.close(inner)
-                os.rmdir(name, dir_fd=top)
+                # A supervisor that took too long may still be at it, beside its agent.
+                with contextlib.suppress(FileNotFoundError):
+                    _remove(name, top, numbers)
     finally:
         os.close(top)
-    os.rmdir(folder)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(folder)
+
+
+def _remove(name: str, top: int, numbers: Iterator[int]) -> None:
+    """Remove a file, or a folder whose own folders go to the top. Raises OSError."""
+    if _unlinked(name, top):
+        return
+    inner = entered(name, top)
+    try:
+        for child in os.listdir(inner):
+            if not _unlinked(child, inner):
+                os.close(entered(child, inner))  # its own to move, too
+                os.rename(child, f".wipe{next(numbers)}", src_dir_fd=inner, dst_dir_fd=top)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=top)
 
 
 def entered(name: str, above: int | None = None) -> int:
