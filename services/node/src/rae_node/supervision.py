@@ -29,7 +29,7 @@ from rae_node.boxed import Box, restrict
 from rae_node.cgroup import Cgroup, own
 from rae_node.inside import Refused, open_inside
 from rae_node.outputs import Outputs, last_note
-from rae_node.proctree import descendants, oom_kills, send_kill, wipe
+from rae_node.proctree import children, descendants, oom_kills, send_kill, wipe
 from rae_node.watch import MEMORY_ROUND_S, Watch, boot
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
@@ -117,8 +117,7 @@ class Supervisor:
             return self.end("deadline")
         if now >= due:
             return self.end("timeout")
-        ours = () if self.box is None else (self.main, self.box.first)
-        found = self.watch.look(now, ours)
+        found = self.watch.look(now, self.makers())
         if found is not None:
             cause, problem = found
             if problem is not None:
@@ -135,6 +134,11 @@ class Supervisor:
         if not self.agent_there:
             return self.end("killed")
         return None
+
+    def makers(self) -> list[int | None]:
+        """bubblewrap's processes, as long as only it is in them: a task can write to the second."""
+        first = None if self.box is None else self.box.first
+        return [] if first is None else [self.main, *([] if children(first) else [first])]
 
     def replaced(self) -> bool:
         """Whether the program is another one than the agent has checked."""
