@@ -38,7 +38,7 @@ BOMBS = {
     "nameless": ("E_ARTIFACT", WATCH), "closed_folder": ("E_ARTIFACT", WATCH),
     "one_file": ("E_ARTIFACT", LIMITS), "inodes": ("E_ARTIFACT", WATCH),
     "first_thread_gone": ("E_OOM", WATCH), "unreadable_program": ("E_ARTIFACT", WATCH),
-    "slow_to_look_at": ("E_ARTIFACT", WATCH),
+    "slow_to_look_at": ("E_ARTIFACT", WATCH), "moved_out_of_sight": ("E_ARTIFACT", WATCH),
     "deep_folders": ("E_ARTIFACT", WATCH), "flood": ("E_ARTIFACT", WATCH),
 }  # fmt: skip
 

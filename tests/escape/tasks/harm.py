@@ -10,6 +10,7 @@ import platform
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -119,6 +120,39 @@ def slow_to_look_at() -> None:
         if os.fork() == 0:
             signal.pause()
     disk()
+
+
+def moved_out_of_sight() -> None:
+    """Files that are always where the look at its folders has been, as inotify(7) tells."""
+    libc = ctypes.CDLL(None)
+    watch, names = libc.inotify_init(), {}
+    for number in range(40):
+        os.mkdir(f"f{number}")
+        for other in range(60):
+            Path(f"f{number}/{other}").touch()
+    order = [name for name in os.listdir() if name.startswith("f")]
+    for name in order:
+        names[libc.inotify_add_watch(watch, name.encode(), 0x10)] = name  # IN_CLOSE_NOWRITE
+    there, last = order[-1], order[-1]
+    os.mkdir(f"{last}/hoard")
+    hoard = os.open(f"{last}/hoard", os.O_RDONLY)
+
+    def dodge() -> None:
+        nonlocal there
+        while True:
+            for number, *_ in struct.iter_unpack("iIII", os.read(watch, 1 << 16)):
+                seen = names[number]
+                if (seen == last) != (there == last):
+                    os.rename(f"{there}/hoard", f"{seen}/hoard")
+                    there = seen
+
+    threading.Thread(target=dodge, daemon=True).start()
+    for number in range(1500 // 16):
+        file = os.open(str(number), os.O_RDWR | os.O_CREAT, dir_fd=hoard)
+        for _ in range(16):
+            os.write(file, CHUNK)
+        os.close(file)
+        time.sleep(0.1)
 
 
 def files_on_the_way(marker: str) -> None:

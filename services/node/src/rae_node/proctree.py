@@ -10,7 +10,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 TICK = os.sysconf("SC_CLK_TCK")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -75,6 +75,26 @@ def send_kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
         except OSError:
             continue
+
+
+@contextlib.contextmanager
+def stopped(pids: Callable[[], list[int]]) -> Iterator[None]:
+    """None of them does anything meanwhile; any may wake another until all of them are stopped."""
+    held = asked = set(pids())
+    for _ in range(50):
+        if not asked:
+            break
+        for pid in asked:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGSTOP)
+        asked = {pid for pid in pids() if stat_of(pid)[:1] not in ([], [b"T"], [b"t"], [b"Z"])}
+        held |= asked
+    try:
+        yield
+    finally:
+        for pid in held:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def oom_kills() -> int:

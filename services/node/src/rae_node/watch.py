@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from rae_node.proctree import descendants, memory_used_mb, short_of_memory
+from rae_node.proctree import descendants, memory_used_mb, short_of_memory, stopped
 from rae_node.usage import TooMuch, disk_usage
 
 MEMORY_ROUND_S, DISK_ROUND_S = 0.2, 1.0
@@ -33,6 +33,7 @@ class Watch:
         self._workspace, self._logs = str(spec["workspace"]), str(spec["log_dir"])
         self._most, self._counted = int(self._limits["max_files"]), counted
         self.peak_mb = 0.0
+        self._left_before = self._left()
         self._before, self._memory_due, self._disk_due = 0, 0.0, boot() + MEMORY_ROUND_S
         with contextlib.suppress(TooMuch):
             self._before = disk_usage(self._workspace, (), self._most)
@@ -65,15 +66,28 @@ class Watch:
     def _look_at_disk(self, limit: int, ours: Collection[int | None]) -> Found | None:
         """Files that are too many or too large, also those without a name any more."""
         try:
-            used = disk_usage(self._workspace, descendants(os.getpid()), self._most, ours)
+            used = self._used(ours)
+            left = self._left()
+            if self._left_before - left - used > limit:
+                # Others' files; or it moves its own to where this look has been, which it can tell.
+                with stopped(lambda: [one for one in descendants(os.getpid()) if one not in ours]):
+                    used = self._used(ours)
+                self._left_before = left + used
         except TooMuch as error:
             return "output", str(error)
-        if used - self._before > limit:
-            return "output", f"its files took {(used - self._before) // _MIB} MiB"
-        left = os.statvfs(self._logs)
-        if left.f_bavail * left.f_frsize < float(self._limits["spare_disk_mb"]) * _MIB:
+        if used > limit:
+            return "output", f"its files took {used // _MIB} MiB"
+        if left < float(self._limits["spare_disk_mb"]) * _MIB:
             return "failed", "this machine's disk was nearly full"
         return None
+
+    def _used(self, ours: Collection[int | None]) -> int:
+        pids = descendants(os.getpid())
+        return disk_usage(self._workspace, pids, self._most, ours) - self._before
+
+    def _left(self) -> int:
+        found = os.statvfs(self._logs)
+        return found.f_bavail * found.f_frsize
 
 
 def _pause(look_s: float, least_s: float) -> float:
