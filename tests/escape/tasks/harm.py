@@ -21,17 +21,15 @@ CHUNK = b"x" * (1 << 20)
 
 
 def fork_bomb() -> None:
-    count = 0
-    while True:
-        try:
-            pid = os.fork()
-        except OSError as error:
-            print(f"{error.strerror} after {count}", flush=True)
-            signal.pause()
-        if pid == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.pause()
+    """Without Python's own work after a fork, which would end it for its memory."""
+    libc, count = ctypes.CDLL(None, use_errno=True), 0
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while (pid := libc.fork()) >= 0:
+        while pid == 0:
+            libc.pause()
         count += 1
+    print(f"{os.strerror(ctypes.get_errno())} after {count}", flush=True)
+    signal.pause()
 
 
 def memory() -> None:
