@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -257,3 +258,14 @@ def test_what_no_watch_sees_ends_before_the_machine_is_out_of_it(
     handle = finished(box.start(spec(["/bin/sleep", "60"], **limits)))
     assert handle.outcome is not None and handle.outcome.cause == "failed"
     assert handle.outcome.problem is not None and problem in handle.outcome.problem
+
+
+def test_every_task_has_limits_of_addresses_files_core_and_processes(
+    box: ProcessIsolation, spec: MakeSpec
+) -> None:
+    names = ("AS", "CORE", "FSIZE", "NOFILE", "NPROC", "MEMLOCK")
+    code = f"import resource as r; print([r.getrlimit(getattr(r, 'RLIMIT_' + n)) for n in {names}])"
+    given = spec([sys.executable, "-c", code])
+    finished(box.start(given))
+    limits = ast.literal_eval((given.log_dir / "stdout").read_text())
+    assert all(soft == hard >= 0 for soft, hard in limits), dict(zip(names, limits, strict=True))

@@ -25,7 +25,7 @@ import time
 from typing import Any
 
 from rae_node.agent_line import AgentLine
-from rae_node.boxed import Box, restrict
+from rae_node.boxed import Box, bound_processes, restrict
 from rae_node.cgroup import Cgroup, own
 from rae_node.inside import Refused, open_inside
 from rae_node.outputs import Outputs, last_note
@@ -199,6 +199,8 @@ class Supervisor:
             if self.cgroup is not None:
                 self.cgroup.enter()
             restrict(self.limits)
+            if self.box is None:
+                bound_processes(int(self.limits["max_processes"]))
             signal.set_wakeup_fd(-1)
             for restored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
                 signal.signal(restored, signal.SIG_DFL)
