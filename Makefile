@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-escape lint unit integration chaos chaos-short fuzz bench soak fmt clean
+.PHONY: help venv demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ $(VENV)/.built: constraints.txt requirements-dev.txt $(wildcard services/*/pypro
 demo: venv  ## control, two nodes, real work, an owner who comes back, an agent that dies
 	@$(BIN)/python -m tools.demo
 
-test: lint chaos-short test-escape  ## everything: lint, chaos, escape suite, unit and integration tests
+test: lint chaos-short escape-here  ## everything: lint, chaos, escape suite, unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter
@@ -56,8 +56,11 @@ chaos: venv  ## faults of every kind under load, then 5 minutes without control;
 	$(CHAOS) --rounds $(ROUNDS)
 	$(BIN)/python -m tools.outage
 
+test-escape: escape-here  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
+	$(BIN)/python -m pytest -s tests/integration/lab/test_unit_level.py $(PYTEST_ARGS)
+
 # As a user without rights: nothing of a node's tasks ever runs as root.
-test-escape: venv  ## what a hostile task tries, from inside a task, with the layer that stops it
+escape-here: venv
 	$(BIN)/python -m tools.guest $(BIN)/python -m pytest -p no:cacheprovider tests/escape $(PYTEST_ARGS)
 
 chaos-short: venv
