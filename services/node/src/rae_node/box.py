@@ -40,6 +40,13 @@ class Box:
     system: tuple[str, ...]
     seccomp: str
 
+    def order(
+        self, workspace: Path, shown: Sequence[Path], devices: Sequence[Path]
+    ) -> dict[str, object]:
+        """What a supervisor needs to make it."""
+        words = self.arguments(workspace, shown, devices)
+        return {"argv": [self.program, *words], "seccomp": self.seccomp}
+
     def arguments(
         self, workspace: Path, shown: Sequence[Path] = (), devices: Sequence[Path] = ()
     ) -> tuple[str, ...]:

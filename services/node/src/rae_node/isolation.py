@@ -116,8 +116,7 @@ class ProcessIsolation:
         if self._box is None or spec.trusted:
             handle.send({**asdict(spec), "env": {**spec.env, **mark}, "box": None})
         else:  # a box dies with its supervisor: no mark is needed, which the task could read
-            words = self._box.arguments(spec.workspace, spec.shown, spec.devices)
-            box = {"argv": [self._box.program, *words], "seccomp": self._box.seccomp}
+            box = self._box.order(spec.workspace, spec.shown, spec.devices)
             handle.send({**asdict(spec), "cwd": "/", "box": box})
         return handle
 

@@ -40,8 +40,7 @@ class UnitIsolation:
         """Connect, and hand over the spec. Raises OSError."""
         if spec.trusted:
             return self._child.start(spec)
-        words = self._box.arguments(spec.workspace, spec.shown, spec.devices)
-        box = {"argv": [self._box.program, *words], "seccomp": self._box.seccomp}
+        box = self._box.order(spec.workspace, spec.shown, spec.devices)
         handle = self._connected("gpu" if spec.devices else "cpu")
         handle.send({**asdict(spec), "cwd": "/", "box": box, "delegated": True})
         return handle
@@ -85,11 +84,11 @@ class UnitIsolation:
             self.wipe(workspace.path)
         except OSError as error:
             fix = "install and start rae-task.socket"
-            raise NodeError("no_unit", f"{self._sockets}/cpu.sock: {error}; {fix}") from error
+            why = f"{self._sockets}/cpu.sock: {error.strerror or error}"
+            raise NodeError("no_unit", f"{why}; {fix}") from error
         if outcome is None or (outcome.cause, outcome.exit_code) != ("exit", 0):
-            said = (
-                problem or (outcome and f"{outcome.cause}, exit {outcome.exit_code}") or "it died"
-            )
+            ended = "it died" if outcome is None else f"{outcome.cause}, exit {outcome.exit_code}"
+            said = problem or ended
             text = f"a trial task in rae-task@.service failed ({said}); look at its journal"
             raise NodeError("no_unit", text)
         return self
