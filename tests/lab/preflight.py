@@ -20,6 +20,7 @@ NEEDED: Mapping[str, str] = {
     "bwrap": "bubblewrap",
     "nsenter": "util-linux",
     "ssh-keygen": "openssh-client",
+    "dpkg-scanpackages": "dpkg-dev",
 }
 # su and sudo may leave /usr/sbin out.
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -38,13 +39,15 @@ def missing(there: Callable[[str], bool] = _there) -> list[str]:
     return sorted({package for name, package in NEEDED.items() if not there(name)})
 
 
-def problem(packages: list[str], uid: int, cgroup: Path | None) -> str | None:
+def problem(packages: list[str], uid: int, cgroup: Path | None, *, tun: bool = True) -> str | None:
     """Why there can be no lab, with the way out; None when there can be one."""
     if packages:
         command = f"apt-get install -y --no-install-recommends {' '.join(packages)}"
         return f"The lab needs programs that this machine lacks; as root: {command}"
     if uid != 0:
         return "The lab boots containers, which only root may; run it as root"
+    if not tun:
+        return "The lab's hosts need /dev/net/tun: modprobe tun, or mknod /dev/net/tun c 10 200"
     if cgroup is None:
         return "The lab needs a cgroup2 tree, and none is mounted: mount -t cgroup2 none DIR"
     return None
@@ -63,7 +66,8 @@ def check() -> Path:
     """The cgroup2 tree of a machine that has everything. Raises LabError."""
     os.environ["PATH"] = _PATH
     cgroup = unified_cgroup(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-    trouble = problem(missing(), os.geteuid(), cgroup)
+    tun = Path("/dev/net/tun").is_char_device()
+    trouble = problem(missing(), os.geteuid(), cgroup, tun=tun)
     if trouble is not None or cgroup is None:
         raise LabError(trouble)
     return cgroup

@@ -31,6 +31,10 @@ def test_a_machine_with_everything_has_no_problem() -> None:
     assert preflight.problem([], 0, CGROUP) is None
 
 
+def test_a_machine_without_tun_is_told_how_to_get_it() -> None:
+    assert "modprobe tun" in str(preflight.problem([], 0, CGROUP, tun=False))
+
+
 def test_each_missing_program_is_a_package() -> None:
     assert preflight.missing(lambda name: name != "nft") == ["nftables"]
     assert preflight.missing(lambda _name: False) == sorted(set(preflight.NEEDED.values()))
