@@ -19,12 +19,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from tests.lab import cache, image, preflight
+from tests.lab import cache, image, preflight, tailnet
 from tests.lab.host import Host, leader_of
 from tests.lab.preflight import LabError
+from tests.lab.tailnet import Tailnet
 from tools.devmesh import MeshError, wait_until
 
 STATE = Path("/var/lib/rae-lab")  # one place for the whole machine: so are bridges and addresses
@@ -152,6 +154,36 @@ class Lab:
         (self.folder / f"{name}.files.start").write_text("go\n")
         return self._again(name, 0)
 
+    @cached_property
+    def tailnet(self) -> Tailnet:
+        """The lab's tailnet, started by the first who asks. Raises LabError."""
+        programs, folder = tailnet.build(self._say), self.folder / "tailnet"
+        (folder / "keys").mkdir(parents=True)
+        cgroup = self._root / self.bridge / "tailnet.server"
+        cgroup.mkdir(parents=True)
+        server = [str(programs / "server"), f"10.99.{self.number}.1", str(folder)]
+        with (folder / "log").open("wb") as log:
+            self._servers.append(subprocess.Popen(
+                ["bash", "-c", _BESIDE, str(cgroup), *server],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            ))  # fmt: skip
+        try:
+            wait_until((folder / "url").exists, 20, "the tailnet's server listens")
+        except MeshError as error:
+            raise LabError(f"{error}\n{(folder / 'log').read_text()[-3000:]}") from None
+        return Tailnet((folder / "url").read_text(), programs / "guest", folder)
+
+    def join(self, name: str, key: str = "", *flags: str) -> None:
+        """Make a host one of the tailnet's, as a role will; with a key of its own, unless told."""
+        host, key = self.hosts[name], key or self.tailnet.key()
+        host.copy(self.tailnet.programs, "/usr/local/bin")
+        host.run(["mv", "/usr/local/bin/tailscaled", "/usr/local/sbin/tailscaled"])
+        host.put("/etc/systemd/system/tailscaled.service", tailnet.UNIT)
+        host.run(["systemctl", "enable", "--quiet", "--now", "tailscaled"])
+        host.put("/run/lab/key", key, mode=0o600)
+        host.run(["tailscale", "up", f"--login-server={self.tailnet.url}", f"--hostname={name}",
+                  "--auth-key=file:/run/lab/key", "--timeout=30s", *flags])  # fmt: skip
+
     def _again(self, name: str, before: int) -> Host:
         started = time.monotonic()
         self.hosts[name] = host = self._wait(self.hosts[name], before)
@@ -187,6 +219,7 @@ class Lab:
         return {
             "etc/hostname": f"{name}\n",
             "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n",
+            "etc/resolv.conf": "# nobody to ask; a tailnet brings its own\n",
             # Without one it would be a first boot, which enables what it likes.
             "etc/machine-id": f"{uuid.uuid4().hex}\n",
             "etc/systemd/network/10-lab.network": network,
@@ -297,17 +330,17 @@ def _remove(number: int, root: Path) -> bool:
 def _end(cgroup: Path) -> None:
     """Kill all that is in a lab's cgroup, and remove it."""
 
-    def empty() -> bool:
-        return "populated 0" in (cgroup / "cgroup.events").read_text()
+    def empty(*groups: Path) -> bool:
+        return all("populated 0" in (group / "cgroup.events").read_text() for group in groups)
 
-    guests = list(cgroup.glob("*/payload/cgroup.kill"))
-    for kill in guests:
-        kill.write_text("1")
-    if guests:  # systemd-nspawn sees their end, and puts away its own files in /run
-        with contextlib.suppress(MeshError):
-            wait_until(empty, 5, "systemd-nspawn ends")
+    guests = [payload.parent for payload in cgroup.glob("*/payload")]
+    for guest in guests:
+        (guest / "payload" / "cgroup.kill").write_text("1")
+    # systemd-nspawn sees their end, and puts away its own files in /run.
+    with contextlib.suppress(MeshError):
+        wait_until(lambda: empty(*guests), 5, "systemd-nspawn ends")
     (cgroup / "cgroup.kill").write_text("1")
-    wait_until(empty, 20, f"{cgroup} is empty")
+    wait_until(lambda: empty(cgroup), 20, f"{cgroup} is empty")
     for path, _, _ in os.walk(cgroup, topdown=False):
         Path(path).rmdir()
 

@@ -6,7 +6,9 @@ Standard library only: CI asks before there is an environment.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +24,7 @@ NEEDED: Mapping[str, str] = {
     "ssh-keygen": "openssh-client",
     "dpkg-scanpackages": "dpkg-dev",
 }
+GO = (1, 26, 6)
 # su and sudo may leave /usr/sbin out.
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
@@ -71,6 +74,29 @@ def check() -> Path:
     if trouble is not None or cgroup is None:
         raise LabError(trouble)
     return cgroup
+
+
+def go_problem(said: str | None) -> str | None:
+    """Why this Go will not do, with the way out; `said` is what `go env GOVERSION` prints."""
+    found = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", said or "")
+    if found and tuple(int(part or 0) for part in found.groups()) >= GO:
+        return None
+    wanted = ".".join(map(str, GO))
+    return (
+        f"The lab builds Tailscale and Ollama, with Go {wanted} or newer; this machine has "
+        f"{said or 'none'}. Unpack https://go.dev/dl/ and put its bin on the PATH"
+    )
+
+
+def check_go() -> None:
+    """Raises LabError, unless there is a Go that is new enough."""
+    said = None
+    if _there("go"):
+        command = ["go", "env", "GOVERSION"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    trouble = go_problem(said)
+    if trouble:
+        raise LabError(trouble)
 
 
 if __name__ == "__main__":
