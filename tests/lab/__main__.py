@@ -78,8 +78,8 @@ def shell(name: str, argv: list[str]) -> int:
     for lab in _ours():
         folder = STATE / str(lab["number"])
         with contextlib.suppress(FileNotFoundError):
-            address, leader = json.loads((folder / f"{name}.json").read_text())
-            command = Host(name, address, leader, folder).ssh_command(argv)
+            address, address6, keeper = json.loads((folder / f"{name}.json").read_text())
+            command = Host(name, address, address6, keeper, folder).ssh_command(argv)
             os.execvp(command[0], command)
     raise LabError(f"This checkout has no host {name}; `python -m tests.lab up {name}` makes one")
 

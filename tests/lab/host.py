@@ -17,13 +17,25 @@ _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine of the lab. `leader` is its PID 1, seen from outside; `folder` the lab's own."""
+    """A machine of the lab, the same after a reboot; `keeper` is who boots it, seen from outside.
+
+    `folder` is the lab's own.
+    """
 
     name: str
     address: str
-    leader: int
+    address6: str
+    keeper: int
     folder: Path
     failed: tuple[str, ...] = ()
+
+    @property
+    def leader(self) -> int:
+        """Its PID 1, seen from outside. Raises LabError when it is down."""
+        leader = leader_of(self.keeper)
+        if leader is None:
+            raise LabError(f"{self.name} is down; `lab.start` boots it again")
+        return leader
 
     def enter(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs another one inside, as root."""
@@ -68,15 +80,20 @@ class Host:
         return self.run(["journalctl", "--boot", "--no-pager", "-o", "cat", "-u", name]).stdout
 
 
-def leader_of(nspawn: int) -> int | None:
-    """The PID 1 inside: the child of a systemd-nspawn that is number 1 in its own namespace."""
+def leader_of(keeper: int) -> int | None:
+    """The PID 1 inside: the grandchild of who started it that is number 1 in its own namespace."""
     with contextlib.suppress(OSError):
-        for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
-            status = Path(f"/proc/{child}/status").read_text()
-            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-            if len(numbers.split()) > 2 and numbers.split()[-1] == "1":
-                return int(child)
+        for nspawn in _children(keeper):
+            for child in _children(nspawn):
+                status = Path(f"/proc/{child}/status").read_text()
+                numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+                if len(numbers.split()) > 2 and numbers.split()[-1] == "1":
+                    return child
     return None
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _run(

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import shutil
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from tests.lab.preflight import LabError
+from tests.lab.cache import Say, cached, do, folder
 
 SUITE = "bookworm"
 PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3", "bubblewrap", "libseccomp2",
-    "iproute2", "nftables", "sudo", "openssh-server", "ca-certificates", "curl", "procps",
-    "util-linux",
+    "systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3", "python3-apt", "bubblewrap",
+    "libseccomp2", "iproute2", "nftables", "sudo", "openssh-server", "ca-certificates", "curl",
+    "procps", "util-linux", "tar", "gzip", "zstd", "xz-utils", "unzip",
 )  # fmt: skip
+# What roles install: a repository in the image, for its hosts have no way out.
+OFFERED = (
+    "redis-server", "python3-venv", "logrotate", "polkitd", "rsync", "acl",
+    "faketime", "ethtool", "iptables", "jq", "chrony", "systemd-timesyncd",
+)  # fmt: skip
+_REPOSITORY = "/var/lib/lab-apt"
+# apt resolves each alone: some cannot be installed beside another.
+_DOWNLOAD = f"""
+set -e
+mkdir -p "$1{_REPOSITORY}/partial"
+for package in {" ".join(OFFERED)}; do
+  APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq install --download-only --yes \\
+    --no-install-recommends -o Dir::Cache::archives="$1{_REPOSITORY}" "$package"
+done
+cd "$1{_REPOSITORY}"
+rm -rf partial lock
+dpkg-scanpackages --multiversion . > Packages
+chmod -R a+rX .
+rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*
+echo "deb [trusted=yes] file:{_REPOSITORY} ./" > "$1/etc/apt/sources.list.d/lab.list"
+"""
 _OPTIONS = (
     "--variant=minbase",
     f"--include={','.join(PACKAGES)}",
@@ -27,52 +43,30 @@ _OPTIONS = (
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
     '--customize-hook=chroot "$1" systemctl enable systemd-networkd ssh',
+    f"--customize-hook={_DOWNLOAD}",
     # The builder's own, and nobody's name server: hosts have no way out.
     '--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"',
     SUITE,
 )
-Say = Callable[[str], None]
-
-
-def folder() -> Path:
-    """Where images are kept: RAE_LAB_CACHE, else the user's cache."""
-    own = os.environ.get("RAE_LAB_CACHE")
-    return Path(own) if own else Path.home() / ".cache" / "rae-mesh" / "lab"
 
 
 def path() -> Path:
-    """The image of this list of packages; another list is another file."""
+    """The image of these packages; another list is another file."""
     digest = hashlib.sha256("\n".join(_OPTIONS).encode()).hexdigest()[:12]
     return folder() / f"{SUITE}-{os.uname().machine}-{digest}.tar"
 
 
 def build(say: Say) -> Path:
     """The image, built if it is not there. Raises LabError."""
-    image = path()
-    image.parent.mkdir(parents=True, exist_ok=True)
-    with (image.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds it built
-        if not image.exists():
-            _build(image, say, lock.fileno())
-    return image
+    return cached(path().name, say, "two minutes", _build)
 
 
-def _build(image: Path, say: Say, lock: int) -> None:
-    started = time.monotonic()
-    say(f"image: building {image} (a minute)")
-    for rest in image.parent.glob("mmdebstrap.*"):  # of a build that was killed
-        shutil.rmtree(rest)
-    partial = image.with_name(f"part-{image.name}")  # the format follows the ending
+def _build(partial: Path, lock: int) -> None:
     # In a mount namespace of its own: nothing stays mounted, however it ends.
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation=private", "mmdebstrap", *_OPTIONS,
-         str(partial)],
-        capture_output=True, text=True, timeout=900, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(image.parent)},
-        pass_fds=[lock],  # should we be killed: it goes on, and the next waits for it
-    )  # fmt: skip
-    if done.returncode != 0:
-        partial.unlink(missing_ok=True)
-        raise LabError(f"mmdebstrap could not build the image; it said:\n{done.stderr[-3000:]}")
-    partial.replace(image)
-    say(f"image: built in {time.monotonic() - started:.0f} s")
+    unshare = ["unshare", "--mount", "--propagation=private"]
+    rest = f"{partial}.work"
+    do(["mkdir", "--parents", rest], lock)
+    try:
+        do([*unshare, "mmdebstrap", *_OPTIONS, str(partial)], lock, TMPDIR=rest)
+    finally:
+        do(["rm", "--recursive", "--force", rest], lock)

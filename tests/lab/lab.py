@@ -19,41 +19,56 @@ import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from tests.lab import image, preflight
+from tests.lab import cache, image, preflight, tailnet
 from tests.lab.host import Host, leader_of
 from tests.lab.preflight import LabError
+from tests.lab.tailnet import Tailnet
 from tools.devmesh import MeshError, wait_until
 
 STATE = Path("/var/lib/rae-lab")  # one place for the whole machine: so are bridges and addresses
 CHECKOUT = Path(__file__).resolve().parents[2]
 _MOST = 200
 # In a mount namespace of its own, so that all mounts end with the host: its files are in memory,
-# and it gets the pure cgroup2 tree that guests want, while the machine keeps its own.
+# and it gets the pure cgroup2 tree that guests want, while the machine keeps its own. The end of
+# systemd-nspawn tells a reboot (133) from a halt (0), after which a line in the pipe boots again.
 _BOOT = """
 set -e
-cgroup=$1 image=$2 files=$3 tree=$4
-shift 4
-echo $$ > "$cgroup/cgroup.procs"
+root=$1 group=$2 image=$3 files=$4 tree=$5
+shift 5
+echo $$ > "$root/$group.keeper/cgroup.procs"
 mount -t tmpfs -o mode=755,size=4G lab "$tree"
 tar --extract --numeric-owner --xattrs --xattrs-include='*' --file="$image" --directory="$tree"
 cp -r "$files/." "$tree"
 umount -R /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
-exec systemd-nspawn --directory="$tree" "$@"
+while true; do
+  said=0
+  bash -c 'echo $$ > "$0/cgroup.procs"; exec systemd-nspawn "$@"' \\
+    "/sys/fs/cgroup/$group" --directory="$tree" "$@" || said=$?
+  case $said in
+    133) ;;
+    0) read -r _ < "$files.start" ;;
+    *) exit "$said" ;;
+  esac
+done
 """
+# What is not a host, in a cgroup that ends with the lab.
+_BESIDE = 'echo $$ > "$0/cgroup.procs"; exec "$@"'
 
 
 class Lab:
     """Use it as a context manager: `with Lab() as lab: (node,) = lab.boot("node1")`."""
 
-    def __init__(self, say: image.Say = lambda _line: None, *, kept: bool = False) -> None:
+    def __init__(self, say: cache.Say = lambda _line: None, *, kept: bool = False) -> None:
         self._say = say
         self._kept = kept
         self._lock = -1
         self._spawned: dict[str, subprocess.Popen[bytes]] = {}
+        self._servers: list[subprocess.Popen[bytes]] = []
         self.hosts: dict[str, Host] = {}
         self.number = 0
 
@@ -95,6 +110,11 @@ class Lab:
         """The name of its bridge, and of its cgroup."""
         return f"raelab{self.number}"
 
+    @property
+    def network6(self) -> str:
+        """Its IPv6 prefix, to which a host's number is appended."""
+        return f"fd99:{self.number:x}::"
+
     def _prepare(self) -> None:
         _remove(self.number, self._root)  # since `sweep`, another owner may have come and died
         self.folder.mkdir(mode=0o700)
@@ -102,6 +122,7 @@ class Lab:
             str(self.folder / "key"))  # fmt: skip
         _do("ip", "link", "add", self.bridge, "type", "bridge")
         _do("ip", "address", "add", f"10.99.{self.number}.1/24", "dev", self.bridge)
+        _do("ip", "address", "add", f"{self.network6}1/64", "dev", self.bridge, "nodad")
         _do("ip", "link", "set", self.bridge, "up")
 
     def boot(self, *names: str) -> list[Host]:
@@ -113,34 +134,92 @@ class Lab:
         with (self.folder / "known_hosts").open("a") as known:
             for host in hosts:
                 key = host.run(["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).stdout
-                known.write(f"{host.address} {key}")
+                known.write(f"{host.address},{host.address6} {key}")
         return hosts
+
+    def reboot(self, name: str) -> Host:
+        """Reboot a host as its administrator would, and wait until it is up. Raises LabError."""
+        before = self.hosts[name].leader
+        self.hosts[name].run(["systemctl", "reboot"], check=False)  # it may end before it answers
+        return self._again(name, before)
+
+    def stop(self, name: str) -> None:
+        """Halt a host; its files stay. Raises LabError."""
+        host = self.hosts[name]
+        host.run(["systemctl", "poweroff"], check=False)
+        wait_until(lambda: leader_of(host.keeper) is None, 30, f"{name} is down")
+
+    def start(self, name: str) -> Host:
+        """Boot a host that `stop` has halted. Raises LabError."""
+        (self.folder / f"{name}.files.start").write_text("go\n")
+        return self._again(name, 0)
+
+    @cached_property
+    def tailnet(self) -> Tailnet:
+        """The lab's tailnet, started by the first who asks. Raises LabError."""
+        programs, folder = tailnet.build(self._say), self.folder / "tailnet"
+        (folder / "keys").mkdir(parents=True)
+        cgroup = self._root / self.bridge / "tailnet.server"
+        cgroup.mkdir(parents=True)
+        server = [str(programs / "server"), f"10.99.{self.number}.1", str(folder)]
+        with (folder / "log").open("wb") as log:
+            self._servers.append(subprocess.Popen(
+                ["bash", "-c", _BESIDE, str(cgroup), *server],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            ))  # fmt: skip
+        try:
+            wait_until((folder / "url").exists, 20, "the tailnet's server listens")
+        except MeshError as error:
+            raise LabError(f"{error}\n{(folder / 'log').read_text()[-3000:]}") from None
+        return Tailnet((folder / "url").read_text(), programs / "guest", folder)
+
+    def join(self, name: str, key: str = "", *flags: str) -> None:
+        """Make a host one of the tailnet's, as a role will; with a key of its own, unless told."""
+        host, key = self.hosts[name], key or self.tailnet.key()
+        host.copy(self.tailnet.programs, "/usr/local/bin")
+        host.run(["mv", "/usr/local/bin/tailscaled", "/usr/local/sbin/tailscaled"])
+        host.put("/etc/systemd/system/tailscaled.service", tailnet.UNIT)
+        host.run(["systemctl", "enable", "--quiet", "--now", "tailscaled"])
+        host.put("/run/lab/key", key, mode=0o600)
+        host.run(["tailscale", "up", f"--login-server={self.tailnet.url}", f"--hostname={name}",
+                  "--auth-key=file:/run/lab/key", "--timeout=30s", *flags])  # fmt: skip
+
+    def _again(self, name: str, before: int) -> Host:
+        started = time.monotonic()
+        self.hosts[name] = host = self._wait(self.hosts[name], before)
+        self._say(f"{name}: up again in {time.monotonic() - started:.1f} s")
+        return host
 
     def _boot(self, last_byte: int, name: str) -> Host:
         started = time.monotonic()
-        address = f"10.99.{self.number}.{last_byte}"
-        for path, content in self._files(name, address).items():
+        address, address6 = f"10.99.{self.number}.{last_byte}", f"{self.network6}{last_byte:x}"
+        for path, content in self._files(name, address, address6).items():
             file = self.folder / f"{name}.files" / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, encoding="utf-8")
         self._spawned[name] = self._spawn(name)
         try:
-            host = self._wait(Host(name, address, 0, self.folder))
+            host = self._wait(Host(name, address, address6, self._spawned[name].pid, self.folder))
         except MeshError as error:
             console = (self.folder / f"{name}.console").read_text(errors="replace")
             raise LabError(f"{name} did not boot: {error}\n{console[-3000:]}") from None
-        (self.folder / f"{name}.json").write_text(json.dumps([host.address, host.leader]))
+        (self.folder / f"{name}.json").write_text(json.dumps([address, address6, host.keeper]))
         self._say(
-            f"{name}: {address}, up in {time.monotonic() - started:.1f} s"
+            f"{name}: {address} {address6}, up in {time.monotonic() - started:.1f} s"
             + (f"; failed: {' '.join(host.failed)}" if host.failed else "")
         )
         return host
 
-    def _files(self, name: str, address: str) -> Mapping[str, str]:
-        network = f"[Match]\nName=host0\n[Network]\nAddress={address}/24\nLinkLocalAddressing=no\n"
+    def _files(self, name: str, address: str, address6: str) -> Mapping[str, str]:
+        network = (
+            f"[Match]\nName=host0\n[Network]\nAddress={address}/24\nIPv6AcceptRA=no\n"
+            # Looking for its own address on a bridge of ours would only take a second.
+            f"[Address]\nAddress={address6}/64\nDuplicateAddressDetection=none\n"
+        )
         return {
             "etc/hostname": f"{name}\n",
             "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n",
+            "etc/resolv.conf": "# nobody to ask; a tailnet brings its own\n",
             # Without one it would be a first boot, which enables what it likes.
             "etc/machine-id": f"{uuid.uuid4().hex}\n",
             "etc/systemd/network/10-lab.network": network,
@@ -148,30 +227,34 @@ class Lab:
         }
 
     def _spawn(self, name: str) -> subprocess.Popen[bytes]:
-        cgroup, tree = self._root / self.bridge / name, self.folder / name
-        cgroup.mkdir(parents=True)
+        group, tree = f"{self.bridge}/{name}", self.folder / name
+        (self._root / group).mkdir(parents=True)
+        (self._root / f"{group}.keeper").mkdir()
         tree.mkdir()
+        os.mkfifo(f"{tree}.files.start")
         with (self.folder / f"{name}.console").open("wb") as console:
             return subprocess.Popen(
                 ["unshare", "--mount", "--propagation=private", "bash", "-c", _BOOT, "lab",
-                 str(cgroup), str(self._image), f"{tree}.files", str(tree), "--quiet",
+                 str(self._root), group, str(self._image), f"{tree}.files", str(tree), "--quiet",
                  f"--machine={self.bridge}-{name}",
                  f"--hostname={name}", f"--network-bridge={self.bridge}", "--register=no",
+                 "--bind=/dev/net/tun", "--capability=CAP_NET_ADMIN",
                  "--keep-unit", "--settings=no", "--resolv-conf=off", "--timezone=off",
                  "--link-journal=no", "--boot", "--console=pipe"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
             )  # fmt: skip
 
-    def _wait(self, host: Host, timeout_s: float = 90.0) -> Host:
-        nspawn = self._spawned[host.name]
+    def _wait(self, host: Host, before: int = 0, timeout_s: float = 90.0) -> Host:
+        keeper = self._spawned[host.name]
 
-        def led() -> int | None:
-            if nspawn.poll() is not None:
-                raise MeshError(f"systemd-nspawn ended with {nspawn.returncode}")
-            return leader_of(nspawn.pid)
+        def led() -> bool:
+            if keeper.poll() is not None:
+                raise MeshError(f"systemd-nspawn ended with {keeper.returncode}")
+            return leader_of(keeper.pid) not in {None, before}
 
         def booted() -> bool:
-            led()
+            if not led():
+                return False
             state = host.run(["systemctl", "is-system-running", "--wait"], check=False)
             return state.stdout.strip() in {"running", "degraded"}
 
@@ -180,8 +263,7 @@ class Lab:
                 return True
             return False
 
-        leader = wait_until(led, timeout_s, "systemd starts inside")
-        host = replace(host, leader=leader)
+        wait_until(led, timeout_s, "systemd starts inside")
         wait_until(booted, timeout_s, "systemd says running or degraded", every_s=0.1)
         wait_until(answers, timeout_s, f"sshd answers on {host.address}")
         units = host.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout
@@ -192,8 +274,8 @@ class Lab:
         if self._lock < 0:
             return
         _remove(self.number, self._root)
-        for nspawn in self._spawned.values():
-            nspawn.wait()
+        for process in [*self._spawned.values(), *self._servers]:
+            process.wait()
         os.close(self._lock)
         self._lock = -1
 
@@ -248,17 +330,17 @@ def _remove(number: int, root: Path) -> bool:
 def _end(cgroup: Path) -> None:
     """Kill all that is in a lab's cgroup, and remove it."""
 
-    def empty() -> bool:
-        return "populated 0" in (cgroup / "cgroup.events").read_text()
+    def empty(*groups: Path) -> bool:
+        return all("populated 0" in (group / "cgroup.events").read_text() for group in groups)
 
-    guests = list(cgroup.glob("*/payload/cgroup.kill"))
-    for kill in guests:
-        kill.write_text("1")
-    if guests:  # systemd-nspawn sees their end, and puts away its own files in /run
-        with contextlib.suppress(MeshError):
-            wait_until(empty, 5, "systemd-nspawn ends")
+    guests = [payload.parent for payload in cgroup.glob("*/payload")]
+    for guest in guests:
+        (guest / "payload" / "cgroup.kill").write_text("1")
+    # systemd-nspawn sees their end, and puts away its own files in /run.
+    with contextlib.suppress(MeshError):
+        wait_until(lambda: empty(*guests), 5, "systemd-nspawn ends")
     (cgroup / "cgroup.kill").write_text("1")
-    wait_until(empty, 20, f"{cgroup} is empty")
+    wait_until(lambda: empty(cgroup), 20, f"{cgroup} is empty")
     for path, _, _ in os.walk(cgroup, topdown=False):
         Path(path).rmdir()
 

@@ -23,3 +23,10 @@ def host(lab: Lab) -> Host:
     (booted,) = lab.boot("node1")
     node.install(booted)
     return booted
+
+
+@pytest.fixture(scope="session")
+def pair(lab: Lab) -> tuple[Host, Host]:
+    """Two hosts with nothing of ours, which tests may change."""
+    left, right = lab.boot("left", "right")
+    return left, right

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.lab import node
-from tests.lab import Host, Lab, image
+from tests.lab import Host, Lab, cache
 from tests.lab.lab import CHECKOUT
 
 PYTHON = "3.11"  # the hosts'
@@ -42,7 +42,7 @@ def libraries() -> Path:
     """What the hosts' Python needs, of the tested versions, kept beside the image."""
     constraints = CHECKOUT / "constraints.txt"
     digest = hashlib.sha256(constraints.read_bytes() + repr(NEEDED).encode()).hexdigest()[:12]
-    folder = image.folder() / f"python-{PYTHON}-{digest}"
+    folder = cache.folder() / f"python-{PYTHON}-{digest}"
     if not folder.exists():
         partial = folder.with_name(f"part-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)

@@ -31,6 +31,17 @@ def test_a_machine_with_everything_has_no_problem() -> None:
     assert preflight.problem([], 0, CGROUP) is None
 
 
+def test_go_must_be_new_enough() -> None:
+    assert preflight.go_problem("go1.26.6") is None
+    assert preflight.go_problem("go1.27") is None
+    for said in ("go1.26.5", "go1.9.7", "", None):
+        assert "https://go.dev/dl/" in str(preflight.go_problem(said))
+
+
+def test_a_machine_without_tun_is_told_how_to_get_it() -> None:
+    assert "modprobe tun" in str(preflight.problem([], 0, CGROUP, tun=False))
+
+
 def test_each_missing_program_is_a_package() -> None:
     assert preflight.missing(lambda name: name != "nft") == ["nftables"]
     assert preflight.missing(lambda _name: False) == sorted(set(preflight.NEEDED.values()))
