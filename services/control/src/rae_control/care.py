@@ -39,6 +39,7 @@ def add_verbs(verbs: Any, folder: Folder) -> None:
 
     made = add("doctor", _doctor, "is everything there that control needs?")
     made.add_argument("--config", type=Path, help="YAML file with settings")
+    made.add_argument("--credentials", type=Path, help="a service's root.key and redis-password")
     made.add_argument("--host", default="127.0.0.1", help="where control shall listen")
     made.add_argument("--port", type=port_number, default=8080)
     made.add_argument("--polls", type=int, default=500, help="nodes that poll at once")
@@ -48,15 +49,26 @@ def add_verbs(verbs: Any, folder: Folder) -> None:
     made.add_argument("--json", action="store_true", help="for programs")
     made = add("backup", _backup, "write ledger, blobs, logs and keys to one file, while it runs")
     made.add_argument("file", type=Path, metavar="FILE")
+    made = verbs.add_parser("check-config", help="is a file with settings good?")
+    made.add_argument("file", type=Path, metavar="FILE")
+    made.set_defaults(run=_check_config)
     made = add("restore", _restore, "make a data folder out of a backup")
     made.add_argument("file", type=Path, metavar="FILE")
     made.add_argument("--force", action="store_true", help="move what is in the folder aside")
+    made.add_argument(
+        "--no-keys", action="store_true", help="the backup has none: a vault has them"
+    )
 
 
 def _doctor(args: argparse.Namespace) -> int:
     found = list(
         examine(
-            args.data, load_config(args.config), host=args.host, port=args.port, polls=args.polls
+            args.data,
+            load_config(args.config),
+            host=args.host,
+            port=args.port,
+            polls=args.polls,
+            credentials=args.credentials,
         )
     )
     if args.json:
@@ -64,6 +76,12 @@ def _doctor(args: argparse.Namespace) -> int:
     else:
         print("\n".join(map(str, found)))
     return 0 if all(item.ok for item in found) else 1
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    load_config(args.file)
+    print(f"{args.file} is good")
+    return 0
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -76,14 +94,16 @@ def _backup(args: argparse.Namespace) -> int:
         count = backup(args.data, args.file)
     except OSError as error:
         raise ConfigError(f"{args.file} cannot be written: {in_words(error)}") from error
-    print(f"{args.file}: {count} files, {args.file.stat().st_size} bytes. Keep it secret: the keys"
-          " are in it.")  # fmt: skip
+    keys = "the keys are in it"
+    if not (args.data / "root.key").exists():
+        keys = "what tasks read and wrote is in it. The keys are not: your vault has them"
+    print(f"{args.file}: {count} files, {args.file.stat().st_size} bytes. Keep it secret: {keys}.")
     return 0
 
 
 def _restore(args: argparse.Namespace) -> int:
     try:
-        violations = restore(args.file, args.data, force=args.force)
+        violations = restore(args.file, args.data, force=args.force, keys=not args.no_keys)
     except OSError as error:
         raise ConfigError(
             f"{args.data} cannot be written: {in_words(error)}; mend that, and run it again"

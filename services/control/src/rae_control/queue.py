@@ -73,8 +73,9 @@ class Health:
 class RqQueue:
     """The queue as the mesh needs it. Methods raise QueueUnavailable when Redis does not answer."""
 
-    def __init__(self, url: str, timeout_s: float = 2.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 2.0, password: str | None = None) -> None:
         self._timeout_s = timeout_s
+        self._password = password
         self._redis = self._connect(url)
         # Worker objects change their connection's timeout: they get a pool of their own.
         self._worker_redis = self._connect(url)
@@ -86,6 +87,7 @@ class RqQueue:
     def _connect(self, url: str) -> redis.Redis:
         return redis.Redis.from_url(
             url,
+            password=self._password,
             socket_timeout=self._timeout_s,
             socket_connect_timeout=self._timeout_s,
             retry=Retry(NoBackoff(), 1),
