@@ -83,7 +83,7 @@ def test_a_node_registers_from_its_own_machine_alone(api: Api, tailscaled: Tails
     assert "'node2'" in answer.json["message"]
     tailscaled.machines[here] = machine("node1", "tag:other")
     refused(api.register("node1"), "wrong_peer")
-    assert api.rae("GET", "/nodes/node1", who="eve").json["state"] == "offline"
+    assert api.rae("GET", "/nodes/node1", who="eve").json["state"] == "enrolled"
     tailscaled.machines[here] = machine("node1", "tag:other", "tag:rae-node")
     assert api.register("node1").status_code == 200
     assert all(peer.startswith(f"{here}:") for peer in tailscaled.asked)
