@@ -77,7 +77,9 @@ def backup(data: Path, target: Path) -> int:
     try:
         with (
             os.fdopen(handle, "wb") as out,
-            tempfile.TemporaryDirectory(dir=target.absolute().parent) as folder,
+            tempfile.TemporaryDirectory(
+                prefix=f"{target.name}.", suffix=".part", dir=target.absolute().parent
+            ) as folder,
             files_held(data),
         ):
             with closing(connect(source, readonly=True)) as db:

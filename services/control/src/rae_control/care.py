@@ -11,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rae_control import chores
 from rae_control.backup import backup, check_folder, restore
 from rae_control.config import load_config
+from rae_control.credentials import redis_password
 from rae_control.doctor import examine
 from rae_control.errors import ConfigError
 from rae_control.ledger.check import Violation
@@ -49,6 +51,11 @@ def add_verbs(verbs: Any, folder: Folder) -> None:
     made.add_argument("--json", action="store_true", help="for programs")
     made = add("backup", _backup, "write ledger, blobs, logs and keys to one file, while it runs")
     made.add_argument("file", type=Path, metavar="FILE")
+    made = add("chore", _chore, "have the worker write a backup, or check everything, once")
+    made.add_argument("chore", choices=("backup", "check"))
+    made.add_argument("--config", type=Path, help="YAML file with settings")
+    made.add_argument("--now", action="store_true", help="here, without the worker")
+    add("worker", _worker, "do chores until stopped, beside a control that has started once")
     made = verbs.add_parser("check-config", help="is a file with settings good?")
     made.add_argument("file", type=Path, metavar="FILE")
     made.set_defaults(run=_check_config)
@@ -76,6 +83,32 @@ def _doctor(args: argparse.Namespace) -> int:
     else:
         print("\n".join(map(str, found)))
     return 0 if all(item.ok for item in found) else 1
+
+
+def _chore(args: argparse.Namespace) -> int:
+    config, data = load_config(args.config), args.data.absolute()
+    if args.now:
+        print(chores.run(args.chore, str(data), config.backup_dir, config.backup_keep))
+        return 0
+    fresh = chores.enqueue(*_redis(data), args.chore, data, config)
+    print(f"{args.chore}: {'the worker has it' if fresh else 'it waits or runs already'}")
+    return 0
+
+
+def _worker(args: argparse.Namespace) -> int:
+    chores.work(*_redis(args.data))
+    return 0
+
+
+def _redis(data: Path) -> tuple[str, str | None]:
+    """Where the queue of a data folder is, and the password that a unit has for it."""
+    named = os.environ.get("CREDENTIALS_DIRECTORY")
+    try:
+        url = (data / "run" / "redis.url").read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{data} has no queue yet; start control once ({in_words(error)})"
+                          ) from error  # fmt: skip
+    return url, redis_password(Path(named) if named else None)
 
 
 def _check_config(args: argparse.Namespace) -> int:

@@ -44,6 +44,9 @@ class ControlConfig(BaseModel):
     retention_every_s: float = Field(3600.0, gt=0)
     blob_grace_s: float = Field(86400.0, ge=0)
     low_water_bytes: int = Field(256 * 1024**2, ge=0)
+    # Where the chore `backup` writes, and how many it keeps.
+    backup_dir: str | None = Field(None, pattern="^/")
+    backup_keep: int = Field(14, ge=1)
     # tailscaled's; then a node must register from the machine that has its name, or this other one.
     tailscale_socket: str | None = Field(None, min_length=1)
     tailnet_names: dict[str, str] = {}

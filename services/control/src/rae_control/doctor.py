@@ -18,6 +18,7 @@ from pathlib import Path
 
 import apsw
 
+from rae_control.chores import newest
 from rae_control.config import ControlConfig
 from rae_control.credentials import redis_password
 from rae_control.errors import ControlError
@@ -32,6 +33,8 @@ SQLITE_LEAST = (3, 51, 3)
 RQ_TESTED = ("2.12", "3.0")
 # Sockets of polls are not all: ledger, Redis, blobs, gunicorn's own.
 OTHER_FILES = 256
+# They are written each night; one may be missed.
+BACKUP_HOURS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +119,21 @@ def _folder(data: Path, config: ControlConfig) -> Iterator[Finding]:
             yield Finding(name, False, f"{path} {what}, or belongs to somebody else than {data}",
                           f"chown -R {info.st_uid} {path}; chmod -R u+rwX {path}")  # fmt: skip
     free = shutil.disk_usage(data).free
+    yield from _backups(config)
     yield Finding("disk", free >= config.low_water_bytes,
                   f"{free // 2**20} MiB free, {config.low_water_bytes // 2**20} wanted",
                   "free some space; below that submits are refused")  # fmt: skip
+
+
+def _backups(config: ControlConfig) -> Iterator[Finding]:
+    if config.backup_dir is None:
+        return
+    last, fix = newest(Path(config.backup_dir)), "rae-control chore backup --now, and see its log"
+    if last is None:
+        yield Finding("backup", False, f"{config.backup_dir} has none that can be seen", fix)
+        return
+    hours = (time.time() - last.stat().st_mtime) / 3600
+    yield Finding("backup", hours <= BACKUP_HOURS, f"the latest is {hours:.0f} h old", fix)
 
 
 def _served_by(data: Path) -> str | None:

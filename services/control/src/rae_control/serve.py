@@ -36,7 +36,8 @@ RESTART_PAUSE_S, RESTART_PAUSE_MAX_S = 0.2, 10.0
 EPILOG = """exit codes: 0 stopped on request or all is well, 1 failed or something is wrong, 2 wrong
 usage or setting, 3 the data folder is served by another process, 4 a newer version wrote the
 ledger, 6 no Redis server found, 7 the ledger is damaged, 8 the backup is damaged, 9 the disk is
-full, 10 the system does not let the ledger be used, 11 a restore has to be run again"""
+full, 10 the system does not let the ledger be used, 11 a restore has to be run again, 12 a
+chore failed"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
