@@ -68,6 +68,7 @@ def test_a_lease_is_either_told_at_registration_or_not_taken() -> None:
         ("not_enrolled", Verdict.UNWELCOME), ("node_revoked", Verdict.UNWELCOME),
         ("rate_limited", Verdict.RETRY), ("internal", Verdict.RETRY), ("disk_low", Verdict.RETRY),
         ("skew", Verdict.RETRY), ("retry_signed", Verdict.RETRY),
+        ("whois_unavailable", Verdict.RETRY), ("wrong_peer", Verdict.REFUSED),
         ("invalid_body", Verdict.REFUSED), ("body_too_large", Verdict.REFUSED),
     ],
 )  # fmt: skip

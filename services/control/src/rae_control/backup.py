@@ -77,7 +77,9 @@ def backup(data: Path, target: Path) -> int:
     try:
         with (
             os.fdopen(handle, "wb") as out,
-            tempfile.TemporaryDirectory(dir=target.absolute().parent) as folder,
+            tempfile.TemporaryDirectory(
+                prefix=f"{target.name}.", suffix=".part", dir=target.absolute().parent
+            ) as folder,
             files_held(data),
         ):
             with closing(connect(source, readonly=True)) as db:
@@ -136,7 +138,12 @@ def _add(tar: tarfile.TarFile, data: Path, name: str, sums: dict[str, str]) -> N
 
 
 def restore(
-    archive: Path, data: Path, *, force: bool, tell: Callable[[str], None] = print
+    archive: Path,
+    data: Path,
+    *,
+    force: bool,
+    keys: bool = True,
+    tell: Callable[[str], None] = print,
 ) -> list[check.Violation]:
     """Put a backup into a folder; returns what is wrong with it, and then keeps nothing.
 
@@ -157,7 +164,7 @@ def restore(
         fresh = data / f"restore-{secrets.token_hex(4)}"
         fresh.mkdir(mode=0o700)
         try:
-            _unpack(archive, fresh)
+            _unpack(archive, fresh, keys=keys)
             _new_incarnation(fresh / LEDGER, gone or Revocations())
             violations = check_folder(fresh, deep=True)
             if not violations:
@@ -168,7 +175,7 @@ def restore(
     return violations
 
 
-def _unpack(archive: Path, target: Path) -> None:
+def _unpack(archive: Path, target: Path, *, keys: bool) -> None:
     try:
         sums: dict[str, str] = {}
         written: object = None
@@ -203,8 +210,14 @@ def _unpack(archive: Path, target: Path) -> None:
         raise BackupDamaged(
             f"{archive} is not what was written, or ends early; take another backup"
         )
-    if not (target / LEDGER).exists() or not (target / "root.key").exists():
-        raise BackupDamaged(f"{archive} has no ledger or no root key; take another backup")
+    if not (target / LEDGER).exists():
+        raise BackupDamaged(f"{archive} has no ledger; take another backup")
+    if (target / "root.key").exists() != keys:
+        raise BackupDamaged(
+            f"{archive} holds the root key; leave --no-keys out" if not keys else
+            f"{archive} has no root key; take another backup, or say --no-keys if control's"
+            " credentials come from a vault, which must still have the same root key"
+        )  # fmt: skip
 
 
 def _revocations(data: Path) -> Revocations | None:

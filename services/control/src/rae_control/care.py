@@ -11,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rae_control import chores
 from rae_control.backup import backup, check_folder, restore
 from rae_control.config import load_config
+from rae_control.credentials import redis_password
 from rae_control.doctor import examine
 from rae_control.errors import ConfigError
 from rae_control.ledger.check import Violation
@@ -39,6 +41,7 @@ def add_verbs(verbs: Any, folder: Folder) -> None:
 
     made = add("doctor", _doctor, "is everything there that control needs?")
     made.add_argument("--config", type=Path, help="YAML file with settings")
+    made.add_argument("--credentials", type=Path, help="a service's root.key and redis-password")
     made.add_argument("--host", default="127.0.0.1", help="where control shall listen")
     made.add_argument("--port", type=port_number, default=8080)
     made.add_argument("--polls", type=int, default=500, help="nodes that poll at once")
@@ -48,15 +51,31 @@ def add_verbs(verbs: Any, folder: Folder) -> None:
     made.add_argument("--json", action="store_true", help="for programs")
     made = add("backup", _backup, "write ledger, blobs, logs and keys to one file, while it runs")
     made.add_argument("file", type=Path, metavar="FILE")
+    made = add("chore", _chore, "have the worker write a backup, or check everything, once")
+    made.add_argument("chore", choices=("backup", "check"))
+    made.add_argument("--config", type=Path, help="YAML file with settings")
+    made.add_argument("--now", action="store_true", help="here, without the worker")
+    add("worker", _worker, "do chores until stopped, beside a control that has started once")
+    made = verbs.add_parser("check-config", help="is a file with settings good?")
+    made.add_argument("file", type=Path, metavar="FILE")
+    made.set_defaults(run=_check_config)
     made = add("restore", _restore, "make a data folder out of a backup")
     made.add_argument("file", type=Path, metavar="FILE")
     made.add_argument("--force", action="store_true", help="move what is in the folder aside")
+    made.add_argument(
+        "--no-keys", action="store_true", help="the backup has none: a vault has them"
+    )
 
 
 def _doctor(args: argparse.Namespace) -> int:
     found = list(
         examine(
-            args.data, load_config(args.config), host=args.host, port=args.port, polls=args.polls
+            args.data,
+            load_config(args.config),
+            host=args.host,
+            port=args.port,
+            polls=args.polls,
+            credentials=args.credentials,
         )
     )
     if args.json:
@@ -64,6 +83,38 @@ def _doctor(args: argparse.Namespace) -> int:
     else:
         print("\n".join(map(str, found)))
     return 0 if all(item.ok for item in found) else 1
+
+
+def _chore(args: argparse.Namespace) -> int:
+    config, data = load_config(args.config), args.data.absolute()
+    if args.now:
+        print(chores.run(args.chore, str(data), config.backup_dir, config.backup_keep))
+        return 0
+    fresh = chores.enqueue(*_redis(data), args.chore, data, config)
+    print(f"{args.chore}: {'the worker has it' if fresh else 'it waits or runs already'}")
+    return 0
+
+
+def _worker(args: argparse.Namespace) -> int:
+    chores.work(*_redis(args.data))
+    return 0
+
+
+def _redis(data: Path) -> tuple[str, str | None]:
+    """Where the queue of a data folder is, and the password that a unit has for it."""
+    named = os.environ.get("CREDENTIALS_DIRECTORY")
+    try:
+        url = (data / "run" / "redis.url").read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{data} has no queue yet; start control once ({in_words(error)})"
+                          ) from error  # fmt: skip
+    return url, redis_password(Path(named) if named else None)
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    load_config(args.file)
+    print(f"{args.file} is good")
+    return 0
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -76,14 +127,16 @@ def _backup(args: argparse.Namespace) -> int:
         count = backup(args.data, args.file)
     except OSError as error:
         raise ConfigError(f"{args.file} cannot be written: {in_words(error)}") from error
-    print(f"{args.file}: {count} files, {args.file.stat().st_size} bytes. Keep it secret: the keys"
-          " are in it.")  # fmt: skip
+    keys = "the keys are in it"
+    if not (args.data / "root.key").exists():
+        keys = "what tasks read and wrote is in it. The keys are not: your vault has them"
+    print(f"{args.file}: {count} files, {args.file.stat().st_size} bytes. Keep it secret: {keys}.")
     return 0
 
 
 def _restore(args: argparse.Namespace) -> int:
     try:
-        violations = restore(args.file, args.data, force=args.force)
+        violations = restore(args.file, args.data, force=args.force, keys=not args.no_keys)
     except OSError as error:
         raise ConfigError(
             f"{args.data} cannot be written: {in_words(error)}; mend that, and run it again"

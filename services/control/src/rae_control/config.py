@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rae_control.errors import ConfigError
-from rae_protocol.errors import field_in_words, in_words
+from rae_protocol.errors import field_in_words
+from rae_protocol.yamlfile import BadFile, line_of, parse_yaml
 
 
 class ControlConfig(BaseModel):
@@ -44,6 +44,13 @@ class ControlConfig(BaseModel):
     retention_every_s: float = Field(3600.0, gt=0)
     blob_grace_s: float = Field(86400.0, ge=0)
     low_water_bytes: int = Field(256 * 1024**2, ge=0)
+    # Where the chore `backup` writes, and how many it keeps.
+    backup_dir: str | None = Field(None, pattern="^/")
+    backup_keep: int = Field(14, ge=1)
+    # tailscaled's; then a node must register from the machine that has its name, or this other one.
+    tailscale_socket: str | None = Field(None, min_length=1)
+    tailnet_names: dict[str, str] = {}
+    tailnet_tag: str | None = Field(None, pattern=r"^tag:[A-Za-z0-9-]+$")
 
     @model_validator(mode="after")
     def _leases_outlive_heartbeats(self) -> ControlConfig:
@@ -65,19 +72,15 @@ def load_config(file: Path | None, overrides: Mapping[str, str] | None = None) -
 
     Raises ConfigError naming the field and what is allowed.
     """
-    values: dict[str, object] = {}
+    loaded, tree = None, None
     if file is not None:
         try:
-            loaded = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {in_words(error)}") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            text = " ".join(str(error).split())
-            raise ConfigError(f"{file} is no YAML in UTF-8: {text}; mend it there") from error
-        if not isinstance(loaded, dict):
-            raise ConfigError(f"{file} holds no settings; write `name: value` lines")
-        values.update(loaded)
-    values.update(overrides or {})
+            loaded, tree = parse_yaml(file)
+        except BadFile as error:
+            raise ConfigError(str(error)) from error
+    if not isinstance(loaded or {}, dict):
+        raise ConfigError(f"{file} holds no settings; write `name: value` lines")
+    values: dict[str, object] = {**(loaded or {}), **(overrides or {})}
     try:
         return ControlConfig.model_validate(values)
     except ValidationError as error:
@@ -86,4 +89,7 @@ def load_config(file: Path | None, overrides: Mapping[str, str] | None = None) -
         known = ", ".join(ControlConfig.model_fields)
         hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
         said = field_in_words(first["type"], first["msg"])
-        raise ConfigError(f"{field}: {said}{hint}") from error
+        where = ""
+        if first["loc"] and first["loc"][0] in (loaded or {}):
+            where = f"{file}:{line_of(tree, first['loc'])}: "
+        raise ConfigError(f"{where}{field}: {said}{hint}") from error

@@ -61,6 +61,7 @@ class Dispatcher:
     def __init__(self, state: State, keeper: QueueKeeper, signer: EnvelopeSigner) -> None:
         self._state, self._keeper, self._signer = state, keeper, signer
         self._polls: dict[Poll, None] = {}
+        self._stopped = False
 
     @property
     def open_polls(self) -> int:
@@ -85,6 +86,8 @@ class Dispatcher:
             while True:
                 poll.event.clear()
                 entry = self._entry(node_id)
+                if self._stopped:
+                    raise RaeError("not_ready", "control stops", retry_after_s=1)
                 if poll.replaced:
                     return _nothing("newer_poll", "A newer poll of this session took over.")
                 commands = entry.take_commands()
@@ -104,6 +107,12 @@ class Dispatcher:
             entry = self._entry(node_id)
             if entry.poll is poll:
                 entry.poll = None
+
+    def stop(self) -> None:
+        """Send all polls away, now and later."""
+        self._stopped = True
+        for poll in self._polls:
+            poll.wake()
 
     def wake_for(self, counts: dict[str, int]) -> None:
         """Tasks were pushed: wake as many fitting polls as there are tasks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import os
 import resource
 import shutil
@@ -19,19 +18,23 @@ from pathlib import Path
 
 import apsw
 
+from rae_control.chores import newest
 from rae_control.config import ControlConfig
+from rae_control.credentials import redis_password
 from rae_control.errors import ControlError
 from rae_control.keys import load_roots
 from rae_control.ledger.schema import SCHEMA_VERSION
 from rae_control.ledger.store import connect, fetch
 from rae_control.queue import RqQueue
 from rae_control.redis_server import find_server
+from rae_control.systemd import is_private
 
 SQLITE_LEAST = (3, 51, 3)
 RQ_TESTED = ("2.12", "3.0")
 # Sockets of polls are not all: ledger, Redis, blobs, gunicorn's own.
 OTHER_FILES = 256
-_TAILSCALE = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
+# They are written each night; one may be missed.
+BACKUP_HOURS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,13 @@ class Finding:
 
 
 def examine(
-    data: Path, config: ControlConfig, *, host: str, port: int, polls: int
+    data: Path,
+    config: ControlConfig,
+    *,
+    host: str,
+    port: int,
+    polls: int,
+    credentials: Path | None = None,
 ) -> Iterator[Finding]:
     """All findings, in the order in which one would mend them."""
     have = ".".join(map(str, sys.version_info[:3]))
@@ -72,24 +81,24 @@ def examine(
     running = _served_by(data)
     yield Finding("lock", True, f"served by process {running}" if running else "nobody serves it")
     yield from _ledger(data)
-    for name in ("root.key", "root.previous.key", "credentials.json"):
-        yield from _secret(data / name, needed=name == "root.key")
-    if (data / "root.key").exists():  # or it would be made
+    keys = credentials or data
+    for path in (keys / "root.key", keys / "root.previous.key", data / "credentials.json"):
+        yield from _secret(path, data, needed=path.name == "root.key")
+    if (keys / "root.key").exists():
         try:
-            load_roots(data)
-        except (ControlError, OSError) as error:
+            load_roots(keys, make=False)
+        except ControlError as error:
             yield Finding("root keys", False, str(error), "rae-control restore a backup")
-    yield from _redis(data, bool(running))
+    yield from _redis(data, bool(running), credentials)
     yield _port_is_ours(host, port, bool(running))
 
 
 def _bind_is_private(host: str) -> Finding:
     fix = "use a loopback or Tailscale address (`tailscale ip -4`)"
     try:
-        address = ipaddress.ip_address(host)
+        private = is_private(host)
     except ValueError:
         return Finding("address", False, f"{host} is no address", fix)
-    private = address.is_loopback or any(address in network for network in _TAILSCALE)
     return Finding("address", private, f"{host}{'' if private else ' is public'}", fix)
 
 
@@ -110,9 +119,21 @@ def _folder(data: Path, config: ControlConfig) -> Iterator[Finding]:
             yield Finding(name, False, f"{path} {what}, or belongs to somebody else than {data}",
                           f"chown -R {info.st_uid} {path}; chmod -R u+rwX {path}")  # fmt: skip
     free = shutil.disk_usage(data).free
+    yield from _backups(config)
     yield Finding("disk", free >= config.low_water_bytes,
                   f"{free // 2**20} MiB free, {config.low_water_bytes // 2**20} wanted",
                   "free some space; below that submits are refused")  # fmt: skip
+
+
+def _backups(config: ControlConfig) -> Iterator[Finding]:
+    if config.backup_dir is None:
+        return
+    last, fix = newest(Path(config.backup_dir)), "rae-control chore backup --now, and see its log"
+    if last is None:
+        yield Finding("backup", False, f"{config.backup_dir} has none that can be seen", fix)
+        return
+    hours = (time.time() - last.stat().st_mtime) / 3600
+    yield Finding("backup", hours <= BACKUP_HOURS, f"the latest is {hours:.0f} h old", fix)
 
 
 def _served_by(data: Path) -> str | None:
@@ -147,21 +168,21 @@ def _ledger(data: Path) -> Iterator[Finding]:
                   "set this machine's clock (timedatectl set-ntp true)")  # fmt: skip
 
 
-def _secret(path: Path, *, needed: bool) -> Iterator[Finding]:
+def _secret(path: Path, data: Path, *, needed: bool) -> Iterator[Finding]:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
-        if needed and (path.parent / "ledger.db").exists():
+        if needed and (data / "ledger.db").exists():
             yield Finding(path.name, False, "missing: no node's secret holds without it",
-                          "rae-control restore a backup")  # fmt: skip
+                          "rae-control restore a backup, or --credentials")  # fmt: skip
         return
     yield Finding(path.name, not mode & 0o177, f"mode {mode:04o}", f"chmod 0600 {path}")
 
 
-def _redis(data: Path, running: bool) -> Iterator[Finding]:
+def _redis(data: Path, running: bool, credentials: Path | None) -> Iterator[Finding]:
     try:
         url = (data / "run" / "redis.url").read_text(encoding="utf-8").strip()
-        queue = RqQueue(url, 2.0)
+        queue = RqQueue(url, 2.0, redis_password(credentials))
         try:
             health = queue.health()
         finally:

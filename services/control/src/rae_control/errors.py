@@ -63,6 +63,12 @@ class RestoreUnfinished(ControlError):
     rc = 11
 
 
+class ChoreFailed(ControlError):
+    """A chore did not come to its end; the text says why."""
+
+    rc = 12
+
+
 class DiskFull(ControlError):
     """The ledger's disk is full; free some space."""
 

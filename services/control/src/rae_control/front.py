@@ -7,6 +7,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
+import gevent
 from gunicorn import util
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.ggevent import GeventWorker
@@ -20,6 +21,17 @@ log = logging.getLogger(__name__)
 
 class Worker(GeventWorker):  # type: ignore[misc]
     """Neither echoes nor logs a request that it could not parse: a token may be in there."""
+
+    def notify(self) -> None:
+        """Each second, from the loop that serves: not before it does, nor while it is blocked."""
+        super().notify()
+        if self.alive:
+            self.app.tell("READY=1\nWATCHDOG=1")
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM: end soon. A signal's handler must not wait, a greenlet may."""
+        super().handle_exit(sig, frame)
+        gevent.spawn(self.app.stopping)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what gunicorn refuses as everything else is answered."""

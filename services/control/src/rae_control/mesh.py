@@ -56,6 +56,11 @@ class Mesh(State):
         for greenlet in self._greenlets:
             greenlet.link(self._ended)
 
+    def stopping(self) -> None:
+        """Answer all who wait for something; nobody waits from now on."""
+        self.signals.stop()
+        self.dispatch.stop()
+
     def close(self) -> None:
         """Stop the greenlets, finish pending writes, let another process in."""
         gevent.killall(self._greenlets)

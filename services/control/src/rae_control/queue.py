@@ -1,4 +1,4 @@
-"""All of RQ and Redis: the only module that knows them.
+"""The tasks' RQ and Redis: with `chores.py`, which has a queue of its own, all that knows them.
 
 Every queued task is an RQ job (JSON serializer, only the task_id in it) in a queue named after its
 lane; every slot of a node is an RQ worker entry; so `rq info` tells the truth. Nothing here decides
@@ -29,6 +29,7 @@ from rq.worker import WorkerStatus
 from rae_control.errors import QueueUnavailable
 
 SLOTS_QUEUE = "slots"
+CHORES_QUEUE = "rae-chores"  # an ordinary queue with an rq worker: `chores.py`
 _DAYS = 30 * 86400
 _ROUND_TRIP = 500  # steps
 _FUNCTION = "rae_control.queue.not_for_rq_workers"
@@ -73,8 +74,9 @@ class Health:
 class RqQueue:
     """The queue as the mesh needs it. Methods raise QueueUnavailable when Redis does not answer."""
 
-    def __init__(self, url: str, timeout_s: float = 2.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 2.0, password: str | None = None) -> None:
         self._timeout_s = timeout_s
+        self._password = password
         self._redis = self._connect(url)
         # Worker objects change their connection's timeout: they get a pool of their own.
         self._worker_redis = self._connect(url)
@@ -86,6 +88,7 @@ class RqQueue:
     def _connect(self, url: str) -> redis.Redis:
         return redis.Redis.from_url(
             url,
+            password=self._password,
             socket_timeout=self._timeout_s,
             socket_connect_timeout=self._timeout_s,
             retry=Retry(NoBackoff(), 1),
@@ -93,12 +96,12 @@ class RqQueue:
 
     def ping(self) -> None:
         """Raises QueueUnavailable when Redis is away."""
-        with _redis_errors():
+        with redis_errors():
             self._redis.ping()
 
     def health(self) -> Health:
         """What the server says of itself."""
-        with _redis_errors():
+        with redis_errors():
             info: Any = self._redis.info()
         return Health(
             version=str(info["redis_version"]),
@@ -117,7 +120,7 @@ class RqQueue:
         """Take the first task of the first lane that has one: (lane_id, task_id)."""
         if not lanes:
             return None
-        with _redis_errors():
+        with redis_errors():
             found: Any = self._claim_script(keys=[self._queue(lane).key for lane in lanes])
         if not found:
             return None
@@ -131,7 +134,7 @@ class RqQueue:
         """
         steps = {"push": self._push, "start": self._start, "clear": self._clear}
         for first in range(0, len(ops), _ROUND_TRIP):
-            with _redis_errors(), self._redis.pipeline(transaction=False) as pipe:
+            with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
                 for op in ops[first : first + _ROUND_TRIP]:
                     steps.get(op.verb, self._finish)(op, pipe)
                 pipe.execute()
@@ -178,7 +181,7 @@ class RqQueue:
 
     def set_slots(self, slots: Sequence[str]) -> set[str]:
         """Make the worker entries exactly these (`node.slot`); returns those made afresh."""
-        with _redis_errors():
+        with redis_errors():
             self._redis.sadd("rq:queues", self._queue(SLOTS_QUEUE).key)
             have = self.slots()
             for name in have - set(slots):
@@ -196,16 +199,19 @@ class RqQueue:
 
     def slots(self) -> set[str]:
         """The names of the worker entries whose hash exists."""
-        with _redis_errors():
+        with redis_errors():
             names = {key.rsplit(":", 1)[1] for key in Worker.all_keys(connection=self._redis)}
+            # A worker without a dot in its name is a real one, for chores.
             return {
-                n for n in names if self._redis.exists(Worker.redis_worker_namespace_prefix + n)
-            }
+                n for n in names
+                if "." in n and self._redis.exists(Worker.redis_worker_namespace_prefix + n)
+            }  # fmt: skip
 
     def lanes(self) -> dict[str, int]:
         """The queues that RQ knows with their lengths."""
-        with _redis_errors():
-            queues = [q for q in Queue.all(connection=self._redis) if q.name != SLOTS_QUEUE]
+        with redis_errors():
+            found = Queue.all(connection=self._redis)
+            queues = [q for q in found if q.name not in {SLOTS_QUEUE, CHORES_QUEUE}]
             with self._redis.pipeline(transaction=False) as pipe:
                 for queue in queues:
                     pipe.llen(queue.key)
@@ -213,18 +219,18 @@ class RqQueue:
 
     def task_ids(self, lane_id: str) -> list[str]:
         """What is queued in a lane, in order."""
-        with _redis_errors():
+        with redis_errors():
             return list(self._queue(lane_id).get_job_ids())
 
     def started(self, lane_id: str) -> set[str]:
         """The tasks of a lane that RQ shows as executing."""
-        with _redis_errors():
+        with redis_errors():
             registry = self._queue(lane_id).started_job_registry
             return {str(i).split(":")[0] for i in registry.get_job_ids(cleanup=False)}
 
     def forget_lane(self, lane_id: str) -> None:
         """A lane with nothing queued and nothing executing goes."""
-        with _redis_errors():
+        with redis_errors():
             queue = self._queue(lane_id)
             self._redis.srem(queue.redis_queues_keys, queue.key)
             self._queues.pop(lane_id, None)
@@ -268,7 +274,7 @@ class RqQueue:
 
 
 @contextlib.contextmanager
-def _redis_errors() -> Iterator[None]:
+def redis_errors() -> Iterator[None]:
     """Everything that says "Redis is not there now" as one error.
 
     ResponseError is among them: a server that is loading its file or out of memory answers so.

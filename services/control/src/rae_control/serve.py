@@ -15,19 +15,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rae_control import __version__, care
 from rae_control.config import ControlConfig, load_config
+from rae_control.credentials import Token, keep_tokens
 from rae_control.errors import ConfigError, ControlError, DiskFull
 from rae_control.keys import load_roots
-from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger.store import Ledger, Tx, refuse_unfinished
+from rae_control.ledger.store import refuse_unfinished
+from rae_control.production import become_server
 from rae_control.redis_server import arguments, find_server, socket_path
 from rae_control.wsgi import die_with_parent
-from rae_protocol.clock import SystemClock
 from rae_protocol.errors import in_words
 from rae_protocol.signing import EnvelopeSigner
 
@@ -37,7 +36,8 @@ RESTART_PAUSE_S, RESTART_PAUSE_MAX_S = 0.2, 10.0
 EPILOG = """exit codes: 0 stopped on request or all is well, 1 failed or something is wrong, 2 wrong
 usage or setting, 3 the data folder is served by another process, 4 a newer version wrote the
 ledger, 6 no Redis server found, 7 the ledger is damaged, 8 the backup is damaged, 9 the disk is
-full, 10 the system does not let the ledger be used, 11 a restore has to be run again"""
+full, 10 the system does not let the ledger be used, 11 a restore has to be run again, 12 a
+chore failed"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    serve = verbs.add_parser("serve", help="serve the API, with its own Redis, on loopback")
+    serve = verbs.add_parser("serve", help="serve the API: as a service, or with --dev on loopback")
     serve.add_argument(
-        "--dev", action="store_true", required=True, help="no installation: all of it under --data"
+        "--dev", action="store_true", help="no installation: all of it under --data, Redis too"
     )
+    serve.add_argument("--redis", metavar="URL", help="of a service: unix:///SOCKET?username=NAME")
     serve.add_argument("--data", type=_folder, required=True, help="for ledger, blobs and Redis")
     serve.add_argument(
-        "--port", type=care.port_number, default=8080, help="0 takes a free one (default 8080)"
+        "--port", type=care.port_number, help="with --dev; 0 takes a free one (default 8080)"
     )
     serve.add_argument("--config", type=Path, help="YAML file with settings")
     serve.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="sets",
@@ -70,9 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    overrides = dict(_pair(item) for item in args.sets)
+    config = load_config(args.config, dict(_pair(item) for item in args.sets))
+    if bool(args.redis) == args.dev or (args.port is not None and not args.dev):
+        raise ConfigError(
+            "serve needs --dev, which brings a Redis along and knows --port, or else --redis URL"
+            " (and then a socket passed by systemd, or RAE_BIND_ADDRESS and RAE_PORT)"
+        )
     try:
-        return DevServer(args.data, args.port, load_config(args.config, overrides)).run()
+        if args.redis:
+            return become_server(args.data, config, args.redis)
+        return DevServer(args.data, 8080 if args.port is None else args.port, config).run()
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise ConfigError(f"{error.filename or args.data}: {in_words(error)}") from error
@@ -159,7 +167,7 @@ class DevServer:
 
     def _gunicorn(self, redis_url: str, fd: int) -> list[str]:
         settings = {
-            "data": str(self._data), "fd": fd, "redis_url": redis_url, "die_with_parent": True,
+            "data": str(self._data), "fds": [fd], "redis_url": redis_url, "die_with_parent": True,
             "config": self._config.model_dump(),
         }  # fmt: skip
         return [sys.executable, "-m", "rae_control.wsgi", json.dumps(settings)]
@@ -173,18 +181,12 @@ class DevServer:
                 known = dict(json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{path} is damaged; mend it, or move it away") from error
-        ledger = Ledger(self._data / "ledger.db", SystemClock())
-        try:
-            for name, role in (("admin", "admin"), ("rae", "submit")):
-                field = "admin_token" if role == "admin" else "submit_token"
-                known[field] = known.get(field) or f"rae_{secrets.token_urlsafe(32)}"
-                outcome, _ = ledger.transact(
-                    [partial(_keep_token, name=name, role=role, text=known[field])]
-                )
-                if outcome[0].error is not None:
-                    raise outcome[0].error
-        finally:
-            ledger.close()
+        for field in ("admin_token", "submit_token"):
+            known[field] = known.get(field) or f"rae_{secrets.token_urlsafe(32)}"
+        keep_tokens(self._data, {
+            "admin": Token.model_construct(role="admin", token=known["admin_token"]),
+            "rae": Token.model_construct(role="submit", token=known["submit_token"]),
+        })  # fmt: skip
         known["url"] = url
         known["control_public_key"] = EnvelopeSigner(load_roots(self._data)[0]).public_key
         known.setdefault("nodes", {})
@@ -272,15 +274,6 @@ class DevServer:
     def _pid(self, name: str, pid: int) -> None:
         with contextlib.suppress(OSError):
             (self._data / "run" / f"{name}.pid").write_text(str(pid), encoding="ascii")
-
-
-def _keep_token(tx: Tx, name: str, role: str, text: str) -> None:
-    """Make sure that this token, and no other, has the name."""
-    digest = ledger_nodes.sha256(text)
-    if tx.row("SELECT 1 FROM tokens WHERE sha256 = ? AND revoked_at IS NULL", digest):
-        return
-    tx.run("UPDATE tokens SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL", tx.now, name)
-    ledger_nodes.add_token(tx, name, role, text)
 
 
 if __name__ == "__main__":

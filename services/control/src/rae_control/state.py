@@ -36,6 +36,13 @@ class Signals:
     def __init__(self) -> None:
         self._tasks: defaultdict[str, set[Event]] = defaultdict(set)
         self._any: set[Event] = set()
+        self._over = False
+
+    def stop(self) -> None:
+        """End all waiting, now and later."""
+        self._over = True
+        for event in {*self._any, *(event for group in self._tasks.values() for event in group)}:
+            event.set()
 
     def wait(self, names: Sequence[str], seconds: float, ready: Callable[[], bool]) -> None:
         """Return when `ready` says so after news of these names (none: of any), or in time."""
@@ -45,7 +52,7 @@ class Signals:
             group.add(event)
         try:
             with gevent.Timeout(seconds, False):
-                while not ready():
+                while not (ready() or self._over):
                     event.wait()
                     event.clear()
         finally:

@@ -10,6 +10,7 @@ from flask import Flask
 
 from rae_control.app import create_app
 from rae_control.config import ControlConfig
+from rae_control.credentials import redis_password
 from rae_control.errors import LedgerLocked
 from rae_control.keys import load_roots
 from rae_control.mesh import Mesh
@@ -22,12 +23,15 @@ LOCK_WAIT_S = 15.0
 def build(settings: dict[str, Any]) -> tuple[Mesh, Flask]:
     """The mesh over `settings["data"]` and the application in front of it. Raises ControlError."""
     data = Path(settings["data"])
-    roots = load_roots(data)
+    secrets = Path(settings["credentials"]) if settings.get("credentials") else None
+    roots = load_roots(secrets or data, make=secrets is None)
     config = ControlConfig.model_validate(settings["config"])
+    password = redis_password(secrets)
     end = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
-            mesh = Mesh(data, config, SystemClock(), RqQueue(settings["redis_url"]), roots)
+            queue = RqQueue(settings["redis_url"], password=password)
+            mesh = Mesh(data, config, SystemClock(), queue, roots)
         except LedgerLocked:
             # A worker that was just killed may need a moment to be gone.
             if time.monotonic() >= end:

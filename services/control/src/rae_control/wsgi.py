@@ -1,7 +1,7 @@
 """The serving process: gunicorn with one gevent worker that holds all long polls.
 
 Started by `rae-control` (never by hand): `python -m rae_control.wsgi JSON`, the JSON holding
-`data`, `host`, `port` (or `fd` of a listening socket), `redis_url` and `config`.
+`data`, `fds` of listening sockets, `redis_url`, `config`, the `credentials` folder; no secret.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
+from rae_control import systemd
 from rae_control.log import LOGGING
 
 PR_SET_PDEATHSIG = 1
@@ -37,21 +38,15 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         """Hand gunicorn its settings."""
-        settings = self._settings
-        bind = (
-            f"fd://{settings['fd']}"
-            if "fd" in settings
-            else f"{settings['host']}:{settings['port']}"
-        )
         for name, value in {
-            "bind": [bind],
+            "bind": [f"fd://{fd}" for fd in self._settings["fds"]],
             "workers": 1,
             "worker_class": "rae_control.front.Worker",
             "worker_connections": 20_000,
             "backlog": 4096,
             "keepalive": 75,
             "timeout": 60,
-            "graceful_timeout": 2,
+            "graceful_timeout": 4,
             "control_socket_disable": True,
             "accesslog": None,
             # No proxy stands in front: SCRIPT_NAME and its like are anybody's words.
@@ -70,6 +65,17 @@ class Application(BaseApplication):  # type: ignore[misc]
 
         self._mesh, app = build(self._settings)
         return app
+
+    def tell(self, state: str) -> None:
+        """Say something to systemd."""
+        systemd.tell(self._settings.get("notify"), state)
+
+    def stopping(self) -> None:
+        """SIGTERM came: whoever waits for news is answered now."""
+        self.tell("STOPPING=1")
+        mesh = getattr(self, "_mesh", None)
+        if mesh is not None:
+            mesh.stopping()
 
     def _post_fork(self, _server: Any, worker: Any) -> None:
         die_with_parent()

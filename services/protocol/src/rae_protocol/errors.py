@@ -35,6 +35,10 @@ TABLE: dict[str, tuple[int, str]] = {
     "not_enrolled": (401, "This node may not register; run `raectl nodes enrol NODE`."),
     "forbidden": (403, "The token's role does not allow this; use one with the role named here."),
     "wrong_node": (403, "The token belongs to another node; use the node's own."),
+    "wrong_peer": (
+        403,
+        "Run the node on its own machine, or mend control's tailnet_names.",
+    ),
     "not_found": (404, "Nothing is here; look the path up in protocol.md."),
     "unknown_task": (404, "No such task for this token; check the id."),
     "unknown_node": (404, "No such node; `raectl nodes list --all` shows them."),
@@ -66,6 +70,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "internal": (500, "Control made a mistake; look its request_id up in control's log."),
     "disk_low": (503, "Control's disk is nearly full; free space, nothing was taken."),
     "ledger_unavailable": (503, "The ledger cannot write now; try again, nothing was taken."),
+    "whois_unavailable": (503, "Control cannot ask who calls; see that its tailscaled runs."),
     "not_ready": (503, "Control is starting or stopping; try again in a second."),
 }
 

@@ -19,6 +19,7 @@ from rae_control.ledger import views
 from rae_control.ledger.store import Row, Tx
 from rae_control.log import facts
 from rae_control.nodes import NodeEntry, info_json
+from rae_control.whois import check_peer
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_JSON_BYTES, MAX_REGISTER_BYTES
@@ -40,6 +41,9 @@ def blueprint(mesh: Mesh) -> Blueprint:
         request = http.parse_json(models.RegisterRequest, body)
         authorization = flask_request.headers.get("Authorization")
         entry = mesh.auth.registering(request.node_id, authorization, http.signed(body))
+        # After the secret: strangers have nothing looked up. Before anything changes.
+        port = flask_request.environ.get("REMOTE_PORT")
+        check_peer(mesh.config, entry.node_id, flask_request.remote_addr, port)
         return http.answer(_register(mesh, entry, request))
 
     @bp.post("/nodes/heartbeat")

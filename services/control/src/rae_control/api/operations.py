@@ -95,7 +95,7 @@ _BLOB_HEADERS = ("ETag",)
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation("POST", "/nodes/register", "register", "A node introduces itself", m.Registered,
-              m.RegisterRequest, errors=("node_id_in_use",)),
+              m.RegisterRequest, errors=("node_id_in_use", "wrong_peer", "whois_unavailable")),
     Operation("POST", "/nodes/heartbeat", "node", "A node is alive", m.HeartbeatAnswer,
               m.Heartbeat, errors=("wrong_node",)),
     Operation("POST", "/nodes/goodbye", "node", "A node leaves; its work is dead", m.NodeView,

@@ -145,6 +145,23 @@ def add_token(tx: Tx, name: str, role: str, text: str | None = None) -> tuple[Ro
     return tx.rows("SELECT * FROM tokens WHERE token_id = ?", token_id)[0], text
 
 
+def keep_token(tx: Tx, name: str, role: str, text: str) -> None:
+    """Make sure that this token, and no other, has the name."""
+    digest = sha256(text)
+    tx.run(
+        "UPDATE tokens SET revoked_at = ? WHERE name = ? AND sha256 != ? AND revoked_at IS NULL",
+        tx.now, name, digest,
+    )  # fmt: skip
+    known = tx.row("SELECT name, role, revoked_at FROM tokens WHERE sha256 = ?", digest)
+    if known is None:
+        add_token(tx, name, role, text)
+    elif known != {"name": name, "role": role, "revoked_at": None}:
+        tx.run(
+            "UPDATE tokens SET name = ?, role = ?, revoked_at = NULL WHERE sha256 = ?",
+            name, role, digest,
+        )  # fmt: skip
+
+
 def revoke_token(tx: Tx, name_or_id: str) -> Row:
     """End a token, by id or by the name of the live one. Raises RaeError `unknown_token`."""
     row = tx.row(
