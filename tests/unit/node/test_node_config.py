@@ -179,6 +179,15 @@ def test_models_are_asked_on_this_machine_only(tmp_path: Path, url: str) -> None
         load_node_config(file)
 
 
+def test_check_file_reads_an_allow_list(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_text("- path: /usr/bin/true\n")
+    bad.write_text("- path: true\n")
+    assert check_file(good) == "allow-list"
+    with pytest.raises(ConfigError, match="path"):
+        check_file(bad)
+
+
 def test_check_file_tells_the_two_apart(pair: tuple[Path, Path]) -> None:
     assert [check_file(file) for file in pair] == ["config.yaml", "runtime.yaml"]
 

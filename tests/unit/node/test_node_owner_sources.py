@@ -65,6 +65,26 @@ def test_b2_an_active_graphical_session_is_the_owner_locked_or_not(
     assert (found.present, found.code) == (bool(code), code)
 
 
+PLAYBOOK = {"Type": "tty", "Remote": "yes", "TTY": "", "Service": "sshd", "Name": "ansible"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "present"),
+    [
+        ({}, False),
+        ({"Name": "julka"}, True),
+        ({"Service": "xrdp-sesman"}, True),
+        ({"Type": "x11"}, True),
+    ],
+)
+def test_the_operators_playbook_is_nobodys_presence(
+    changes: dict[str, str], present: bool
+) -> None:
+    sessions = Logind({**DESKTOP, **PLAYBOOK, **changes})
+    assert LogindSource(sessions, operators=["ansible"]).read().present is present
+    assert LogindSource(sessions).read().present
+
+
 @pytest.mark.parametrize(
     ("listens", "changes", "present"),
     [

@@ -134,7 +134,7 @@ def build_sources(
 ) -> dict[SourceName, Source]:
     """The guard's detectors: those of config.yaml, or the named ones. `ours`: our processes."""
     every: dict[SourceName, Callable[[], Source]] = {
-        "logind": LogindSource,
+        "logind": lambda: LogindSource(operators=config.operator_users),
         "tty": lambda: TtySource(
             lambda: runtime().safety.idle_required_minutes * 60,
             clock,

@@ -22,8 +22,9 @@ from pydantic import (
 from rae_node.errors import ConfigError, first_problem, listed
 from rae_node.settings import known_settings, seconds_of
 from rae_node.yamlfile import parse_yaml
+from rae_protocol.allowlist import Entry
 from rae_protocol.names import NodeId, Word
-from rae_protocol.yamlfile import line_of
+from rae_protocol.yamlfile import BadFile, line_of, read_entries
 
 PLACEHOLDER = "100.x.x.x"
 DEFAULT_MODELS = {"python-specialist": "deepseek-coder:33b", "code-refactor": "deepseek-coder:6.7b"}
@@ -132,6 +133,7 @@ class NodeConfig(_Section):
         "load",
         "gpu",
     ]
+    operator_users: list[str] = Field(default_factory=list)
     gpu_longest_run_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 180
     gpu_rest_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 10
     logging: Logging = Logging()
@@ -261,10 +263,18 @@ def refuse_unknown(overrides: Iterable[str]) -> None:
 
 
 def check_file(file: Path) -> str:
-    """Validate a config.yaml or runtime.yaml, told apart by what is in it. Raises ConfigError.
+    """Validate a config.yaml, runtime.yaml or allow-list, told apart by what is in it.
+
+    Raises ConfigError.
 
     Where the other one lies beside it, both are checked together.
     """
+    if isinstance(parse_yaml(file)[0], list):
+        try:
+            read_entries(file, Entry)
+        except BadFile as error:
+            raise ConfigError(error.message) from error
+        return "allow-list"
     kind = "runtime.yaml" if set(_read(file)[0]) & set(_SECTIONS) else "config.yaml"
     config, runtime = file.with_name("config.yaml"), file.with_name("runtime.yaml")
     if file.name == kind and config.exists() and runtime.exists():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from rae_node.errors import NodeError
 from rae_node.guard.policy import Reading
 
 _NEEDED = ("Id", "Class", "Type", "State", "Active", "Remote")
-_PROPERTIES = (*_NEEDED, "TTY", "Seat", "VTNr", "User")
+_PROPERTIES = (*_NEEDED, "TTY", "Seat", "VTNr", "User", "Name", "Service")
 _GRAPHICAL = frozenset({"x11", "wayland", "mir"})
 _ENDING = frozenset({"closing"})
 _TIMEOUT_S = 2.0
@@ -44,7 +44,8 @@ class LogindSource:
     Of any class, a greeter's too, and locked or not: without input times nobody can tell whether
     it is idle, and IdleHint is often never set. A session that was switched away from does not
     count. Sessions in terminals, near and far, are judged by the use of these (tty.py); a remote
-    session that has none (remote desktop, `ssh HOST COMMAND`) counts as long as it is there.
+    session that has none (remote desktop, `ssh HOST COMMAND`) counts as long as it is there, unless
+    it is sshd's for one of the `operators`: that is how a playbook comes in.
     """
 
     name = "logind"
@@ -53,8 +54,9 @@ class LogindSource:
         self,
         run: Callable[[Sequence[str]], str] = run_loginctl,
         unix_sockets: Path = Path("/proc/net/unix"),
+        operators: Collection[str] = (),
     ) -> None:
-        self._run, self._unix_sockets = run, unix_sockets
+        self._run, self._unix_sockets, self._operators = run, unix_sockets, operators
 
     def read(self) -> Reading:
         """Ask. Raises NodeError when there is no answer, OSError."""
@@ -64,7 +66,8 @@ class LogindSource:
             sessions = self._sessions()
         # The kernel's list: it holds what listens, also in folders that are not ours to enter.
         listening = self._unix_sockets.read_text(encoding="utf-8", errors="replace")
-        codes = [code for session in sessions if (code := judge(session, listening))]
+        codes = [judge(session, listening, self._operators) for session in sessions]
+        codes = [code for code in codes if code]
         return Reading(self.name, bool(codes), codes[0] if codes else "")
 
     def _sessions(self) -> list[dict[str, str]]:
@@ -80,10 +83,12 @@ class LogindSource:
         return found
 
 
-def judge(session: dict[str, str], listening: str = "") -> str:
+def judge(
+    session: dict[str, str], listening: str = "", operators: Collection[str] = ()
+) -> str:
     """The reason code of a session; nothing when it does not count. Raises NodeError.
 
-    `listening`: /proc/net/unix.
+    `listening`: /proc/net/unix; `operators`: users whose commands by ssh are the operator's.
     """
     missing = [name for name in _NEEDED if not session.get(name)]
     if missing:
@@ -100,7 +105,10 @@ def judge(session: dict[str, str], listening: str = "") -> str:
     )
     if graphical and (remote or session["Active"] == "yes"):
         return "graphical_session"
-    return "remote_session" if remote and not session.get("TTY") else ""
+    if not remote or session.get("TTY"):
+        return ""
+    playbook = session.get("Service") == "sshd" and session.get("Name") in operators
+    return "" if playbook else "remote_session"
 
 
 def _displays(uid: str) -> tuple[str, str]:
