@@ -34,6 +34,7 @@ from tools.devmesh import MeshError, wait_until
 
 STATE = Path("/var/lib/rae-lab")  # one place for the whole machine: so are bridges and addresses
 CHECKOUT = Path(__file__).resolve().parents[2]
+INVENTORY = Path("inventory/hosts.yml")  # in a lab's folder
 _MOST = 200
 # In a mount namespace of its own, so that all mounts end with the host: its files are in memory,
 # and it gets the pure cgroup2 tree that guests want, while the machine keeps its own. The end of
@@ -191,7 +192,7 @@ class Lab:
         """Write what Ansible must know of the hosts that run, with new keys. Raises LabError."""
         networks = f"10.99.{self.number}.0/24", f"{self.network6}/64"
         known = inventory(self.hosts, self.tailnet, ollama.build(self._say), networks)
-        file = self.folder / "inventory" / "hosts.yml"
+        file = self.folder / INVENTORY
         file.parent.mkdir(exist_ok=True)
         file.touch(mode=0o600)
         file.write_text(yaml.safe_dump(known, sort_keys=False, width=1000))
