@@ -6,13 +6,14 @@ ROUNDS ?= 200
 SEED ?=
 FAULTS ?=
 MINUTES ?= 5
+HOST ?= node1
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak fmt clean
+.PHONY: help venv demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -77,6 +78,15 @@ bench: venv .venv-bench/.built  ## measure latency, throughput and rest beside r
 
 soak: venv  ## four nodes, steady work, cancels, yields, restarts; MINUTES=60 for the long one
 	$(BIN)/python -m tools.soak --minutes $(MINUTES)
+
+lab: venv  ## four booted Debian hosts, a tailnet, and an inventory for Ansible (root; docs/testing.md)
+	@$(BIN)/python -m tests.lab up
+
+lab-shell: venv  ## a shell on one of them; HOST=node1
+	@$(BIN)/python -m tests.lab shell $(HOST)
+
+lab-down: venv  ## end them
+	@$(BIN)/python -m tests.lab down
 
 fuzz: venv  ## 100,000 random requests, then thousands that follow /openapi.json; SEED=n
 	$(BIN)/python -m tools.fuzz $(if $(SEED),--seed $(SEED))

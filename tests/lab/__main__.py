@@ -1,6 +1,7 @@
-"""`python -m tests.lab build | up [HOST…] | shell HOST [COMMAND…] | down`, as root.
+"""`python -m tests.lab build | up [HOST…] | shell HOST [COMMAND…] | inventory | key | down`.
 
-`up` leaves a process that owns the lab; `down` ends that one, and removes what dead owners left.
+Root may. `up` writes an inventory for Ansible, and leaves a process that owns the lab; `down` ends
+that one, and removes what dead owners left.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
-from tests.lab import image, preflight
+from tests.lab import image, ollama, preflight, tailnet
 from tests.lab.host import Host
-from tests.lab.lab import CHECKOUT, STATE, Lab, owned, sweep
+from tests.lab.lab import CHECKOUT, INVENTORY, STATE, Lab, owned, sweep
 from tests.lab.preflight import LabError
+from tests.lab.tailnet import Tailnet
 from tools.devmesh import exit_on_signals, is_alive, wait_until
 
 _UP = "the lab is up"
+_HOSTS = ["control", "node1", "node2", "outsider"]
 
 
 def _say(line: str) -> None:
@@ -51,6 +55,7 @@ def keep(hosts: list[str]) -> int:
     exit_on_signals()
     with Lab(_say, kept=True) as lab:
         lab.boot(*hosts)
+        _say(f"inventory: {lab.write_inventory()}")
         _say(_UP)
         signal.pause()
     return 0
@@ -58,30 +63,64 @@ def keep(hosts: list[str]) -> int:
 
 def up(hosts: list[str]) -> int:
     """Start `keep`, and come back when its hosts run."""
+    exit_on_signals()
     if _ours():
         raise LabError("This checkout's lab is up already; `down` ends it")
+    started = time.monotonic()
     command = [sys.executable, "-m", "tests.lab", "keep", *hosts]
     keeper = subprocess.Popen(
         command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     assert keeper.stdout is not None
-    for line in keeper.stdout:
-        _say(line.rstrip())
-        if line.strip() == _UP:
-            return 0
+    try:
+        for line in keeper.stdout:
+            if line.strip() == _UP:
+                _say(f"{_UP}, after {time.monotonic() - started:.0f} s")
+                return 0
+            _say(line.rstrip())
+    except BaseException:
+        keeper.terminate()
+        keeper.wait(60)
+        raise
     return keeper.wait()
+
+
+def _folder() -> Path:
+    for lab in _ours():
+        return STATE / str(lab["number"])
+    raise LabError("This checkout has no lab; `python -m tests.lab up` makes one")
 
 
 def shell(name: str, argv: list[str]) -> int:
     """Become an ssh to a host of this checkout's lab."""
-    for lab in _ours():
-        folder = STATE / str(lab["number"])
-        with contextlib.suppress(FileNotFoundError):
-            address, address6, keeper = json.loads((folder / f"{name}.json").read_text())
-            command = Host(name, address, address6, keeper, folder).ssh_command(argv)
-            os.execvp(command[0], command)
-    raise LabError(f"This checkout has no host {name}; `python -m tests.lab up {name}` makes one")
+    try:
+        address, address6, keeper = json.loads((_folder() / f"{name}.json").read_text())
+    except FileNotFoundError:
+        raise LabError(f"This checkout's lab has no host {name}; `up {name}` makes one") from None
+    command = Host(name, address, address6, keeper, _folder()).ssh_command(argv)
+    os.execvp(command[0], command)
+
+
+def key(*, reusable: bool) -> int:
+    """Print a key for the tailnet of this checkout's lab."""
+    folder = _folder() / "tailnet"
+    _say(Tailnet((folder / "url").read_text(), folder, folder).key(reusable=reusable))
+    return 0
+
+
+def where() -> int:
+    """Print where the inventory of this checkout's lab is."""
+    _say(str(_folder() / INVENTORY))
+    return 0
+
+
+def build() -> int:
+    """Make what labs are made of."""
+    _say(str(image.build(_say)))
+    _say(str(tailnet.build(_say)))
+    _say(str(ollama.build(_say).archive))
+    return 0
 
 
 def down() -> int:
@@ -100,9 +139,12 @@ def main() -> int:
     """One verb; 0 done, 1 could not be done."""
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("build", help="build the image, if it is not there")
+    verbs.add_parser("build", help="build the image and what hosts install, if it is not there")
     for verb in ("up", "keep"):
-        verbs.add_parser(verb).add_argument("hosts", nargs="*", default=["node1"])
+        verbs.add_parser(verb).add_argument("hosts", nargs="*", default=_HOSTS)
+    keys = verbs.add_parser("key", help="print a key for the tailnet, for one machine")
+    keys.add_argument("--reusable", action="store_true", help="… or for any number")
+    verbs.add_parser("inventory", help="print where the inventory is")
     shells = verbs.add_parser("shell", help="a shell, or a command, on a host")
     shells.add_argument("host")
     shells.add_argument("argv", nargs=argparse.REMAINDER)
@@ -111,8 +153,11 @@ def main() -> int:
     try:
         preflight.check()
         if asked.verb == "build":
-            _say(str(image.build(_say)))
-            return 0
+            return build()
+        if asked.verb == "key":
+            return key(reusable=asked.reusable)
+        if asked.verb == "inventory":
+            return where()
         if asked.verb in {"up", "keep"}:
             return (up if asked.verb == "up" else keep)(asked.hosts)
         return shell(asked.host, asked.argv) if asked.verb == "shell" else down()

@@ -49,13 +49,21 @@ class Host:
         """Run a command inside, as root. Raises LabError when it fails and `check` is set."""
         return _run(self.name, self.enter(argv), argv, stdin, timeout_s, check, _ENV)
 
-    def ssh_command(self, argv: Sequence[str] = ()) -> list[str]:
-        """The command line that reaches root there by ssh, with the lab's key."""
+    @property
+    def ssh_options(self) -> list[str]:
+        """What ssh must know to reach this lab, and nothing of this machine's configuration."""
         options = ["BatchMode=yes", f"UserKnownHostsFile={self.folder}/known_hosts",
                    "ConnectTimeout=10", "IdentitiesOnly=yes"]  # fmt: skip
-        said = [word for option in options for word in ("-o", option)]
-        who = f"root@{self.address}"
-        return ["ssh", "-F", "none", "-i", f"{self.folder}/key", *said, who, *argv]
+        return ["-F", "none", *(word for option in options for word in ("-o", option))]
+
+    @property
+    def ssh_key(self) -> str:
+        """The file with root's key."""
+        return f"{self.folder}/key"
+
+    def ssh_command(self, argv: Sequence[str] = ()) -> list[str]:
+        """The command line that reaches root there by ssh, with the lab's key."""
+        return ["ssh", *self.ssh_options, "-i", self.ssh_key, f"root@{self.address}", *argv]
 
     def ssh(self, argv: Sequence[str], *, timeout_s: float = 60.0, check: bool = True) -> Done:
         """Run a command by ssh; sshd gives it to a shell. Raises LabError as `run` does."""

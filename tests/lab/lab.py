@@ -23,14 +23,18 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from tests.lab import cache, image, preflight, tailnet
+import yaml
+
+from tests.lab import cache, image, ollama, preflight, tailnet
 from tests.lab.host import Host, leader_of
+from tests.lab.inventory import inventory
 from tests.lab.preflight import LabError
 from tests.lab.tailnet import Tailnet
 from tools.devmesh import MeshError, wait_until
 
 STATE = Path("/var/lib/rae-lab")  # one place for the whole machine: so are bridges and addresses
 CHECKOUT = Path(__file__).resolve().parents[2]
+INVENTORY = Path("inventory/hosts.yml")  # in a lab's folder
 _MOST = 200
 # In a mount namespace of its own, so that all mounts end with the host: its files are in memory,
 # and it gets the pure cgroup2 tree that guests want, while the machine keeps its own. The end of
@@ -183,6 +187,16 @@ class Lab:
         host.put("/run/lab/key", key, mode=0o600)
         host.run(["tailscale", "up", f"--login-server={self.tailnet.url}", f"--hostname={name}",
                   "--auth-key=file:/run/lab/key", "--timeout=30s", *flags])  # fmt: skip
+
+    def write_inventory(self) -> Path:
+        """Write what Ansible must know of the hosts that run, with new keys. Raises LabError."""
+        networks = f"10.99.{self.number}.0/24", f"{self.network6}/64"
+        known = inventory(self.hosts, self.tailnet, ollama.build(self._say), networks)
+        file = self.folder / INVENTORY
+        file.parent.mkdir(exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(yaml.safe_dump(known, sort_keys=False, width=1000))
+        return file
 
     def _again(self, name: str, before: int) -> Host:
         started = time.monotonic()

@@ -23,6 +23,7 @@ NEEDED: Mapping[str, str] = {
     "nsenter": "util-linux",
     "ssh-keygen": "openssh-client",
     "dpkg-scanpackages": "dpkg-dev",
+    "c++": "g++",
 }
 GO = (1, 26, 6)
 # su and sudo may leave /usr/sbin out.

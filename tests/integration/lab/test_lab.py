@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.lab import Host, Lab, LabError
 from tests.lab.lab import CHECKOUT, STATE, hold
@@ -90,11 +92,12 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(lab: Lab, host: Host) -
     command = [sys.executable, "-m", "tests.lab", "keep", "orphan"]
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
-        said = next(line for line in owner.stdout if line.startswith("orphan: "))
+        said = next(line for line in owner.stdout if line.startswith("inventory: "))
         owner.send_signal(signal.SIGKILL)
-    number = int(said.split(".")[2])
+    number = int(Path(said.split()[1]).parts[-3])
     left = of_lab(number, left_on_this_machine())
-    assert any("systemd-nspawn" in thing for thing in left), "the guest died with its owner"
+    for program in ("systemd-nspawn", "/server"):
+        assert any(program in thing for thing in left), f"{program} died with its owner"
     with Lab():
         pass
     assert left_of(number) == set()
@@ -109,12 +112,40 @@ def test_the_command_line_makes_a_lab_that_stays_until_it_is_told_to_go(lab: Lab
         )
         return done.stdout
 
-    said = lab_says("up", "alone")
+    said = lab_says("up", "control", "alone", "outsider")
     try:
         assert "the lab is up" in said
         number = int(said.split(".")[2])
         assert lab_says("shell", "alone", "hostname") == "alone\n"
+        assert lab_says("key").startswith("tskey-auth-")
+        file = lab_says("inventory").strip()
+        assert f"inventory: {file}" in said
+        inventory = yaml.safe_load(Path(file).read_text())["all"]
+        groups = {name: list(group["hosts"]) for name, group in inventory["children"].items()}
+        assert groups == {
+            "rae_control": ["control"], "rae_nodes": ["alone"], "lab_other": ["outsider"]
+        }  # fmt: skip
+        node = inventory["children"]["rae_nodes"]["hosts"]["alone"]
+        assert "lab_auth_key" not in inventory["children"]["lab_other"]["hosts"]["outsider"]
+        ssh = ["ssh", "-i", node["ansible_ssh_private_key_file"]]
+        ssh += shlex.split(node["ansible_ssh_common_args"])
+        ssh += [f"{node['ansible_user']}@{node['ansible_host']}"]
+        python = f"{node['ansible_python_interpreter']} -c 'import apt; print(apt.__name__)'"
+        reached = subprocess.run([*ssh, python], capture_output=True, text=True, check=True)
+        assert reached.stdout == "apt\n"
+        files = ("lab_tailscale_dir", "lab_ollama_archive", "lab_model_file")
+        assert all(Path(inventory["vars"][name]).exists() for name in files)
     finally:
         said = lab_says("down")
     assert f"lab {number}: gone" in said
     assert left_of(number) == set()
+
+
+def test_who_is_interrupted_while_hosts_boot_leaves_nothing() -> None:
+    command = [sys.executable, "-m", "tests.lab", "up", "first", "second"]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as starting:
+        assert starting.stdout is not None
+        said = next(line for line in starting.stdout if "up in" in line)
+        starting.send_signal(signal.SIGTERM)
+    assert starting.returncode == 128 + signal.SIGTERM
+    assert left_of(int(said.split(".")[2])) == set()
