@@ -1,4 +1,4 @@
-"""Control as a service on a booted host: socket, credentials, watchdog, chores; how closed it is."""
+"""Control as a service on a booted host: socket, secrets, watchdog, chores; how closed it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What systemd hands over and wants to hear: sockets, and how the service is."""
+"""Where control listens: the sockets that systemd hands over, or an address of the tailnet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ipaddress
 import os
 import socket
 from collections.abc import MutableMapping
-from contextlib import suppress
 
 from rae_control.errors import ConfigError
 from rae_protocol.errors import in_words
@@ -65,13 +64,3 @@ def _bound(environ: MutableMapping[str, str]) -> int:
             f"{host} port {port} cannot be had: {in_words(error)}; see that Tailscale is up"
         ) from error
     return listener.detach()
-
-
-def tell(address: str | None, state: str) -> None:
-    """Say something to the service manager (sd_notify); nothing happens without one."""
-    if not address:
-        return
-    # Not connected and never waiting: a manager that does not listen costs nothing.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out, suppress(OSError):
-        out.setblocking(False)
-        out.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)

@@ -17,8 +17,8 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from rae_control import systemd
 from rae_control.log import LOGGING
+from rae_protocol import notify
 
 PR_SET_PDEATHSIG = 1
 
@@ -68,7 +68,7 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def tell(self, state: str) -> None:
         """Say something to systemd."""
-        systemd.tell(self._settings.get("notify"), state)
+        notify.tell(self._settings.get("notify"), state)
 
     def stopping(self) -> None:
         """SIGTERM came: whoever waits for news is answered now."""

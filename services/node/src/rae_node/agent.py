@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 
 from rae_node import __version__, capabilities
+from rae_node.awake import Awake
 from rae_node.delivery import Delivery
 from rae_node.errors import NodeError
 from rae_node.execution import Bench, Stop, TaskRun
@@ -23,6 +24,7 @@ from rae_node.isolation import at_least
 from rae_node.link import Link
 from rae_node.local_socket import open_door
 from rae_node.metrics import Tally
+from rae_node.model_runner import ModelRunner
 from rae_node.monitor import open_monitor
 from rae_node.outfit import Outfit
 from rae_node.poller import Poller, Want
@@ -57,19 +59,19 @@ class Agent:
             raise NodeError(
                 "bad_config", "There is no slot; set max_concurrent_cpu: 1 in config.yaml"
             )
-        self.slots: Slots[TaskRun] = Slots(names)
+        self._models_end = ModelRunner(outfit.log, outfit.clock)
+        self._awake = Awake(outfit.log)
+        # Level `process` is for development: no task of it is worth a machine's sleep.
+        follow = self._awake.follow if outfit.isolation.level != "process" else lambda _: None
+        self.slots: Slots[TaskRun] = Slots(names, follow)
         self.spool = Spool(outfit.layout.spool, outfit.log)
         self.spool.load()
         self.link = Link(outfit, self.slots, self.spool, self)
         self.delivery = Delivery(outfit, self.spool, self.link)
         self.poller = Poller(
-            outfit,
-            self.link,
-            self.slots,
-            want=self._want,
-            on_task=self._take,
+            outfit, self.link, self.slots, want=self._want, on_task=self._take,
             on_commands=self.commanded,
-        )
+        )  # fmt: skip
         self.guard = Guard(
             outfit,
             busy=lambda: len(self.slots) > 0,
@@ -80,17 +82,13 @@ class Agent:
         runners: tuple[Runner, ...] = (
             CliRunner(outfit.allowed),
             PythonRunner(outfit.task_folders, outfit.layout.workdir),
-            LlmRunner(config.ollama_url, config.llm_models),
+            LlmRunner(config.ollama_url, config.llm_models, self._models_end.begins),
         )
         self._bench = Bench(
-            outfit,
-            self.link,
-            self.spool,
-            self.delivery,
-            {runner.kind: runner for runner in runners},
-            cool=self.guard.begin_cooldown,
-            ended=self._ended,
-        )
+            outfit, self.link, self.spool, self.delivery,
+            {runner.kind: runner for runner in runners}, cool=self.guard.begin_cooldown,
+            free_models=self._models_end.free, ended=self._ended,
+        )  # fmt: skip
         self._sweeper = Sweeper(
             outfit.layout.workdir, outfit.clock, outfit.log, outfit.settings.sweep_sec,
             self._disk_low, config.keep_s, outfit.isolation.wipe,
@@ -198,7 +196,10 @@ class Agent:
     # The guard
 
     def _stop_for_guard(self, decision: Decision, decided_at: float) -> Stopped:
-        return self._stop_runs(yield_reason(decision), ", ".join(decision.reasons), decided_at)
+        stopped = self._stop_runs(yield_reason(decision), ", ".join(decision.reasons), decided_at)
+        self._awake.follow(0)  # the owner's machine may sleep, whatever is still to be wiped
+        self._models_end.free()  # where no task had it done
+        return stopped
 
     def _stop_runs(
         self,

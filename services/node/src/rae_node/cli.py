@@ -26,6 +26,7 @@ from rae_node.paths import (
     socket_path,
 )
 from rae_node.settings import seconds_of
+from rae_protocol import notify
 from rae_protocol.errors import in_words
 
 _Verb = Callable[[argparse.Namespace], int]
@@ -124,7 +125,10 @@ def _run(options: argparse.Namespace) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    # Taken out: what the agent starts has nothing to tell there.
+    manager = os.environ.pop("NOTIFY_SOCKET", None)
     agent.start()
+    notify.tell(manager, "READY=1")
     log, sources = agent.outfit.log, agent.outfit.config.guard_sources
     kept_apart = {"isolation": agent.outfit.isolation.level, "why": agent.outfit.isolation.why}
     log.info(
@@ -135,6 +139,9 @@ def _run(options: argparse.Namespace) -> int:
     # when this one runs again: without the time limit a SIGTERM could be lost.
     while not agent.done.wait(1.0):
         agent.look_at_files()
+        if agent.guard.lives():
+            notify.tell(manager, "WATCHDOG=1")
+    notify.tell(manager, "STOPPING=1")
     agent.shut_down()
     log.flush()
     lock.release()

@@ -41,7 +41,8 @@ COOLING = frozenset({"owner", "guard", "paused", "infrastructure", "no_gpu"})
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every task needs. `cool()`: take no work for a while; `ended(run)`: frees the slot."""
+    """`cool()`: take no work for a while; `free_models()`: no model holds memory any more;
+    `ended(run)`: frees the slot."""
 
     outfit: Outfit
     link: Link
@@ -49,6 +50,7 @@ class Bench:
     delivery: Delivery
     runners: Mapping[str, Runner]
     cool: Callable[[], None]
+    free_models: Callable[[], None]
     ended: Callable[[TaskRun], None]
 
 
@@ -332,6 +334,8 @@ class TaskRun:
 
     def _mark_quiet(self) -> None:
         if self._stop is not None and self.stopped_ms is None:
+            if self.task.kind == "llm" and self._stop.reason in COOLING:
+                self._bench.free_models()  # measured with it
             self.stopped_ms = (self._clock.boot() - self._stop.decided_at) * 1000
 
     def _close(self, workspace: Workspace, ended: str | None) -> None:
@@ -358,13 +362,9 @@ class TaskRun:
             self._log.error("workspace_not_wiped", task_id=self.task.task_id, error=str(error))
 
     def _result(
-        self,
-        status: str,
-        value: Any = None,
-        error: NodeError | None = None,
-        outcome: Outcome | None = None,
-        artifacts: Sequence[dict[str, Any]] = (),
-    ) -> dict[str, Any]:
+        self, status: str, value: Any = None, error: NodeError | None = None,
+        outcome: Outcome | None = None, artifacts: Sequence[dict[str, Any]] = (),
+    ) -> dict[str, Any]:  # fmt: skip
         body: dict[str, Any] = {**self.lease.model_dump(), "status": status, "result": value}
         if error is not None:
             body["error"] = {"code": error.rc, "message": sendable(error.message[:4000])}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Collection
 from pathlib import Path
 
+from rae_node.cgroup import ROOT, own
 from rae_node.proctree import (
     TICK,
     all_pids,
@@ -20,11 +22,32 @@ from rae_node.proctree import (
 )
 
 ROOT_MARK = "RAE_NODE_ROOT"
+SLICE = "rae.slice"
 
 
-def own_pids() -> frozenset[int]:
-    """The agent and everything below it."""
-    return frozenset((os.getpid(), *descendants(os.getpid())))
+def own_slice(cgroup: str | None = None, root: str = ROOT) -> Path | None:
+    """The cgroup of all that is RAE's: rae.slice, where the agent is a unit in it."""
+    inside = (own() if cgroup is None else cgroup).startswith(f"/{SLICE}/")
+    return Path(root, SLICE) if inside else None
+
+
+def own_pids(rae: Path | None = None) -> frozenset[int]:
+    """The agent, everything below it, and all in its slice: tasks' units, the model runner."""
+    rae = own_slice() if rae is None else rae
+    found = [os.getpid(), *descendants(os.getpid())]
+    for file in () if rae is None else rae.rglob("cgroup.procs"):
+        with contextlib.suppress(OSError):  # a unit that has just ended
+            found += map(int, file.read_text(encoding="ascii").split())
+    return frozenset(found)
+
+
+def own_cpu_seconds(pids: Collection[int], rae: Path | None = None) -> float:
+    """CPU time of ours, and of what was ours and has ended. Raises OSError, ValueError."""
+    rae = own_slice() if rae is None else rae
+    if rae is None:
+        return cpu_seconds(pids)
+    words = (rae / "cpu.stat").read_text(encoding="ascii").split()
+    return int(words[words.index("usage_usec") + 1]) / 1e6
 
 
 def only_on_terminal(pids: Collection[int], device: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from rae_protocol.models import LeaseRef
@@ -32,8 +32,11 @@ class Slots(Generic[H]):
     closes what it was not told.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(
+        self, names: Sequence[str], changed: Callable[[int], None] = lambda _running: None
+    ) -> None:
         self.names = tuple(names)
+        self._changed = changed  # hears of one more, and of none; must not block
         self.epoch = 0
         self._lock = threading.Condition()
         self._by_lease: dict[str, H] = {}
@@ -52,12 +55,15 @@ class Slots(Generic[H]):
             if occupant.slot not in self.names or occupant.slot in self._busy():
                 return "slot"
             self._by_lease[occupant.lease.lease_id] = occupant
+            self._changed(len(self._by_lease))
             return None
 
     def release(self, occupant: H) -> None:
         """The slot is free again."""
         with self._lock:
             self._by_lease.pop(occupant.lease.lease_id, None)
+            if not self._by_lease:
+                self._changed(0)
             self._lock.notify_all()
 
     def free(self) -> tuple[str, ...]:

@@ -67,6 +67,11 @@ class Guard:
         self._asked = self._done = 0
         self._trip: tuple[float, Stopped] = (0.0, Stopped())
         self._stopping = False
+        self._looked = self._clock.boot()
+
+    def lives(self) -> bool:
+        """Whether it still looks; when not, only a fresh agent helps."""
+        return self._clock.boot() - self._looked < max(30.0, 3 * self._settings.guard_idle_sec)
 
     def start(self) -> None:
         """Begin to look."""
@@ -124,7 +129,7 @@ class Guard:
                 self._log.error("guard_round_failed", error=repr(error))
                 self._fail_safe()
             with self._rounds:
-                self._done = serving
+                self._done, self._looked = serving, self._clock.boot()
                 self._rounds.notify_all()
             left = self.cooldown_left_s()
             self._wake.wait(max(0.001, min(tick, left + 0.001 if left else tick)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -32,8 +32,10 @@ class LlmRunner:
 
     kind = "llm"
 
-    def __init__(self, url: str, roles: Mapping[str, str]) -> None:
-        self._url, self._roles = url, roles
+    def __init__(
+        self, url: str, roles: Mapping[str, str], begins: Callable[[], None] = lambda: None
+    ) -> None:
+        self._url, self._roles, self._begins = url, roles, begins
 
     def plan(self, task: LeasedTask, workspace: Workspace) -> Plan:
         """The child with its question. Raises TaskFailure E_INVALID; OSError."""
@@ -58,6 +60,7 @@ class LlmRunner:
         if params.system is not None:
             body["system"] = params.system
         call = {"url": self._url, "body": body}
+        self._begins()
         plan = child_plan(llm_child.__file__, call, workspace, workspace.path)
         return replace(plan, may_hand_back=True, trusted=True)
 

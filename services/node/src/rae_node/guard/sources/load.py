@@ -25,13 +25,13 @@ class Sample:
 
 def measure(ours: Collection[int]) -> Sample:
     """Read /proc. Raises OSError, ValueError."""
-    own = procs.cpu_seconds(ours)
+    own = procs.own_cpu_seconds(ours)
     busy, total = procs.machine_cpu_seconds()
     return Sample(busy, total, own)
 
 
 class LoadSource:
-    """Percent of all cores over a window of seconds, less our own tree."""
+    """Percent of all cores over a window of seconds, less our own."""
 
     name = "load"
 

@@ -1,0 +1,24 @@
+"""What is ours where the agent is a unit: everything in rae.slice, dead or alive."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rae_node import procs
+
+
+def test_everything_in_the_slice_is_ours(tmp_path: Path) -> None:
+    for unit, pids in (("rae-task@1.service/task", "901\n902\n"), ("rae-ollama.service", "903\n")):
+        folder = tmp_path / unit
+        folder.mkdir(parents=True)
+        (folder / "cgroup.procs").write_text(pids)
+    assert procs.own_pids(tmp_path) >= {901, 902, 903, os.getpid()}
+    (tmp_path / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\nsystem_usec 2\n")
+    assert procs.own_cpu_seconds([], tmp_path) == 2.5
+
+
+def test_an_agent_that_is_no_unit_of_the_slice_owns_its_tree_alone(tmp_path: Path) -> None:
+    assert procs.own_slice("/rae.slice/rae-node.service", str(tmp_path)) == tmp_path / "rae.slice"
+    for elsewhere in ("/user.slice/session-1.scope", "/rae.slice-of-others/x", "/rae.slice", ""):
+        assert procs.own_slice(elsewhere) is None
