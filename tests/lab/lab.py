@@ -11,9 +11,11 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,7 @@ from tools.devmesh import MeshError, wait_until
 STATE = Path("/var/lib/rae-lab")  # one place for the whole machine: so are bridges and addresses
 CHECKOUT = Path(__file__).resolve().parents[2]
 INVENTORY = Path("inventory/hosts.yml")  # in a lab's folder
+VAULT_PASSWORD = Path("vault_password")
 _MOST = 200
 # In a mount namespace of its own, so that all mounts end with the host: its files are in memory,
 # and it gets the pure cgroup2 tree that guests want, while the machine keeps its own. The end of
@@ -193,9 +196,15 @@ class Lab:
         networks = f"10.99.{self.number}.0/24", f"{self.network6}/64"
         known = inventory(self.hosts, self.tailnet, ollama.build(self._say), networks)
         file = self.folder / INVENTORY
-        file.parent.mkdir(exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(yaml.safe_dump(known, sort_keys=False, width=1000))
+        # The example that users copy, and what the lab does otherwise.
+        for variables in (CHECKOUT / "inventory/example/group_vars", CHECKOUT / "tests/lab/group_vars"):
+            shutil.copytree(variables, file.parent / "group_vars", dirs_exist_ok=True)
+        password = self.folder / VAULT_PASSWORD
+        if not password.exists():
+            _private(password, secrets.token_urlsafe(16))
+            vault = ["-m", "tools.new_vault", "--password-file", str(password), str(file.parent)]
+            _do(sys.executable, *vault, cwd=CHECKOUT)
+        _private(file, yaml.safe_dump(known, sort_keys=False, width=1000))
         return file
 
     def _again(self, name: str, before: int) -> Host:
@@ -359,7 +368,12 @@ def _end(cgroup: Path) -> None:
         Path(path).rmdir()
 
 
-def _do(*argv: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+def _private(file: Path, text: str) -> None:
+    file.touch(mode=0o600)
+    file.write_text(text)
+
+
+def _do(*argv: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False, cwd=cwd)
     if done.returncode != 0:
         raise LabError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}")
