@@ -1,4 +1,4 @@
-"""`make vault INVENTORY=inventory/mesh`: a vault with fresh secrets, encrypted with a password of yours.
+"""`make vault INVENTORY=inventory/mesh`: fresh secrets, encrypted with a password of yours.
 
 A vault that is there is never overwritten.
 """
@@ -44,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     vault = asked.inventory / "group_vars" / "all" / "vault.yml"
     if not vault.parent.is_dir():
-        print(f"there is no {vault.parent}; cp -r inventory/example {asked.inventory}, then run this again",
-              file=sys.stderr)  # fmt: skip
+        fix = f"cp -r inventory/example {asked.inventory}, then run this again"
+        print(f"there is no {vault.parent}; {fix}", file=sys.stderr)
         return 1
     if vault.exists():
-        print(f"{vault} is there already and stays; `ansible-vault edit {vault}` changes it",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"{vault} is there and stays; `ansible-vault edit {vault}` changes it", file=sys.stderr
+        )
         return 1
     if asked.password_file is not None:
         password, auth_key = asked.password_file.read_text(encoding="utf-8").strip(), ""

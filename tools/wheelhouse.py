@@ -1,4 +1,4 @@
-"""`python -m tools.wheelhouse [3.11 …]`: what a host installs from, one archive per package and Python.
+"""`python -m tools.wheelhouse [3.11 …]`: what hosts install from, one archive per Python.
 
 An archive has our wheels, every wheel that those need, of the versions in constraints.txt, and pip
 itself, so that a host needs no package index and no python3-venv. Its name carries a digest of what
@@ -8,7 +8,6 @@ it was made from: an archive that is there is not made again, and another source
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import json
 import shutil
@@ -72,10 +71,10 @@ def build(component: str, python: str) -> Path:
              "--find-links", str(wheels), "--constraint", str(CONSTRAINTS),
              *ALSO[component], *map(str, wheels.glob("rae_*.whl")))  # fmt: skip
         part = made.with_suffix(".part")
-        with gzip.open(part, "wb", compresslevel=1) as packed:  # wheels are compressed already
-            with tarfile.open(fileobj=packed, mode="w") as tar:
-                for wheel in sorted(wheels.iterdir()):
-                    tar.add(wheel, wheel.name, filter=_anonymous)
+        # Wheels are compressed already.
+        with tarfile.open(part, "w:gz", compresslevel=1) as tar:
+            for wheel in sorted(wheels.iterdir()):
+                tar.add(wheel, wheel.name, filter=_anonymous)
         part.replace(made)
     return made
 

@@ -197,8 +197,9 @@ class Lab:
         known = inventory(self.hosts, self.tailnet, ollama.build(self._say), networks)
         file = self.folder / INVENTORY
         # The example that users copy, and what the lab does otherwise.
-        for variables in (CHECKOUT / "inventory/example/group_vars", CHECKOUT / "tests/lab/group_vars"):
-            shutil.copytree(variables, file.parent / "group_vars", dirs_exist_ok=True)
+        for variables in ("inventory/example", "tests/lab"):
+            source = CHECKOUT / variables / "group_vars"
+            shutil.copytree(source, file.parent / "group_vars", dirs_exist_ok=True)
         password = self.folder / VAULT_PASSWORD
         if not password.exists():
             _private(password, secrets.token_urlsafe(16))

@@ -77,9 +77,7 @@ PLAYBOOK = {"Type": "tty", "Remote": "yes", "TTY": "", "Service": "sshd", "Name"
         ({"Type": "x11"}, True),
     ],
 )
-def test_the_operators_playbook_is_nobodys_presence(
-    changes: dict[str, str], present: bool
-) -> None:
+def test_the_operators_playbook_is_nobodys_presence(changes: dict[str, str], present: bool) -> None:
     sessions = Logind({**DESKTOP, **PLAYBOOK, **changes})
     assert LogindSource(sessions, operators=["ansible"]).read().present is present
     assert LogindSource(sessions).read().present

@@ -87,15 +87,19 @@ def prepared(path: str = PATH) -> Box:
     return Box(program, system(), seccomp.hex())
 
 
-def tried(box: Box) -> Box:
-    """After `true` ran in it as a child of ours. Raises NodeError `no_box` saying what is wrong."""
+def tried(box: Box, below: Path | None = None) -> Box:
+    """After `true` ran in it as a child of ours, with a folder that is made `below` this one.
+
+    Raises NodeError `no_box` saying what is wrong, OSError.
+    """
     if os.geteuid() == 0:
         raise NodeError(
             "no_box", "the agent runs as root, and so would its tasks; use its own user"
         )
     with (
-        tempfile.TemporaryDirectory(prefix="rae-box-") as folder,
-        tempfile.TemporaryFile() as rules,
+        tempfile.TemporaryDirectory(prefix=".box-", dir=below) as folder,
+        # In memory: the agent has no folder for such files.
+        os.fdopen(os.memfd_create("rules", os.MFD_CLOEXEC), "w+b", buffering=0) as rules,
     ):
         for name in FOLDERS:
             (Path(folder) / name).mkdir()

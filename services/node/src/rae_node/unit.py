@@ -140,7 +140,9 @@ def strongest(layout: Layout, wanted: Level | Literal["auto"]) -> Isolation:
     except NodeError as error:
         why.append(error.message)
     try:
-        return ProcessIsolation(layout.root, tried(prepared()), "; ".join(why))
+        # The agent's unit has no /tmp to write to.
+        box = tried(prepared(), layout.run if layout.run.is_dir() else None)
+        return ProcessIsolation(layout.root, box, "; ".join(why))
     except NodeError as error:
         return ProcessIsolation(layout.root, why="; ".join([error.message, *why]))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Becomes a task's supervisor (rae-task@.service): of the installed release, standard library only."""
+"""A task's supervisor (rae-task@.service): the installed release's, which needs no library."""
 
 import glob
 import os

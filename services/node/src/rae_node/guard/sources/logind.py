@@ -83,9 +83,7 @@ class LogindSource:
         return found
 
 
-def judge(
-    session: dict[str, str], listening: str = "", operators: Collection[str] = ()
-) -> str:
+def judge(session: dict[str, str], listening: str = "", operators: Collection[str] = ()) -> str:
     """The reason code of a session; nothing when it does not count. Raises NodeError.
 
     `listening`: /proc/net/unix; `operators`: users whose commands by ssh are the operator's.
