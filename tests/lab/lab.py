@@ -154,11 +154,12 @@ class Lab:
         """Halt a host; its files stay. Raises LabError."""
         host = self.hosts[name]
         host.run(["systemctl", "poweroff"], check=False)
-        wait_until(lambda: leader_of(host.keeper) is None, 30, f"{name} is down")
+        wait_until(lambda: leader_of(host.keeper) is None, 90, f"{name} is down")
 
     def start(self, name: str) -> Host:
-        """Boot a host that `stop` has halted. Raises LabError."""
-        (self.folder / f"{name}.files.start").write_text("go\n")
+        """Boot a host that is down. Raises LabError."""
+        if leader_of(self.hosts[name].keeper) is None and self._spawned[name].poll() is None:
+            (self.folder / f"{name}.files.start").write_text("go\n")
         return self._again(name, 0)
 
     @cached_property
@@ -222,11 +223,7 @@ class Lab:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, encoding="utf-8")
         self._spawned[name] = self._spawn(name)
-        try:
-            host = self._wait(Host(name, address, address6, self._spawned[name].pid, self.folder))
-        except MeshError as error:
-            console = (self.folder / f"{name}.console").read_text(errors="replace")
-            raise LabError(f"{name} did not boot: {error}\n{console[-3000:]}") from None
+        host = self._wait(Host(name, address, address6, self._spawned[name].pid, self.folder))
         (self.folder / f"{name}.json").write_text(json.dumps([address, address6, host.keeper]))
         self._say(
             f"{name}: {address} {address6}, up in {time.monotonic() - started:.1f} s"
@@ -268,7 +265,16 @@ class Lab:
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
             )  # fmt: skip
 
-    def _wait(self, host: Host, before: int = 0, timeout_s: float = 90.0) -> Host:
+    def _wait(self, host: Host, before: int = 0) -> Host:
+        try:
+            self._wait_up(host, before, 90)
+        except MeshError as error:
+            console = (self.folder / f"{host.name}.console").read_text(errors="replace")
+            raise LabError(f"{host.name} did not boot: {error}\n{console[-3000:]}") from None
+        units = host.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout
+        return replace(host, failed=tuple(line.split()[0] for line in units.splitlines()))
+
+    def _wait_up(self, host: Host, before: int, timeout_s: float) -> None:
         keeper = self._spawned[host.name]
 
         def led() -> bool:
@@ -290,8 +296,6 @@ class Lab:
         wait_until(led, timeout_s, "systemd starts inside")
         wait_until(booted, timeout_s, "systemd says running or degraded", every_s=0.1)
         wait_until(answers, timeout_s, f"sshd answers on {host.address}")
-        units = host.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout
-        return replace(host, failed=tuple(line.split()[0] for line in units.splitlines()))
 
     def close(self) -> None:
         """End every host and remove what is the lab's."""
