@@ -8,7 +8,7 @@ what container engines refuse to unprivileged containers.
 from __future__ import annotations
 
 import errno
-import tempfile
+import os
 
 # Refused as to somebody without the right.
 _REFUSED = (
@@ -63,7 +63,8 @@ def compiled() -> bytes:
     found.add_rule(refused, "clone", lib.Arg(0, lib.MASKED_EQ, _THREAD | _FILES, _THREAD))
     # Space without writing: the disk would be full before the watch looks again.
     found.add_rule(lib.ERRNO(errno.EOPNOTSUPP), "fallocate")
-    with tempfile.TemporaryFile() as file:
+    # In memory: the agent's unit leaves it no temporary folder.
+    with os.fdopen(os.memfd_create("filter"), "w+b") as file:
         found.export_bpf(file)
         file.seek(0)
         return file.read()
