@@ -54,6 +54,8 @@ def install(host: Host) -> None:
             host.put(target, file.read_text(encoding="utf-8"))
     standin = Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
     host.put("/opt/rae-node/agent/supervisor.py", standin)
+    ollama = Path(__file__).with_name("ollama.py").read_text(encoding="utf-8")
+    host.put("/opt/rae-node/ollama/bin/ollama", ollama, 0o755)
     host.run(["systemd-sysusers"])
     host.run(["systemd-tmpfiles", "--create", "/etc/tmpfiles.d/rae-node.conf"])
     host.run(["systemctl", "daemon-reload"])

@@ -55,8 +55,6 @@ def host(lab: Lab) -> Host:
     host.run(["ln", "-s", HOME, "/opt/rae-node/current"])
     host.copy(PACKAGE_DATA / "agent", "/opt/rae-node/agent")
     host.put("/opt/rae-node/agent/supervisor.py", SUPERVISOR)
-    here = Path(__file__).with_name("ollama.py")
-    host.put("/opt/rae-node/ollama/bin/ollama", here.read_text(encoding="utf-8"), 0o755)
     host.put("/opt/rae-node/agent/config.yaml", yaml.safe_dump(CONFIG))
     runtime = dev_runtime()
     runtime["safety"].update(max_cpu_percent=100, cooldown_minutes=0.01)
