@@ -211,6 +211,28 @@ def test_sigterm_answers_open_polls_and_ends_soon(service: Service) -> None:
     assert check_folder(service.data, deep=True) == []
 
 
+def test_a_tailscaled_that_hangs_holds_up_nobody_else(service: Service) -> None:
+    admin = service.token("admin", "admin")
+    tailscaled = socket.socket(socket.AF_UNIX)
+    with tailscaled:
+        tailscaled.bind(str(service.folder / "tailscaled.sock"))
+        tailscaled.listen()
+        service.start("--set", f"tailscale_socket={service.folder / 'tailscaled.sock'}")
+        service.hears("READY=1")
+        secret = service.post("/nodes/enrol", admin, {"node_id": "n1", "kind": "bearer"}).json()
+        said: list[requests.Response] = []
+        body = {"node_id": "n1", "capabilities": {}}
+        asking = threading.Thread(target=lambda: said.append(
+            service.post("/nodes/register", secret["enrolment_secret"], body)))  # fmt: skip
+        asking.start()
+        asked, _ = tailscaled.accept()
+        assert service.get("/healthz", admin).status_code == 200
+        assert said == []
+        asking.join()
+        asked.close()
+    assert (said[0].status_code, said[0].json()["rc"]) == (503, "whois_unavailable")
+
+
 def test_exactly_the_tokens_of_the_vault_hold(service: Service) -> None:
     old, rae = service.token("admin", "admin"), service.token("rae", "submit")
     service.start()
