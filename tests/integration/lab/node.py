@@ -46,11 +46,16 @@ def install(host: Host) -> None:
             "sysusers.conf": "/etc/sysusers.d/rae-node.conf",
             "tmpfiles.conf": "/etc/tmpfiles.d/rae-node.conf",
             "kill_task.py": "/opt/rae-node/agent/kill_task.py",
+            "kill_ollama.py": "/opt/rae-node/agent/kill_ollama.py",
+            "10-rae-node.rules": "/etc/polkit-1/rules.d/10-rae-node.rules",
+            "10-rae-node.pkla": "/etc/polkit-1/localauthority/50-local.d/10-rae-node.pkla",
         }.get(file.name, f"/etc/systemd/system/{file.name}")
         if file.is_file():
             host.put(target, file.read_text(encoding="utf-8"))
     standin = Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
     host.put("/opt/rae-node/agent/supervisor.py", standin)
+    ollama = Path(__file__).with_name("ollama.py").read_text(encoding="utf-8")
+    host.put("/opt/rae-node/ollama/bin/ollama", ollama, 0o755)
     host.run(["systemd-sysusers"])
     host.run(["systemd-tmpfiles", "--create", "/etc/tmpfiles.d/rae-node.conf"])
     host.run(["systemctl", "daemon-reload"])

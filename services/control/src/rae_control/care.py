@@ -112,7 +112,11 @@ def _redis(data: Path) -> tuple[str, str | None]:
 
 
 def _check_config(args: argparse.Namespace) -> int:
-    load_config(args.file)
+    try:
+        load_config(args.file)
+    except ConfigError as error:
+        print(f"rae-control: {error}", file=sys.stderr)
+        return 1
     print(f"{args.file} is good")
     return 0
 

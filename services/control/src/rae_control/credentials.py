@@ -41,11 +41,11 @@ def folder() -> Path:
 
 
 def redis_password(credentials: Path | None) -> str | None:
-    """The password of control's user in Redis, if it has one."""
+    """The password of control's user in Redis, if it has one; an empty file says no."""
     path = (credentials or Path()) / PASSWORD
     if credentials is None or not path.exists():
         return None
-    return _read(path).strip()
+    return _read(path).strip() or None
 
 
 def tokens(credentials: Path) -> dict[str, Token]:

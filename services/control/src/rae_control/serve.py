@@ -1,4 +1,4 @@
-"""`rae-control`: run control without any installation, and look after its ledger."""
+"""`rae-control`: run control, as a service or without any installation; look after its ledger."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ class Application(BaseApplication):  # type: ignore[misc]
             "backlog": 4096,
             "keepalive": 75,
             "timeout": 60,
-            "graceful_timeout": 4,
+            # The arbiter's patience; the worker has less (`_post_fork`), so that it ends by itself.
+            "graceful_timeout": 8,
             "control_socket_disable": True,
             "accesslog": None,
             # No proxy stands in front: SCRIPT_NAME and its like are anybody's words.
@@ -79,6 +80,8 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def _post_fork(self, _server: Any, worker: Any) -> None:
         die_with_parent()
+        # Connections at rest do not end by themselves; who waited has his answer long before.
+        self.cfg.set("graceful_timeout", 1)
         # A full disk is no reason not to serve what can be read.
         with contextlib.suppress(OSError):
             (self._run / "worker.pid").write_text(str(os.getpid()), encoding="ascii")

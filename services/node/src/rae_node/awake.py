@@ -25,18 +25,25 @@ class Awake:
         self._told = False
 
     def follow(self, running: int) -> None:
-        """So many tasks run now. Returns at once."""
+        """So many tasks run now. Returns at once; a machine that may sleep is no reason to fail."""
         with self._lock:
             if running and self._held is None:
-                theirs, ours = os.pipe()
-                self._held = os.fdopen(ours, "wb")
-                threading.Thread(target=self._hold, args=(theirs, self._held), daemon=True).start()
+                try:
+                    self._begin()
+                except (OSError, RuntimeError) as error:  # no more files, no more threads
+                    self._tell(str(error))
             elif not running and self._held is not None:
                 self._held.close()
                 self._held = None
 
-    def _hold(self, theirs: int, held: IO[bytes]) -> None:
-        with os.fdopen(theirs, "rb") as line:
+    def _begin(self) -> None:
+        theirs, ours = os.pipe()
+        self._held = os.fdopen(ours, "wb")
+        line = os.fdopen(theirs, "rb")
+        threading.Thread(target=self._hold, args=(line, self._held), daemon=True).start()
+
+    def _hold(self, line: IO[bytes], held: IO[bytes]) -> None:
+        with line:
             try:
                 done = subprocess.run(self._command, stdin=line, stdout=subprocess.DEVNULL,
                                       stderr=subprocess.PIPE, check=False)  # fmt: skip
@@ -44,7 +51,10 @@ class Awake:
             except OSError as error:
                 said = f"{self._command[0]}: {error.strerror}"
         with self._lock:
-            early = self._held is held and not self._told
-            self._told = self._told or early
-        if early:
+            if self._held is held:
+                self._tell(said)
+
+    def _tell(self, said: str) -> None:
+        if not self._told:
+            self._told = True
             self._log.warning("sleep_not_blocked", error=said[-500:])
