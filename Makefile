@@ -7,13 +7,15 @@ SEED ?=
 FAULTS ?=
 MINUTES ?= 5
 HOST ?= node1
+PYTHONS ?= 3.10 3.11 3.12 3.13
+INVENTORY ?= inventory/mesh
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down fmt clean
+.PHONY: help venv wheels vault demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -33,17 +35,24 @@ $(VENV)/.built: constraints.txt requirements-dev.txt $(wildcard services/*/pypro
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/rq3 rq==3.0.0
 	touch $@
 
+wheels: venv  ## what hosts install from, into dist/wheelhouse; PYTHONS="3.11" for Debian 12 alone
+	@$(BIN)/python -m tools.wheelhouse $(PYTHONS)
+
+vault: venv  ## fresh secrets for an inventory, encrypted; INVENTORY=inventory/mesh
+	@$(BIN)/python -m tools.new_vault $(INVENTORY)
+
 demo: venv  ## control, two nodes, real work, an owner who comes back, an agent that dies
 	@$(BIN)/python -m tools.demo
 
 test: lint chaos-short escape-here  ## everything: lint, chaos, escape suite, unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
 
-lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter
+lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (production)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
+	if [ -x $(BIN)/ansible-lint ]; then PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline; fi
 
 unit: venv  ## unit tests
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
