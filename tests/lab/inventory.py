@@ -9,7 +9,7 @@ from tests.lab.host import Host
 from tests.lab.ollama import Ollama
 from tests.lab.tailnet import Tailnet
 
-_GROUPS = {"control": "rae_control", "outsider": "lab_other", "operator": "lab_other"}
+_GROUPS = {"control": "rae_control", "outsider": "rae_outside", "operator": "lab_other"}
 
 
 def inventory(
@@ -17,7 +17,7 @@ def inventory(
 ) -> dict[str, Any]:
     """Groups by the hosts' names: whoever is nothing else is a node."""
     children: dict[str, Any] = {
-        group: {"hosts": {}} for group in ("rae_control", "rae_nodes", "lab_other")
+        group: {"hosts": {}} for group in ("rae_control", "rae_nodes", "rae_outside", "lab_other")
     }
     for name, host in hosts.items():
         values = {

@@ -123,10 +123,11 @@ def test_the_command_line_makes_a_lab_that_stays_until_it_is_told_to_go(lab: Lab
         inventory = yaml.safe_load(Path(file).read_text())["all"]
         groups = {name: list(group["hosts"]) for name, group in inventory["children"].items()}
         assert groups == {
-            "rae_control": ["control"], "rae_nodes": ["alone"], "lab_other": ["outsider"]
+            "rae_control": ["control"], "rae_nodes": ["alone"], "rae_outside": ["outsider"],
+            "lab_other": []
         }  # fmt: skip
         node = inventory["children"]["rae_nodes"]["hosts"]["alone"]
-        assert "lab_auth_key" not in inventory["children"]["lab_other"]["hosts"]["outsider"]
+        assert "lab_auth_key" not in inventory["children"]["rae_outside"]["hosts"]["outsider"]
         ssh = ["ssh", "-i", node["ansible_ssh_private_key_file"]]
         ssh += shlex.split(node["ansible_ssh_common_args"])
         ssh += [f"{node['ansible_user']}@{node['ansible_host']}"]
