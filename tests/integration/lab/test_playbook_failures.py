@@ -79,9 +79,8 @@ def test_a_wrong_vault_password_is_told_in_ansible_s_own_words(site: Site, tmp_p
     wrong.write_text("another one\n")
     ran = site.play("site", password=wrong)
     assert ran.returncode != 0
-    assert "PLAY [" not in ran.text, "it stops before the first play"
-    assert "no vault secrets were found that could decrypt" in ran.words
-    assert "vault.yml" in ran.words
+    assert "TASK [" not in ran.text, "it stops before the first task"
+    assert "Decryption failed (no vault secrets were found that could decrypt" in ran.words
 
 
 def test_a_host_that_does_not_answer_stops_the_run_before_any_is_changed(
