@@ -16,10 +16,10 @@ from tests.integration.lab.playbooks import Site
 
 @pytest.fixture(scope="module")
 def runs(site: Site) -> dict[str, str]:
-    """What the first run of site.yml and enable-node print when they are asked for everything."""
+    """What the first run of site.yml and enable-node print when asked for everything."""
     texts = {}
     for name in ("site", "enable-node"):
-        ran = site.play(name, "-vvv")
+        ran = site.play(name, "-vvv", "--diff")
         assert ran.returncode == 0, ran.text[-5000:]
         texts[name] = ran.text
     return texts
