@@ -9,7 +9,10 @@ from tests.lab.host import Host
 from tests.lab.ollama import Ollama
 from tests.lab.tailnet import Tailnet
 
-_GROUPS = {"control": "rae_control", "outsider": "rae_outside", "operator": "lab_other"}
+_GROUPS = {
+    "control": "rae_control", "outsider": "rae_outside",
+    **dict.fromkeys(("operator", "spare1", "spare2"), "lab_other"),
+}  # fmt: skip
 
 
 def inventory(
