@@ -38,6 +38,7 @@ def inventory(
         "lab_bridge_v4": networks[0],
         "lab_bridge_v6": networks[1],
         "lab_tailnet_url": tailnet.url,
+        "lab_reusable_key": tailnet.key(reusable=True),
         "lab_tailscale_dir": str(tailnet.programs),
         "lab_ollama_archive": str(ollama.archive),
         "lab_ollama_sha256": ollama.sha256,
