@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down fmt clean
+.PHONY: help venv wheels vault demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ lab-down: venv  ## end them
 fuzz: venv  ## 100,000 random requests, then thousands that follow /openapi.json; SEED=n
 	$(BIN)/python -m tools.fuzz $(if $(SEED),--seed $(SEED))
 	RAE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest -q tests/integration/control/test_openapi_fuzz.py
+
+docs: venv  ## the roles' READMEs, from their argument specs
+	@$(BIN)/python -m tools.role_readme
 
 fmt: venv  ## format the code
 	$(BIN)/ruff check --fix-only .

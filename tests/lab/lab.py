@@ -285,7 +285,7 @@ class Lab:
         def booted() -> bool:
             if not led():
                 return False
-            state = host.run(["systemctl", "is-system-running", "--wait"], check=False)
+            state = host.run(["systemctl", "is-system-running"], check=False)
             return state.stdout.strip() in {"running", "degraded"}
 
         def answers() -> bool:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.lab import node
+from tests.integration.lab.playbooks import Site
 from tests.lab import Host, Lab
+from tools import wheelhouse
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +32,12 @@ def pair(lab: Lab) -> tuple[Host, Host]:
     """Two hosts with nothing of ours, which tests may change."""
     left, right = lab.boot("left", "right")
     return left, right
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    """A control host and a node with nothing of ours, an inventory, and wheels to install."""
+    assert wheelhouse.main(["3.11"]) == 0
+    with Lab() as running:
+        running.boot("control", "node1")
+        yield Site(running, running.write_inventory().parent)

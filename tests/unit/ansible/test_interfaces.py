@@ -1,0 +1,109 @@
+"""A role's interface is said once: specs, defaults, the example's inventory and the vault agree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tools import new_vault
+from tools.role_readme import ROLES, readme
+
+NAMES = sorted(folder.name for folder in ROLES.iterdir())
+EXAMPLE = ROLES.parent / "inventory" / "example"
+VAULT = EXAMPLE / "vault.example.yml"
+SECRETS = re.compile(r"_(key|token|password)$")
+# Which of its kinds a host is follows from its group: playbooks say it.
+BY_PLAYBOOKS = {"firewall_kind", "users_kind"}
+TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "path": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
+    "list": (list,), "dict": (dict,),
+}  # fmt: skip
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def defaults(role: str) -> dict[str, Any]:
+    known: dict[str, Any] = load(ROLES / role / "defaults" / "main.yml")
+    return known
+
+
+def options(role: str) -> dict[str, dict[str, Any]]:
+    specs = load(ROLES / role / "meta" / "argument_specs.yml")
+    known: dict[str, dict[str, Any]] = specs["argument_specs"]["main"]["options"]
+    return known
+
+
+def example_files() -> list[Path]:
+    return [file for file in sorted(EXAMPLE.rglob("*.yml")) if file != VAULT]
+
+
+def named_in_example() -> set[str]:
+    """Every variable that the example sets, or shows behind a `#`."""
+    text = "\n".join(file.read_text(encoding="utf-8") for file in example_files())
+    return set(re.findall(rf"^(?:# )?((?:{'|'.join(NAMES)})_[a-z0-9_]+):", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_specs_and_defaults_name_the_same_variables_with_the_same_values(role: str) -> None:
+    assert {name: option["default"] for name, option in options(role).items()} == defaults(role)
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_every_option_is_of_its_type_described_and_named_by_its_role(role: str) -> None:
+    for name, option in options(role).items():
+        assert name.startswith(f"{role}_")
+        assert isinstance(option["default"], TYPES[option["type"]]), name
+        assert option["description"], name
+        assert option["default"] in option.get("choices", [option["default"]]), name
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_a_role_s_readme_is_what_its_specs_say(role: str) -> None:
+    written = (ROLES / role / "README.md").read_text(encoding="utf-8")
+    assert written == readme(role), "make docs writes it again"
+
+
+def test_the_example_shows_every_variable_and_no_other() -> None:
+    known = {name for role in NAMES for name in defaults(role)}
+    assert known - BY_PLAYBOOKS - named_in_example() == set()
+    assert named_in_example() - known == set()
+
+
+def test_what_the_example_shows_behind_a_hash_is_the_default() -> None:
+    known = {name: value for role in NAMES for name, value in defaults(role).items()}
+    for file in example_files():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            shown = re.match(r"# ([a-z_]+): ([^ ].*)$", line)
+            if shown is None or shown[1] not in known:
+                continue
+            value = yaml.safe_load(shown[2])
+            if not isinstance(value, str) or "{{" in value:
+                assert value == known[shown[1]], line
+
+
+def test_secrets_are_in_the_vault_alone() -> None:
+    vault = load(VAULT)
+    assert list(vault) == list(new_vault.fresh(""))
+    assert set(vault.values()) == {""}
+    for file in example_files():
+        for name, value in load(file).items():
+            if SECRETS.search(name):
+                named = re.fullmatch(r"\{\{ (vault_[a-z_]+) \}\}", value)
+                assert named is not None and named[1] in vault, name
+
+
+def test_a_secret_is_never_printed_by_the_check_of_its_type() -> None:
+    known = [known for role in NAMES for known in options(role).items()]
+    secret = [
+        (name, option)
+        for name, option in known
+        if SECRETS.search(name) and name != "common_credential_key"
+    ]
+    assert len(secret) == 7
+    assert [name for name, option in secret if option.get("no_log") is not True] == []
