@@ -67,7 +67,7 @@ def api_listener(asked):
     """A2, A14: the API on the tailnet's address and nowhere else."""
     check = "A14 control listens only on the Tailscale IP"
     found = sorted({address for address, port, _ in listeners() if port == asked["port"]})
-    what = f"port {asked['port']} on {', '.join(found) or 'no address'}"
+    what = f"port {asked['port']:.0f} on {', '.join(found) or 'no address'}"
     fix = "run playbooks/provision-control.yml; `ss -ltnp` on control shows who listens"
     return finding(check, found == [asked["address"]], what, fix)
 
@@ -320,6 +320,9 @@ LOOKS = {
 def main():
     """Every look of the host's kind."""
     asked = json.loads(sys.argv[1])
+    # ansible-core before 2.19 makes text of every number.
+    numbers = {name: float(asked[name]) for name in ("now", "max_skew", "port") if name in asked}
+    asked.update(numbers, ceilings={unit: float(most) for unit, most in asked["ceilings"].items()})
     found = []
     for look in LOOKS[asked["kind"]]:
         came = look(asked)

@@ -54,4 +54,6 @@ def probed(targets):
 
 
 if __name__ == "__main__":
-    print(json.dumps(probed([(a, port) for a, ports in json.loads(sys.argv[1]) for port in ports])))
+    asked = json.loads(sys.argv[1])
+    targets = [(address, int(port)) for address, ports in asked for port in ports]
+    print(json.dumps(probed(targets)))

@@ -9,7 +9,10 @@ from tests.lab.host import Host
 from tests.lab.ollama import Ollama
 from tests.lab.tailnet import Tailnet
 
-_GROUPS = {"control": "rae_control", "outsider": "rae_outside", "operator": "lab_other"}
+_GROUPS = {
+    "control": "rae_control", "outsider": "rae_outside",
+    **dict.fromkeys(("operator", "spare1", "spare2"), "lab_other"),
+}  # fmt: skip
 
 
 def inventory(
@@ -35,6 +38,7 @@ def inventory(
         "lab_bridge_v4": networks[0],
         "lab_bridge_v6": networks[1],
         "lab_tailnet_url": tailnet.url,
+        "lab_reusable_key": tailnet.key(reusable=True),
         "lab_tailscale_dir": str(tailnet.programs),
         "lab_ollama_archive": str(ollama.archive),
         "lab_ollama_sha256": ollama.sha256,

@@ -1,4 +1,4 @@
-"""The escape suite at level `unit`: control and an agent on a booted host, tasks in their units."""
+"""The escape suite at level `unit`: tasks in the units that Ansible installed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.lab import node
-from tests.lab import Host, Lab, cache
+from tests.e2e.site import Site
+from tests.lab import Host, cache
 from tests.lab.lab import CHECKOUT
 
 PYTHON = "3.11"  # the hosts'
@@ -22,12 +23,6 @@ NEEDED = (
 )  # fmt: skip
 HOME = "/opt/rae-test"
 DATA = f"{HOME}/mesh"
-SUPERVISOR = f"""
-import sys
-sys.path.append("{HOME}/src/services/node/src")
-from rae_node.supervision import main
-sys.exit(main())
-"""
 # Not PYTHONPATH: some of our programs run isolated from their environment.
 PATHS = [f"{HOME}/libs", f"{HOME}/src"]
 PATHS += [f"{HOME}/src/services/{name}/src" for name in ("protocol", "control", "node")]
@@ -56,25 +51,28 @@ def libraries() -> Path:
 
 
 @pytest.fixture(scope="module")
-def unit_host(lab: Lab) -> Host:
-    """A host with everything of ours, and units whose tasks may write to the mesh's workspaces."""
-    (host,) = lab.boot("unit")
-    node.install(host)
-    host.put("/opt/rae-node/agent/supervisor.py", SUPERVISOR)
-    host.put(f"/usr/local/lib/python{PYTHON}/dist-packages/rae.pth", "\n".join([*PATHS, ""]))
+def unit_host(site: Site) -> Iterator[Host]:
+    """A node whose own agent is away; its units' tasks may write to the test's workspaces, too."""
+    host = site.lab.hosts["node2"]
+    host.run(["systemctl", "stop", "rae-node"])
+    path = f"/usr/local/lib/python{PYTHON}/dist-packages/rae.pth"
+    drop = "/etc/systemd/system/rae-task@.service.d/test.conf"
+    host.put(path, "\n".join([*PATHS, ""]))
     host.copy(libraries(), f"{HOME}/libs")
     for name in ("services", "tools", "tests"):
         host.copy(CHECKOUT / name, f"{HOME}/src/{name}")
     host.put(f"{HOME}/src/pyproject.toml", (CHECKOUT / "pyproject.toml").read_text())
     host.run(["chmod", "-R", "go-w", HOME])
     workdir = f"{DATA}/nodes/n1/workdir"
-    for path in (DATA, f"{DATA}/nodes", f"{DATA}/nodes/n1"):
-        host.run(["install", "-d", "-o", "rae-node", "-g", "rae-node", path])
+    for folder in (DATA, f"{DATA}/nodes", f"{DATA}/nodes/n1"):
+        host.run(["install", "-d", "-o", "rae-node", "-g", "rae-node", folder])
     host.run(["install", "-d", "-o", "rae-node", "-g", "rae-task", "-m", "2770", workdir])
-    place = f"[Service]\nReadWritePaths={workdir}\n"
-    host.put("/etc/systemd/system/rae-task@.service.d/test.conf", place)
+    host.put(drop, f"[Service]\nReadWritePaths={workdir}\n")
     host.run(["systemctl", "daemon-reload"])
-    return host
+    yield host
+    host.run(["rm", "--recursive", path, drop, HOME])
+    host.run(["systemctl", "daemon-reload"])
+    host.run(["systemctl", "start", "rae-node"])
 
 
 def escape(host: Host, *words: str) -> str:

@@ -1,0 +1,70 @@
+"""Lent nodes work: real tasks and a real model, for somebody on the tailnet."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from tests.e2e.site import Site
+
+TASKS, QUESTIONS = 100, 5
+
+
+def test_site_and_enable_node_change_nothing_the_second_time(lent: Site) -> None:
+    """site.yml after enable-node: Molecule has run each twice, but not one after the other."""
+    said = lent.playbook("site").stdout
+    assert said.count("changed=0") == 4, said[-2000:]  # three hosts and localhost
+
+
+def test_verify_finds_all_well(lent: Site) -> None:
+    said = lent.playbook("verify").stdout
+    assert "FAIL" not in said and "BLIND" not in said, said
+
+
+@pytest.fixture(scope="module")
+def answers(lent: Site) -> list[dict[str, Any]]:
+    """A batch submitted by `operator`, and how each ended."""
+    tasks: list[dict[str, Any]] = [
+        {"task_id": f"e2e-{number}", "kind": "cli",
+         "params": {"command": "sha256sum", "args": ["in.txt"]},
+         "inputs": {"in.txt": {"inline": f"number {number}\n"}},
+         "artifacts": [{"name": "out.txt", "type": "text/plain"}]}
+        for number in range(TASKS)
+    ]  # fmt: skip
+    tasks += [
+        {"task_id": f"e2e-llm-{number}", "kind": "llm", "timeout_s": 120,
+         "params": {"prompt": f"{number}?", "model": "rae-tiny", "max_tokens": 8}}
+        for number in range(QUESTIONS)
+    ]  # fmt: skip
+    lent.from_operator({"method": "POST", "path": "/tasks", "body": {"tasks": tasks}})
+    for task in tasks:
+        lent.until(task["task_id"], "succeeded", 240)
+    return lent.from_operator(*({"path": f"/tasks/{task['task_id']}"} for task in tasks))
+
+
+def test_a_batch_from_the_operators_machine_succeeds(answers: list[dict[str, Any]]) -> None:
+    assert [answer["state"] for answer in answers] == ["succeeded"] * (TASKS + QUESTIONS)
+    assert {answer["node_id"] for answer in answers} == {"node1", "node2"}
+    assert all(answer["result"] for answer in answers[TASKS:])
+
+
+def test_artifacts_come_back_over_the_tailnet(lent: Site, answers: list[dict[str, Any]]) -> None:
+    texts = lent.from_operator(
+        *({"path": f"/tasks/e2e-{number}/artifacts/out.txt"} for number in range(TASKS))
+    )
+    for number, text in enumerate(texts):
+        assert text.split()[0] == hashlib.sha256(f"number {number}\n".encode()).hexdigest()
+
+
+def test_b10_nothing_of_the_tasks_stays_and_all_ran_in_units(
+    lent: Site, answers: list[dict[str, Any]]
+) -> None:
+    shown = lent.raectl("nodes", "list")["nodes"]
+    assert {node["isolation"] for node in shown} == {"unit"}
+    for name in ("node1", "node2"):
+        host = lent.lab.hosts[name]
+        units = host.run(["journalctl", "--no-pager", "-o", "cat", "--unit=rae-task@*"]).stdout
+        assert units.count("Started") > 10, units[-2000:]
+        assert host.run(["find", "/opt/rae-node/workdir", "-mindepth", "1"]).stdout == ""
