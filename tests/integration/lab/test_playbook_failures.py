@@ -99,6 +99,7 @@ def test_a_host_that_does_not_answer_stops_the_run_before_any_is_changed(
 
 def test_a_clock_that_is_off_is_told_with_its_error(site: Site) -> None:
     node = site.hosts["node1"]
+    node.run(["apt-get", "update", "--quiet"])
     node.run(["apt-get", "install", "--yes", "--quiet", "faketime"])
     late = '#!/bin/sh\nexec faketime -f -300s /usr/bin/python3 "$@"\n'
     node.put("/usr/local/bin/python3", late, mode=0o755)
