@@ -151,7 +151,7 @@ def test_a_host_without_a_key_for_the_tailnet_is_told(site: Site, more: Path) ->
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("common_wheelhouse_dir", "/nowhere", ("control has Python 3.11, and there is no",
+        ("common_wheelhouse_dir", "/nowhere", ("has Python 3.11, and there is no rae-",
                                                "make wheels PYTHONS=3.11")),
         ("firewall_admin_cidrs", [], ("control: firewall_admin_cidrs is empty",
                                       "Name the network that you come from")),
