@@ -168,14 +168,6 @@ def test_what_the_inventory_lacks_is_told(
     refused(site, *words, options=variables(**{variable: value}))
 
 
-def test_check_mode_shows_a_clean_site_s_changes_and_makes_none(site: Site) -> None:
-    before = site.files()
-    ran = site.play("site", "--check", "--diff")
-    assert ran.returncode == 0, ran.text
-    assert "[ERROR]" not in ran.text
-    assert site.files() == before
-
-
 def test_a_key_that_was_used_is_told_and_nothing_but_tailscale_is_there(
     site: Site, more: Path
 ) -> None:
