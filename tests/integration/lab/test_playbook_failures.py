@@ -97,6 +97,16 @@ def test_a_host_that_does_not_answer_stops_the_run_before_any_is_changed(
     assert "unreachable=0" in ran.text
 
 
+def test_a_user_whom_sudo_asks_for_a_password_is_told(site: Site, more: Path) -> None:
+    node = site.hosts["node1"]
+    node.run(["useradd", "--create-home", "--groups=sudo", "--password=*", "op"])
+    node.run(["cp", "-r", "/root/.ssh", "/home/op/"])
+    node.run(["chown", "-R", "op:", "/home/op/.ssh"])
+    more.write_text(yaml.safe_dump({"rae_nodes": {"hosts": {"node1": {"ansible_user": "op"}}}}))
+    refused(site, "node1 has no Python 3 for root, or does not let op be root", "password",
+            "Add --ask-become-pass", options=("--inventory", str(more)))  # fmt: skip
+
+
 def test_a_clock_that_is_off_is_told_with_its_error(site: Site) -> None:
     node = site.hosts["node1"]
     node.run(["apt-get", "update", "--quiet"])
