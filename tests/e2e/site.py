@@ -27,11 +27,12 @@ _ASK = (Path(__file__).with_name("ask.py")).read_text(encoding="utf-8")
 
 @dataclass
 class Site:
-    """A lab with an inventory; `times` has what each scenario and playbook took."""
+    """A lab with an inventory; what each scenario and playbook took, and what scenarios said."""
 
     lab: Lab
     inventory: Path
     times: dict[str, float] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
 
     def run(self, what: str, *argv: str, check: bool = True, timeout_s: float = 900) -> Done:
         """A program of the environment, with this inventory; what it said when it must succeed."""
@@ -50,9 +51,12 @@ class Site:
         return done
 
     def scenario(self, name: str) -> str:
-        """All of one of Molecule's scenarios; what it said."""
-        done = self.run(f"molecule {name}", "molecule", "test", "--scenario-name", name)
-        return done.stdout + done.stderr
+        """All of one of Molecule's scenarios; what it said when asked for everything."""
+        # Molecule hands no -vvv on.
+        words = ["env", "ANSIBLE_VERBOSITY=3", "molecule", "test", "--scenario-name", name]
+        done = self.run(f"molecule {name}", *words)
+        self.said[name] = done.stdout + done.stderr
+        return self.said[name]
 
     def playbook(self, name: str, *words: str, check: bool = True) -> Done:
         """One of the playbooks."""

@@ -87,7 +87,9 @@ def test_only_our_table_is_touched_and_every_chain_of_strangers_ends_with_drop(
     rules: dict[str, str], name: str
 ) -> None:
     text = rules[name]
-    assert set(re.findall(r"^(?:delete )?(table \w+ \w+)", text, re.MULTILINE)) == {"table inet rae"}
+    assert set(re.findall(r"^(?:delete )?(table \w+ \w+)", text, re.MULTILINE)) == {
+        "table inet rae"
+    }
     assert "flush" not in text
     assert not re.search(r"\{\s*\}", text), "nft takes no empty set"
     for stranger in ("tailnet", "outside"):

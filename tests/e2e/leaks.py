@@ -22,7 +22,8 @@ for what in ("cmdline", "environ"):
             text = open(file, "rb").read()
         except OSError:
             continue
-        found += [f"{name} in {file} ({text[:60]!r})" for name, word in words if word.encode() in text]
+        found += [f"{name} in {file} ({text[:60]!r})"
+                  for name, word in words if word.encode() in text]
 journal = subprocess.run(["journalctl", "--all", "--no-pager", "--output=export"], check=True,
                          stdout=subprocess.PIPE).stdout
 found += [f"{name} in the journal" for name, word in words if word.encode() in journal]
@@ -30,8 +31,9 @@ pattern, told = os.pipe()
 os.write(told, "\n".join(word for _, word in words).encode())
 os.close(told)
 roots = ["/" + name for name in os.listdir("/") if name not in ("proc", "sys", "dev")]
-grep = subprocess.run(["grep", "-raoF", "--devices=skip", f"--file=/dev/fd/{pattern}", "/dev/shm", *roots],
-                      pass_fds=[pattern], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+options = ["-raoF", "--devices=skip", f"--file=/dev/fd/{pattern}"]
+grep = subprocess.run(["grep", *options, "/dev/shm", *roots], pass_fds=[pattern],
+                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 assert grep.returncode in (0, 1, 2), grep
 names = {word: name for name, word in words}
 for line in grep.stdout.decode(errors="replace").splitlines():
