@@ -26,7 +26,7 @@ def clean(request: pytest.FixtureRequest) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def site(clean: Site) -> Site:
     """Molecule's `default`: syntax, check on clean hosts, site.yml, again without a change."""
-    clean.scenario("default")
+    clean.scenario("default", verbosity=3)  # test_secrets reads it
     return clean
 
 

@@ -50,11 +50,11 @@ class Site:
         assert not check or done.returncode == 0, done.stdout[-8000:] + done.stderr[-3000:]
         return done
 
-    def scenario(self, name: str) -> str:
-        """All of one of Molecule's scenarios; what it said when asked for everything."""
+    def scenario(self, name: str, verbosity: int = 0) -> str:
+        """All of one of Molecule's scenarios; what it said."""
         # Molecule hands no -vvv on.
-        words = ["env", "ANSIBLE_VERBOSITY=3", "molecule", "test", "--scenario-name", name]
-        done = self.run(f"molecule {name}", *words)
+        words = ["env", f"ANSIBLE_VERBOSITY={verbosity}", "molecule", "test", "--scenario-name"]
+        done = self.run(f"molecule {name}", *words, name)
         self.said[name] = done.stdout + done.stderr
         return self.said[name]
 
