@@ -113,8 +113,13 @@ def test_a_user_whom_sudo_asks_for_a_password_is_told(site: Site, more: Path) ->
     node.run(["cp", "-r", "/root/.ssh", "/home/op/"])
     node.run(["chown", "-R", "op:", "/home/op/.ssh"])
     more.write_text(yaml.safe_dump({"rae_nodes": {"hosts": {"node1": {"ansible_user": "op"}}}}))
-    refused(site, "node1 has no Python 3 for root, or does not let op be root", "password",
-            "Add --ask-become-pass", options=("--inventory", str(more)))  # fmt: skip
+    refused(
+        site,
+        "node1 does not let op be root:",
+        "sudo password",
+        "Run this again with --ask-become-pass",
+        options=("--inventory", str(more)),
+    )
 
 
 def test_a_clock_that_is_off_is_told_with_its_error(site: Site) -> None:

@@ -54,7 +54,6 @@ def test_the_tailnet_s_policy_is_one_and_names_no_stranger() -> None:
     [
         "hosts in the group rae_control",
         "cannot be reached",
-        "has no Python 3 for root",
         "MiB free",
         "firewall_admin_cidrs is empty",
         "ollama_archive_sha256 is missing",
