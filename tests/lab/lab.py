@@ -270,7 +270,10 @@ class Lab:
             self._wait_up(host, before, 90)
         except MeshError as error:
             console = (self.folder / f"{host.name}.console").read_text(errors="replace")
-            raise LabError(f"{host.name} did not boot: {error}\n{console[-3000:]}") from None
+            raise LabError(
+                f"{host.name} did not boot: {error}. Where many hosts run (each takes about 8 of "
+                "root's), raise fs.inotify.max_user_instances.\n" + console[-3000:]
+            ) from None
         units = host.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout
         return replace(host, failed=tuple(line.split()[0] for line in units.splitlines()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,15 @@ def test_a_wrong_vault_password_is_told_in_ansible_s_own_words(site: Site, tmp_p
     assert ran.returncode != 0
     assert "TASK [" not in ran.text, "it stops before the first task"
     assert "Decryption failed (no vault secrets were found that could decrypt" in ran.words
+
+
+def test_an_inventory_without_a_vault_is_told(site: Site, tmp_path: Path) -> None:
+    bare = tmp_path / "mesh"
+    shutil.copytree(site.inventory, bare, ignore=shutil.ignore_patterns("vault.yml"))
+    ran = site.play("site", inventory=bare)
+    assert ran.returncode != 0 and ran.changed == 0
+    assert "control: control_root_key is missing from the vault" in ran.words
+    assert "`make vault` writes a vault with good ones" in ran.words
 
 
 def test_a_host_that_does_not_answer_stops_the_run_before_any_is_changed(
