@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
+.PHONY: help venv wheels vault demo test test-fast test-long lab-tests e2e test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -44,8 +44,22 @@ vault: venv  ## fresh secrets for an inventory, encrypted; INVENTORY=inventory/m
 demo: venv  ## control, two nodes, real work, an owner who comes back, an agent that dies
 	@$(BIN)/python -m tools.demo
 
-test: lint chaos-short escape-here  ## everything: lint, chaos, escape suite, unit and integration tests
-	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+test: test-fast lab-tests e2e  ## everything: test-fast, and then booted hosts: the lab's tests, Molecule's scenarios, the whole site (root)
+
+test-fast: lint chaos-short escape-here  ## what needs no booted host: lint, chaos, escape suite, unit and integration tests
+	$(BIN)/python -m pytest tests/unit tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
+	@echo "test-fast: the lab was left out (tests/integration/lab, tests/e2e, Molecule); make test has it all"
+
+lab-tests: venv
+	$(BIN)/python -m tools.wheelhouse 3.11
+	$(BIN)/python -m pytest tests/integration/lab $(PYTEST_ARGS)
+
+e2e: venv  ## Molecule's scenarios, then work, doors and reboots of the site that they made (root)
+	$(BIN)/python -m tools.wheelhouse 3.11
+	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
+
+test-long: venv  ## e2e with every port of control, every order of reboots, three minutes without control
+	RAE_TEST_LONG=1 $(MAKE) e2e
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (production)
 	$(BIN)/ruff check .
@@ -58,7 +72,7 @@ unit: venv  ## unit tests
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 integration: venv  ## tests with real Redis, gunicorn and agents
-	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
 
 CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
@@ -67,7 +81,8 @@ chaos: venv  ## faults of every kind under load, then 5 minutes without control;
 	$(BIN)/python -m tools.outage
 
 test-escape: escape-here  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
-	$(BIN)/python -m pytest -s tests/integration/lab/test_unit_level.py $(PYTEST_ARGS)
+	$(BIN)/python -m tools.wheelhouse 3.11
+	$(BIN)/python -m pytest -s tests/e2e/test_unit_level.py $(PYTEST_ARGS)
 
 # As a user without rights: nothing of a node's tasks ever runs as root.
 escape-here: venv
