@@ -15,10 +15,10 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down fmt clean
+.PHONY: help venv wheels vault demo test test-fast test-long e2e lab-wheels test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down fmt clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo "PYTHON=$(PYTHON) (3.10 or newer)  ROUNDS=$(ROUNDS)  SEED=$(SEED)  MINUTES=$(MINUTES)  PYTEST_ARGS=$(PYTEST_ARGS)"
 
@@ -44,8 +44,22 @@ vault: venv  ## fresh secrets for an inventory, encrypted; INVENTORY=inventory/m
 demo: venv  ## control, two nodes, real work, an owner who comes back, an agent that dies
 	@$(BIN)/python -m tools.demo
 
-test: lint chaos-short escape-here  ## everything: lint, chaos, escape suite, unit and integration tests
-	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+test: lint chaos-short escape-here lab-wheels  ## everything: lint, chaos, escape suite, unit and integration tests, Molecule, the whole site (root)
+	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e $(PYTEST_ARGS)
+
+test-fast: lint chaos-short escape-here  ## all of it that needs no booted host
+	$(BIN)/python -m pytest tests/unit tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
+	@echo "left out, for they boot hosts: tests/integration/lab, tests/e2e and Molecule; \`make test\` runs them, as root"
+
+test-long: export RAE_TEST_LONG = 1
+test-long: test  ## make test with all 65,535 ports, all orders of reboots, and control away for three minutes
+
+e2e: venv lab-wheels  ## Molecule's scenarios and the whole site on booted hosts (root)
+	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
+
+# What the lab's hosts install from.
+lab-wheels: venv
+	@$(BIN)/python -m tools.wheelhouse 3.11
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (production)
 	$(BIN)/ruff check .
@@ -66,8 +80,8 @@ chaos: venv  ## faults of every kind under load, then 5 minutes without control;
 	$(CHAOS) --rounds $(ROUNDS)
 	$(BIN)/python -m tools.outage
 
-test-escape: escape-here  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
-	$(BIN)/python -m pytest -s tests/integration/lab/test_unit_level.py $(PYTEST_ARGS)
+test-escape: escape-here lab-wheels  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
+	$(BIN)/python -m pytest -s tests/e2e/test_unit_level.py $(PYTEST_ARGS)
 
 # As a user without rights: nothing of a node's tasks ever runs as root.
 escape-here: venv

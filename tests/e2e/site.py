@@ -95,7 +95,9 @@ class Site:
         """Wait until a task is in a state; the task."""
 
         def there() -> dict[str, Any]:
-            return seen if (seen := self.task(task_id))["state"] == state else {}
+            seen = self.task(task_id)
+            assert seen["state"] in {state, "waiting", "queued", "leased", "running"}, seen
+            return seen if seen["state"] == state else {}
 
         found: dict[str, Any] = wait_until(there, timeout_s, f"{task_id} {state}", every_s=0.5)
         return found
