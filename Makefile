@@ -15,10 +15,10 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-fast test-long lab-tests e2e test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
+.PHONY: help venv wheels vault demo test test-fast test-long fast lab-tests e2e lab-wheels test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo "PYTHON=$(PYTHON) (3.10 or newer)  ROUNDS=$(ROUNDS)  SEED=$(SEED)  MINUTES=$(MINUTES)  PYTEST_ARGS=$(PYTEST_ARGS)"
 
@@ -44,22 +44,27 @@ vault: venv  ## fresh secrets for an inventory, encrypted; INVENTORY=inventory/m
 demo: venv  ## control, two nodes, real work, an owner who comes back, an agent that dies
 	@$(BIN)/python -m tools.demo
 
-test: test-fast lab-tests e2e  ## everything: test-fast, and then booted hosts: the lab's tests, Molecule's scenarios, the whole site (root)
+# In this order, and not in one process: what a lab of the first holds in memory ends before the next.
+test: fast lab-tests e2e  ## everything: test-fast, then booted hosts, Molecule, and the whole site (root)
 
-test-fast: lint chaos-short escape-here  ## what needs no booted host: lint, chaos, escape suite, unit and integration tests
+test-fast: fast  ## all of it that needs no booted host: lint, chaos, escape suite, unit and integration tests
+	@echo "left out, for they boot hosts: tests/integration/lab, tests/e2e and Molecule; \`make test\` runs them, as root"
+
+fast: lint chaos-short escape-here
 	$(BIN)/python -m pytest tests/unit tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
-	@echo "test-fast: the lab was left out (tests/integration/lab, tests/e2e, Molecule); make test has it all"
 
-lab-tests: venv
-	$(BIN)/python -m tools.wheelhouse 3.11
+lab-tests: lab-wheels
 	$(BIN)/python -m pytest tests/integration/lab $(PYTEST_ARGS)
 
-e2e: venv  ## Molecule's scenarios, then work, doors and reboots of the site that they made (root)
-	$(BIN)/python -m tools.wheelhouse 3.11
+test-long: export RAE_TEST_LONG = 1
+test-long: test  ## make test with all 65,535 ports, all orders of reboots, and control away for three minutes
+
+e2e: venv lab-wheels  ## Molecule's scenarios and the whole site on booted hosts (root)
 	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
 
-test-long: venv  ## e2e with every port of control, every order of reboots, three minutes without control
-	RAE_TEST_LONG=1 $(MAKE) e2e
+# What the lab's hosts install from.
+lab-wheels: venv
+	@$(BIN)/python -m tools.wheelhouse 3.11
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (production)
 	$(BIN)/ruff check .
@@ -72,7 +77,7 @@ unit: venv  ## unit tests
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 integration: venv  ## tests with real Redis, gunicorn and agents
-	$(BIN)/python -m pytest tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
 CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
@@ -80,8 +85,7 @@ chaos: venv  ## faults of every kind under load, then 5 minutes without control;
 	$(CHAOS) --rounds $(ROUNDS)
 	$(BIN)/python -m tools.outage
 
-test-escape: escape-here  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
-	$(BIN)/python -m tools.wheelhouse 3.11
+test-escape: escape-here lab-wheels  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
 	$(BIN)/python -m pytest -s tests/e2e/test_unit_level.py $(PYTEST_ARGS)
 
 # As a user without rights: nothing of a node's tasks ever runs as root.
@@ -115,9 +119,6 @@ lab-down: venv  ## end them
 fuzz: venv  ## 100,000 random requests, then thousands that follow /openapi.json; SEED=n
 	$(BIN)/python -m tools.fuzz $(if $(SEED),--seed $(SEED))
 	RAE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest -q tests/integration/control/test_openapi_fuzz.py
-
-docs: venv  ## the roles' READMEs, from their argument specs
-	@$(BIN)/python -m tools.role_readme
 
 fmt: venv  ## format the code
 	$(BIN)/ruff check --fix-only .

@@ -6,10 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.site import NODES, Site
+from tests.e2e.site import MOLECULE, NODES, Site
 from tests.lab import Lab
 
 _TIMES = pytest.StashKey[dict[str, float]]()
+
+
+def pytest_collection_modifyitems() -> None:
+    if not MOLECULE.exists():
+        raise pytest.UsageError(
+            f"{MOLECULE} is missing: these tests need Molecule, and it needs Python 3.11 or newer; "
+            "make venv with one (PYTHON=…), or leave them out with make test-fast"
+        )
 
 
 @pytest.fixture(scope="session")

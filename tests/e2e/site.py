@@ -20,6 +20,7 @@ from tools.devmesh import wait_until
 
 NODES = ("node1", "node2")
 _BIN = Path(sys.executable).parent
+MOLECULE = _BIN / "molecule"
 _RAECTL = ["raectl", "--credentials=/etc/rae-control/credentials.json"]
 _PROBE = (CHECKOUT / "playbooks/files/probe.py").read_text(encoding="utf-8")
 _ASK = (Path(__file__).with_name("ask.py")).read_text(encoding="utf-8")
@@ -53,7 +54,7 @@ class Site:
     def scenario(self, name: str, verbosity: int = 0) -> str:
         """All of one of Molecule's scenarios; what it said."""
         # Molecule hands no -vvv on.
-        words = ["env", f"ANSIBLE_VERBOSITY={verbosity}", "molecule", "test", "--scenario-name"]
+        words = ["env", f"ANSIBLE_VERBOSITY={verbosity}", str(MOLECULE), "test", "--scenario-name"]
         done = self.run(f"molecule {name}", *words, name)
         self.said[name] = done.stdout + done.stderr
         return self.said[name]
@@ -99,7 +100,9 @@ class Site:
         """Wait until a task is in a state; the task."""
 
         def there() -> dict[str, Any]:
-            return seen if (seen := self.task(task_id))["state"] == state else {}
+            seen = self.task(task_id)
+            assert seen["state"] in {state, "waiting", "queued", "leased", "running"}, seen
+            return seen if seen["state"] == state else {}
 
         found: dict[str, Any] = wait_until(there, timeout_s, f"{task_id} {state}", every_s=0.5)
         return found
@@ -125,13 +128,17 @@ class Site:
         self, vantage: str, addresses: Iterable[str], ports: Iterable[int]
     ) -> set[tuple[str, int]]:
         """Which (address, port) answer a host of the lab: all ports of each are tried."""
-        wanted = json.dumps([[address, list(ports)] for address in addresses])
         # By standard input: 65,535 ports are more than an argument may hold.
         program = f"import sys; sys.argv[1:] = [sys.stdin.readline()]\n{_PROBE}"
-        done = self.lab.hosts[vantage].run(
-            ["python3", "-c", program], stdin=f"{wanted}\n", timeout_s=580
-        )
-        return {(where, port) for where, port, said in json.loads(done.stdout) if said == "open"}
+        asked, found = list(ports), set()
+        for address in addresses:
+            done = self.lab.hosts[vantage].run(
+                ["python3", "-c", program], stdin=f"{json.dumps([[address, asked]])}\n",
+                timeout_s=580,
+            )  # fmt: skip
+            found |= {(where, port) for where, port, said in json.loads(done.stdout)
+                      if said == "open"}  # fmt: skip
+        return found
 
     def from_operator(self, *calls: dict[str, Any]) -> list[Any]:
         """HTTP calls made by host `operator` over the tailnet, with RAE's own token."""

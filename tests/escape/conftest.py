@@ -17,7 +17,7 @@ from rae_node.errors import NodeError
 from tools.devmesh import DevMesh, wait_until
 
 TASKS = Path(__file__).parent / "tasks"
-# Set where a test has booted a host for it, see tests/integration/lab/test_unit_level.py.
+# Set where a test has booted a host for it, see tests/e2e/test_unit_level.py.
 LEVEL = os.environ.get("RAE_ESCAPE_LEVEL", "bubblewrap")
 DATA = Path(os.environ["RAE_ESCAPE_DATA"]) if LEVEL == "unit" else None
 RUN_AS = os.environ.get("RAE_ESCAPE_AS", "").split()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.lab.test_unit_level import PYTHON, libraries
 from tests.lab import Host, Lab
 from tests.lab.lab import CHECKOUT
+from tests.lab.libraries import PYTHON, libraries
 from tools.devmesh import wait_until
 
 UNITS = Path(str(files("rae_control"))) / "data" / "units"
