@@ -27,21 +27,22 @@ def test_verify_finds_all_well(lent: Site) -> None:
 def answers(lent: Site) -> list[dict[str, Any]]:
     """A batch submitted by `operator`, and how each ended."""
     tasks: list[dict[str, Any]] = [
-        {"task_id": f"e2e-{number}", "kind": "cli",
+        {"kind": "cli",
          "params": {"command": "sha256sum", "args": ["in.txt"]},
          "inputs": {"in.txt": {"inline": f"number {number}\n"}},
          "artifacts": [{"name": "out.txt", "type": "text/plain"}]}
         for number in range(TASKS)
     ]  # fmt: skip
     tasks += [
-        {"task_id": f"e2e-llm-{number}", "kind": "llm", "timeout_s": 120,
+        {"kind": "llm", "timeout_s": 120,
          "params": {"prompt": f"{number}?", "role": "tiny", "max_tokens": 8}}
         for number in range(QUESTIONS)
     ]  # fmt: skip
-    lent.from_operator({"method": "POST", "path": "/tasks", "body": {"tasks": tasks}})
-    for task in tasks:
-        lent.until(task["task_id"], "succeeded", 240)
-    return lent.from_operator(*({"path": f"/tasks/{task['task_id']}"} for task in tasks))
+    (told,) = lent.from_operator({"method": "POST", "path": "/tasks", "body": {"tasks": tasks}})
+    ids = [task["task_id"] for task in told["tasks"]]
+    for task_id in ids:
+        lent.until(task_id, "succeeded", 240)
+    return lent.from_operator(*({"path": f"/tasks/{task_id}"} for task_id in ids))
 
 
 def test_a_batch_from_the_operators_machine_succeeds(answers: list[dict[str, Any]]) -> None:
@@ -52,7 +53,7 @@ def test_a_batch_from_the_operators_machine_succeeds(answers: list[dict[str, Any
 
 def test_artifacts_come_back_over_the_tailnet(lent: Site, answers: list[dict[str, Any]]) -> None:
     texts = lent.from_operator(
-        *({"path": f"/tasks/e2e-{number}/artifacts/out.txt"} for number in range(TASKS))
+        *({"path": f"/tasks/{one['task_id']}/artifacts/out.txt"} for one in answers[:TASKS])
     )
     for number, text in enumerate(texts):
         assert text.split()[0] == hashlib.sha256(f"number {number}\n".encode()).hexdigest()
