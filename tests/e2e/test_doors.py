@@ -103,9 +103,11 @@ def test_the_stand_ins_are_there_and_the_operator_reaches_them(busy: Site) -> No
 def route_to(site: Site, vantage: str, address: str) -> Iterator[None]:
     """Somebody on control's public network sends packets for its tailnet's address there."""
     host = site.lab.hosts[vantage]
-    host.run(["ip", "route", "add", f"{address}/32", "via", site.control.address])
-    yield
-    host.run(["ip", "route", "delete", f"{address}/32"])
+    host.run(["ip", "route", "replace", f"{address}/32", "via", site.control.address])
+    try:
+        yield
+    finally:
+        host.run(["ip", "route", "delete", f"{address}/32"])
 
 
 def closed(site: Site, address: str, six: str) -> None:
