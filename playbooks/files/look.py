@@ -111,6 +111,14 @@ def hardening(asked):
         )
 
 
+def owner_of(info):
+    """The owner's name; his number when nobody has it any more."""
+    try:
+        return pwd.getpwuid(info.st_uid).pw_name
+    except KeyError:
+        return str(info.st_uid)
+
+
 def modes(asked):
     """Owners and modes of what counts."""
     wrong = []
@@ -121,7 +129,7 @@ def modes(asked):
             if not item.get("optional"):
                 wrong.append(f"{item['path']} is missing")
             continue
-        owner, mode = pwd.getpwuid(info.st_uid).pw_name, f"{info.st_mode & 0o7777:04o}"
+        owner, mode = owner_of(info), f"{info.st_mode & 0o7777:04o}"
         if (owner, mode) != (item["owner"], item["mode"]):
             wrong.append(f"{item['path']} is {owner} {mode}, not {item['owner']} {item['mode']}")
     return finding(

@@ -87,6 +87,14 @@ def test_versions_compare_as_numbers() -> None:
     assert missing({"min_versions": {"cuda": "13"}}, node) == ["it needs cuda 13 or newer"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"), [("m", "m:latest"), ("m:latest", "m"), ("host:1/u/m", "host:1/u/m:latest")]
+)
+def test_a_model_without_a_tag_is_its_latest(asked: str, told: str) -> None:
+    assert missing({"models": [asked]}, facts(D4, models=[told])) == []
+    assert missing({"models": [asked]}, facts(D4, models=["m:7b"])) != []
+
+
 def test_models_run_where_the_gpu_is() -> None:
     spec = TaskSpec(kind="llm", params={"role": "python-specialist"})
     requirements = canonical_requirements(spec)

@@ -75,7 +75,7 @@ def facts_from(
         cpu=cpu.model if cpu else (caps.cpu if isinstance(caps.cpu, str) else None),
         tags=frozenset(caps.tags or ()),
         llm=frozenset(caps.llm or ()),
-        models=frozenset(caps.models or ()),
+        models=frozenset(map(_tagged, caps.models or ())),
         runners=None if caps.runners is None else frozenset(caps.runners),
         versions=versions,
         ui_session=caps.ui_session,
@@ -189,7 +189,7 @@ def _unmet_software(req: Canonical, facts: NodeFacts) -> list[str]:
         out.append(f"it needs the runner {', '.join(sorted(missing))}")
     if missing := set(req.get("llm", ())) - facts.llm:
         out.append(f"it needs a model for the role {', '.join(sorted(missing))}")
-    if missing := set(req.get("models", ())) - facts.models:
+    if missing := {name for name in req.get("models", ()) if _tagged(name) not in facts.models}:
         out.append(f"it needs the model {', '.join(sorted(missing))}")
     for name, least in sorted(req.get("min_versions", {}).items()):
         have = facts.versions.get(name)
@@ -214,6 +214,11 @@ def _systems(req: Requirements) -> list[str]:
 def _llm(spec: TaskSpec) -> set[str]:
     role = spec.params.get("role") if spec.kind == "llm" else None
     return {*(spec.requirements.llm or ()), *([role] if isinstance(role, str) else [])}
+
+
+def _tagged(model: str) -> str:
+    """A model's name as nodes tell it: without a tag it means `latest`."""
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
 
 
 def _models(spec: TaskSpec) -> set[str]:
