@@ -77,7 +77,7 @@ unit: venv  ## unit tests
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 integration: venv  ## tests with real Redis, gunicorn and agents
-	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
 
 CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
