@@ -92,6 +92,13 @@ def links(pid: int) -> list[str]:
     return found
 
 
+def mounts() -> list[str]:
+    """Where something is mounted, but for what logind has for people and systemd for services."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    others = ("/run/user/", "/run/credentials/")
+    return sorted(where for line in lines if not (where := line.split()[4]).startswith(others))
+
+
 def traces(mesh: DevMesh) -> dict[str, object]:
     """What could be left: of the node, and of the system."""
     agent = mesh.nodes["n1"].pid
@@ -103,7 +110,7 @@ def traces(mesh: DevMesh) -> dict[str, object]:
         "descriptors": sum("socket:" not in link for link in links(agent)),
         "many connections": sum("socket:" in link for link in links(agent)) > 12,
         "files": {str(path.relative_to(root)) for path in own_files},
-        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "mounts": mounts(),
         "sockets": Path("/proc/net/unix").read_text().count(str(root)),
         "units": sorted(path.name for path in Path("/sys/fs/cgroup/rae.slice").glob("rae-task*")),
         "cgroup": Path(f"/proc/{agent}/cgroup").read_text(),
