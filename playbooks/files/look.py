@@ -296,32 +296,10 @@ def dry_run(asked):
     )
 
 
+EVERYWHERE = (firewall, hardening, modes, secrets, release, clock)
 LOOKS = {
-    "control": (
-        api_listener,
-        models_on_control,
-        invisible,
-        ledger,
-        firewall,
-        hardening,
-        modes,
-        secrets,
-        release,
-        clock,
-        chores,
-    ),
-    "node": (
-        own_listeners,
-        independent,
-        lent,
-        dry_run,
-        firewall,
-        hardening,
-        modes,
-        secrets,
-        release,
-        clock,
-    ),
+    "control": (api_listener, models_on_control, invisible, ledger, chores, *EVERYWHERE),
+    "node": (own_listeners, independent, lent, dry_run, *EVERYWHERE),
 }
 
 
