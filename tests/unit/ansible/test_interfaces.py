@@ -14,7 +14,7 @@ from tools.role_readme import ROLES, readme
 
 NAMES = sorted(folder.name for folder in ROLES.iterdir())
 EXAMPLE = ROLES.parent / "inventory" / "example"
-VAULT = EXAMPLE / "vault.example.yml"
+VAULT = EXAMPLE / "vault.example.txt"
 SECRETS = re.compile(r"_(key|token|password)$")
 # Which of its kinds a host is follows from its group: playbooks say it.
 BY_PLAYBOOKS = {"firewall_kind", "users_kind"}
