@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,9 @@ def _build(partial: Path, lock: int) -> None:
     guest.mkdir()
     (source / "go.mod").write_text(_MODULE)
     (source / "main.go").write_bytes(_MAIN.read_bytes())
-    module = ["go", "list", "-mod=mod", "-m", "-f", "{{.Dir}}", "tailscale.com"]
-    tailscale = Path(do(module, lock, cwd=source).strip())
+    # `go list -m` would know the folder only of what is on this machine already.
+    told = do(["go", "mod", "download", "-json", "tailscale.com"], lock, cwd=source)
+    tailscale = Path(json.loads(told)["Dir"])
     original = (tailscale / "tstest/integration/testcontrol/testcontrol.go").read_text()
     if original.count(_ORIGINAL) != 1:
         raise LabError(f"testcontrol of {VERSION} asks for keys otherwise; look at {__file__}")
