@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-fast test-long fast lab-tests e2e lab-wheels test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
+.PHONY: help venv wheels vault demo test test-fast test-long fast lab-tests e2e lab-parts test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -53,18 +53,19 @@ test-fast: fast  ## all of it that needs no booted host: lint, chaos, escape sui
 fast: lint chaos-short escape-here
 	$(BIN)/python -m pytest tests/unit tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
 
-lab-tests: lab-wheels
+lab-tests: lab-parts
 	$(BIN)/python -m pytest tests/integration/lab $(PYTEST_ARGS)
 
 test-long: export RAE_TEST_LONG = 1
 test-long: test  ## make test with all 65,535 ports, all orders of reboots, and control away for three minutes
 
-e2e: venv lab-wheels  ## Molecule's scenarios and the whole site on booted hosts (root)
+e2e: venv lab-parts  ## Molecule's scenarios and the whole site on booted hosts (root)
 	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
 
-# What the lab's hosts install from.
-lab-wheels: venv
+# What the lab's hosts are made of and install from; the first time minutes, and no test should wait for it.
+lab-parts: venv
 	@$(BIN)/python -m tools.wheelhouse 3.11
+	@$(BIN)/python -m tests.lab build
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (production)
 	$(BIN)/ruff check .
@@ -85,7 +86,7 @@ chaos: venv  ## faults of every kind under load, then 5 minutes without control;
 	$(CHAOS) --rounds $(ROUNDS)
 	$(BIN)/python -m tools.outage
 
-test-escape: escape-here lab-wheels  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
+test-escape: escape-here lab-parts  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
 	$(BIN)/python -m pytest -s tests/e2e/test_unit_level.py $(PYTEST_ARGS)
 
 # As a user without rights: nothing of a node's tasks ever runs as root.
@@ -119,6 +120,9 @@ lab-down: venv  ## end them
 fuzz: venv  ## 100,000 random requests, then thousands that follow /openapi.json; SEED=n
 	$(BIN)/python -m tools.fuzz $(if $(SEED),--seed $(SEED))
 	RAE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest -q tests/integration/control/test_openapi_fuzz.py
+
+docs: venv  ## write the roles' README.md anew, from their argument_specs
+	@$(BIN)/python -m tools.role_readme
 
 fmt: venv  ## format the code
 	$(BIN)/ruff check --fix-only .

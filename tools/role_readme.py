@@ -17,7 +17,7 @@ ROLES = Path(__file__).resolve().parents[1] / "roles"
 def prose(text: str | list[str]) -> str:
     """Ansible's markup as Markdown, in one paragraph."""
     joined = text if isinstance(text, str) else " ".join(text)
-    return re.sub(r"\b[CO]\((?:[a-z]+\.)?([^)]*)\)", r"`\1`", joined)
+    return re.sub(r"\b(?:O\((?:[a-z]+\.)?|C\()([^)]*)\)", r"`\1`", joined)
 
 
 def shown(option: Mapping[str, Any]) -> str:

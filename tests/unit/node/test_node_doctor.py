@@ -105,6 +105,13 @@ FAILING: dict[str, tuple[Finding, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+# Ubuntu 24.04, with what the node role brings there.
+PROFILED = {
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1\n",
+    "/etc/apparmor.d/rae-task": "profile rae-task flags=(unconfined) {",
+}
+
+
 @pytest.mark.parametrize("what", FAILING)
 def test_each_failing_line_says_why_and_how_to_mend_it(what: str) -> None:
     finding, words = FAILING[what]
@@ -116,7 +123,7 @@ def test_what_is_right_or_cannot_be_helped_does_not_fail() -> None:
         rules.python((3, 10, 0)), rules.folder(PRIVATE, MINE, 1000, 1000, True),
         rules.secret(HERE, MINE, 1000, ""), rules.secret(HERE, Owned(0, 0o640, False), 7, ""),
         rules.disk("spool", HERE, 1024), rules.clock(60), rules.isolation("unit", "", "bubblewrap"),
-        rules.namespaces({}, True), rules.cgroup("cpuset cpu io memory pids"),
+        rules.namespaces({}, True), rules.namespaces(PROFILED, True), rules.cgroup("cpuset cpu io memory pids"),
         rules.gpu(None, 0, None), rules.gpu(False, 2, None), rules.gpu(True, 1, [CARD]),
         rules.trusted([]), rules.agent(True, ""), rules.unit("enabled", "u", False),
         rules.source("gpu", Reading("gpu", True, "foreign_gpu_process"), ""),

@@ -25,7 +25,9 @@ from rae_protocol.errors import RaeError, RemoteError, Unreachable, in_words
 from rae_protocol.names import MAX_TASKS_PER_CALL, TaskState
 
 OK, REFUSED, USAGE, UNREACHABLE, TASK_FAILED = range(5)
+# What `serve --dev` has written here, else what the control role has written on this host.
 DEFAULT_CREDENTIALS = Path("data/credentials.json")
+HOST_CREDENTIALS = Path("/etc/rae-control/credentials.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--credentials", metavar="FILE", default=argparse.SUPPRESS,
         help="a credentials.json of `serve --dev`; default: RAE_URL and RAE_TOKEN, else"
-        f" RAE_CREDENTIALS, else ./{DEFAULT_CREDENTIALS}",
+        f" RAE_CREDENTIALS, else ./{DEFAULT_CREDENTIALS}, else {HOST_CREDENTIALS}",
     )  # fmt: skip
     parser = _Parser(
         prog="raectl", description="Submit tasks to RAE Mesh and operate it.", parents=[common]
@@ -269,6 +271,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _default_credentials() -> Path:
+    on_control = HOST_CREDENTIALS.exists() and not DEFAULT_CREDENTIALS.exists()
+    return HOST_CREDENTIALS if on_control else DEFAULT_CREDENTIALS
+
+
 def _connect(args: argparse.Namespace) -> RaeClient:
     file = getattr(args, "credentials", None)
     url, token = os.environ.get("RAE_URL"), os.environ.get("RAE_TOKEN", "").strip() or None
@@ -278,7 +285,7 @@ def _connect(args: argparse.Namespace) -> RaeClient:
         raise UsageError("RAE_TOKEN holds characters that no token has; copy it again")
     if file is None and url:
         return RaeClient(url, token)
-    path = Path(file or os.environ.get("RAE_CREDENTIALS") or DEFAULT_CREDENTIALS)
+    path = Path(file or os.environ.get("RAE_CREDENTIALS") or _default_credentials())
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return RaeClient(url or found["url"], token or found["admin_token"])

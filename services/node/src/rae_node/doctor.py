@@ -100,7 +100,7 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     except (OSError, NodeError) as error:
         fix = "start the agent again; it does not say how it keeps tasks apart"
         yield rules.bad("isolation", f"the agent does not answer: {error}", fix)
-    switches = {file: eyes.text(file) for file in rules.NAMESPACE_FILES}
+    switches = {file: eyes.text(file) for file in (*rules.NAMESPACE_FILES, *rules.USERNS_PROFILES)}
     yield rules.namespaces(switches, config.min_isolation != "process")
     declared = config.capabilities.gpu
     gpus = None if declared is False else eyes.gpus(_TIMEOUT_S)

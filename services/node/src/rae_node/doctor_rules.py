@@ -156,11 +156,18 @@ NAMESPACE_FILES = {
         "give bubblewrap an AppArmor profile with `userns,`, or sysctl -w {key}=0",
     ),
 }
+# A profile with `userns,`: the tasks' units' own, or one of bubblewrap's.
+USERNS_PROFILES = tuple(
+    f"/etc/apparmor.d/{name}" for name in ("rae-task", "bwrap", "bwrap-userns-restrict")
+)
 
 
 def namespaces(texts: Mapping[str, str | None], needed: bool) -> Finding:
     """User namespaces, as the kernel's switches have them; bubblewrap needs them."""
+    profile = any(texts.get(file) is not None for file in USERNS_PROFILES)
     for file, (off, fix) in NAMESPACE_FILES.items():
+        if "apparmor" in file and profile:
+            continue
         if (texts.get(file) or "").strip() == off:
             what = f"{file} is {off}: bubblewrap cannot make user namespaces"
             key = file.removeprefix("/proc/sys/").replace("/", ".")
