@@ -136,7 +136,8 @@ def test_after_500_tasks_of_which_50_were_killed_nothing_is_left(mesh_to_kill: D
         wait_until(lambda: traces(mesh) == before, 30, "everything is as before", every_s=0.5)
     except MeshError:
         after = traces(mesh)
-        assert {key: after[key] for key in after if after[key] != before[key]} == {}
+        changed = [key for key in after if after[key] != before[key]]
+        assert {key: (before[key], after[key]) for key in changed} == {}
 
 
 def test_a_node_that_cannot_make_a_box_refuses_work_and_says_why() -> None:
