@@ -55,11 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.password_file is not None:
         password, auth_key = asked.password_file.read_text(encoding="utf-8").strip(), ""
     else:
-        password = getpass.getpass("A password for the vault: ")
-        if password != getpass.getpass("Once more: "):
-            print("these were two different passwords; run it again", file=sys.stderr)
+        try:
+            password = getpass.getpass("A password for the vault: ")
+            if password != getpass.getpass("Once more: "):
+                print("these were two different passwords; run it again", file=sys.stderr)
+                return 1
+            auth_key = getpass.getpass("Tailscale auth key (empty: later, ansible-vault edit): ")
+        except EOFError:
+            print("it asks three things; answer all, or use --password-file", file=sys.stderr)
             return 1
-        auth_key = getpass.getpass("Tailscale auth key (empty: later, with ansible-vault edit): ")
     if not password:
         print("a vault needs a password; run it again", file=sys.stderr)
         return 1

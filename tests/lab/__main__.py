@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.lab import image, ollama, preflight, tailnet
 from tests.lab.host import Host
-from tests.lab.lab import CHECKOUT, INVENTORY, STATE, Lab, owned, sweep
+from tests.lab.lab import CHECKOUT, INVENTORY, STATE, VAULT_PASSWORD, Lab, owned, sweep
 from tests.lab.preflight import LabError
 from tests.lab.tailnet import Tailnet
 from tools.devmesh import exit_on_signals, is_alive, wait_until
@@ -55,7 +55,10 @@ def keep(hosts: list[str]) -> int:
     exit_on_signals()
     with Lab(_say, kept=True) as lab:
         lab.boot(*hosts)
-        _say(f"inventory: {lab.write_inventory()}")
+        file = lab.write_inventory()
+        _say(f"inventory: {file}")
+        _say(f"to use it: export ANSIBLE_INVENTORY={file}")
+        _say(f"           export ANSIBLE_VAULT_PASSWORD_FILE={lab.folder / VAULT_PASSWORD}")
         _say(_UP)
         signal.pause()
     return 0

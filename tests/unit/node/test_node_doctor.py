@@ -134,6 +134,7 @@ def test_what_is_right_or_cannot_be_helped_does_not_fail() -> None:
     notes = [
         rules.namespaces({"/proc/sys/user/max_user_namespaces": "0"}, False), rules.cgroup(None),
         rules.source("tty", None, ""), rules.unit("", "u", True), *rules.models(node(), None),
+        *rules.models(ROLES, None, lent=False),
     ]  # fmt: skip
     assert {one.state for one in notes} == {"note"}
 

@@ -122,6 +122,29 @@ def test_without_an_agent_the_socket_says_how_to_start_one(layout: Layout) -> No
         ask(socket_path(layout.root), {"verb": "status"})
 
 
+def test_a_pause_ends_without_an_agent_and_only_where_there_is_one(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paused = layout.run / "pause.json"
+    paused.write_text('{"until": null}')
+    assert main(["resume", "--root", str(layout.root)]) == 0
+    assert capsys.readouterr().out.startswith("Resumed") and not paused.exists()
+    assert main(["resume", "--root", str(layout.root)]) == 1
+    assert "systemctl start rae-node" in capsys.readouterr().err
+
+
+def test_nobody_takes_the_lock_of_another_user_s_agent(layout: Layout) -> None:
+    if os.getuid() == 0:
+        os.chown(layout.run, 4711, 4711)
+    else:
+        layout.run.rmdir()
+        layout.run.symlink_to("/usr")  # root's
+    with pytest.raises(NodeError, match="systemctl start rae-node") as refused:
+        startup.AgentLock(layout, "n1", "http://127.0.0.1:1")
+    assert refused.value.rc == "not_its_user"
+    assert not (layout.run / "lock").exists()
+
+
 def test_who_lends_again_is_root_the_agent_or_an_owner() -> None:
     assert may_resume(0, 1000) and may_resume(1000, 1000)
     assert not may_resume(65534, 1000)

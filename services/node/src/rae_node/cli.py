@@ -172,7 +172,19 @@ def _pause(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    answer = _ask(options, verb="resume")
+    try:
+        answer = _ask(options, verb="resume")
+    except NodeError as error:
+        # A pause outlives the agent; without one, whoever may delete the file ends it.
+        from rae_node.guard.sources.pause import PauseSource  # noqa: PLC0415 - as above
+        from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as above
+
+        pause = PauseSource(_layout(options).run / "pause.json", SystemClock())
+        if error.rc != "not_running" or pause.until() is None:
+            raise
+        pause.clear()
+        print("Resumed: the pause is over. No agent runs.")
+        return 0
     reasons = ", ".join(answer["reasons"])
     why = f" ({reasons}, {answer['cooldown_left_s']} s of cooldown left)" if reasons else ""
     print(f"Resumed: {answer['availability']}{why}.")
@@ -185,6 +197,10 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps(answer, indent=2))
         return 0
     slots: dict[str, Any] = answer.pop("slots")
+    if end := answer["paused_until"]:
+        answer["paused_until"] = f"{datetime.fromtimestamp(end):%Y-%m-%d %H:%M:%S}"
+    elif end == 0:
+        answer["paused_until"] = "`rae-node resume`"
     for sentence in answer.pop("no_task_because") or ["ready for tasks"]:
         print(f"no task: {sentence}" if not answer["taking_work"] else sentence)
     for name, value in answer.items():

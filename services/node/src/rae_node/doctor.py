@@ -106,7 +106,8 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     gpus = None if declared is False else eyes.gpus(_TIMEOUT_S)
     yield rules.gpu(declared, eyes.gpus_on_bus(), gpus)
     yield from _guard(layout, config, runtime, eyes)
-    yield from rules.models(config, eyes.models(config.ollama_url, 2.0))
+    lent = dev or (layout.agent / "enabled").exists()
+    yield from rules.models(config, eyes.models(config.ollama_url, 2.0), lent)
     yield from _tasks(layout, config)
 
 

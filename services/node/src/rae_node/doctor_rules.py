@@ -212,13 +212,15 @@ def source(name: SourceName, reading: Reading | None, problem: str) -> Finding:
     return good(title, "; ".join(seen) or "sees nobody")
 
 
-def models(config: NodeConfig, present: list[str] | None) -> list[Finding]:
-    """Ollama and the model of each declared role."""
+def models(config: NodeConfig, present: list[str] | None, lent: bool = True) -> list[Finding]:
+    """Ollama and the model of each declared role; on a node that is not lent it waits, too."""
     roles, url = config.capabilities.llm or [], config.ollama_url
     if present is None:
         what = f"Ollama does not answer at {url}"
         if not roles:
             return [note("ollama", f"{what}, and no role is declared: no llm tasks come here")]
+        if not lent:
+            return [note("ollama", f"{what}: it starts with enable-node, as the agent does")]
         fix = "systemctl start rae-ollama, or take the roles out of capabilities.llm"
         return [bad("ollama", f"{what}, which the roles {', '.join(roles)} need", fix)]
     found = [good("ollama", f"answers at {url}")]

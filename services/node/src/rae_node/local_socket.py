@@ -121,7 +121,9 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float = _PATIENCE_S) -> 
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise NodeError(
-            "not_running", f"No agent answers at {path} ({said}); start it with `rae-node run`"
+            "not_running",
+            f"No agent answers at {path} ({said}); start it with `systemctl start rae-node` where "
+            "enable-node has lent the machine, a dev node with `rae-node run --dev`",
         ) from error
     if not isinstance(answer, dict):
         raise NodeError(

@@ -28,7 +28,14 @@ class AgentLock:
     """Held as long as the agent lives: one per root folder, one per node_id and control."""
 
     def __init__(self, layout: Layout, node_id: str, endpoint: str) -> None:
-        """Take both locks. Raises NodeError `already_running`."""
+        """Take both locks. Raises NodeError `already_running`, `not_its_user`."""
+        owner = layout.run.stat().st_uid
+        if owner != os.getuid():  # a lock of ours would keep its own agent out
+            raise NodeError(
+                "not_its_user",
+                f"{layout.root} is a node whose agent runs as user {owner}, and this is user "
+                f"{os.getuid()}; an installed node is started with `systemctl start rae-node`",
+            )
         self._file = (layout.run / "lock").open("a")
         try:
             self._lock()
