@@ -86,7 +86,10 @@ def test_a_gpu_task_has_the_lines_of_a_task_but_for_its_devices() -> None:
     }
     plain, gpu = lines.values()
     assert plain - gpu == {"Description=RAE task (%i)", "PrivateDevices=yes"}
-    assert gpu - plain == {"Description=RAE task with a GPU (%i)", "DeviceAllow=char-nvidia* rw"}
+    assert gpu - plain == {
+        "Description=RAE task with a GPU (%i)", "DeviceAllow=char-nvidia* rw",
+        "Wants=modprobe@nvidia_uvm.service", "After=modprobe@nvidia_uvm.service",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", ["rae-task@x.service", "rae-task-gpu@x.service"])
