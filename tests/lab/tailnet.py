@@ -25,7 +25,8 @@ _HOOK = "\n// Admits is asked of each.\nvar Admits func(*tailcfg.RegisterRequest
 _STAMP = " ".join(f"-X tailscale.com/version.{name}Stamp={VERSION}" for name in ("long", "short"))
 UNIT = """[Unit]
 Description=Tailscale, for tests of the lab
-After=network.target
+Wants=network-online.target
+After=network-online.target
 [Service]
 Type=notify
 ExecStart=/usr/local/sbin/tailscaled --no-logs-no-support --statedir=/var/lib/tailscale
