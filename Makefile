@@ -64,7 +64,6 @@ e2e: venv lab-parts  ## Molecule's scenarios and the whole site on booted hosts 
 
 # What the lab's hosts are made of and install from; the first time minutes, and no test should wait for it.
 lab-parts: venv
-	@$(BIN)/python -m tools.wheelhouse 3.11
 	@$(BIN)/python -m tests.lab build
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (production)

@@ -8,8 +8,9 @@ import pytest
 
 from tests.e2e.site import Site
 from tests.lab import Host
+from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
-from tests.lab.libraries import PYTHON, libraries
+from tests.lab.libraries import libraries
 
 HOME = "/opt/rae-test"
 DATA = f"{HOME}/mesh"

@@ -22,6 +22,7 @@ from tests.lab.host import Host
 from tests.lab.lab import CHECKOUT, INVENTORY, STATE, VAULT_PASSWORD, Lab, owned, sweep
 from tests.lab.preflight import LabError
 from tests.lab.tailnet import Tailnet
+from tools import wheelhouse
 from tools.devmesh import exit_on_signals, is_alive, wait_until
 
 _UP = "the lab is up"
@@ -119,11 +120,11 @@ def where() -> int:
 
 
 def build() -> int:
-    """Make what labs are made of."""
+    """Make what labs are made of, and what their hosts install."""
     _say(str(image.build(_say)))
     _say(str(tailnet.build(_say)))
     _say(str(ollama.build(_say).archive))
-    return 0
+    return wheelhouse.main([image.PYTHON])
 
 
 def down() -> int:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from tests.lab.cache import Say, cached, do, folder
 
-SUITE = "bookworm"
+# Debian's; `RAE_LAB_SUITE=trixie` tries all on the next one.
+SUITE = os.environ.get("RAE_LAB_SUITE") or "bookworm"
+PYTHON = {"bookworm": "3.11", "trixie": "3.13"}[SUITE]
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3", "python3-apt", "bubblewrap",
     "libseccomp2", "iproute2", "nftables", "sudo", "openssh-server", "ca-certificates", "curl",

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from tests.lab import cache
+from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
 
-PYTHON = "3.11"  # the hosts'
 NEEDED = (
     "apsw", "async-timeout", "cryptography", "flask", "gevent", "gunicorn", "nvidia-ml-py",
     "prometheus-client", "pydantic", "pyseccomp", "pytest", "pyyaml", "redis", "requests", "rq",

@@ -13,8 +13,9 @@ from rae_node.assemble import PACKAGE_DATA
 from rae_node.config import dev_config, dev_runtime
 from tests.integration.lab import node
 from tests.lab import Host, Lab
+from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
-from tests.lab.libraries import PYTHON, libraries
+from tests.lab.libraries import libraries
 from tools.devmesh import wait_until
 
 HOME = "/opt/rae-node/releases/test"

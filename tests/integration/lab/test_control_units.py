@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Host, Lab
+from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
-from tests.lab.libraries import PYTHON, libraries
+from tests.lab.libraries import libraries
 from tools.devmesh import wait_until
 
 UNITS = Path(str(files("rae_control"))) / "data" / "units"

@@ -65,4 +65,4 @@ def test_an_image_is_named_by_its_packages_in_the_folder_asked_for(
 ) -> None:
     monkeypatch.setenv("RAE_LAB_CACHE", str(tmp_path))
     assert image.path().parent == tmp_path
-    assert image.path().name.startswith("bookworm-") and image.path().suffix == ".tar"
+    assert image.path().name.startswith(f"{image.SUITE}-") and image.path().suffix == ".tar"
