@@ -27,7 +27,7 @@ LOOKS = {
     "devices": MOUNTS, "agents_process": PIDS, "other_processes": PIDS, "init_of_box": PIDS,
     "mounting": FILTER, "new_namespaces": FILTER, "sockets": FILTER, "older_calls": FILTER,
     "terminal": FILTER, "hidden_descriptors": FILTER, "own_descriptors": FILTER,
-    "space_without_writing": FILTER, "network": NET, "privileges": USER,
+    "space_without_writing": FILTER, "special_bits": FILTER, "network": NET, "privileges": USER,
     "setuid_files": USER, "priority": USER, "raised_limits": LIMITS,
     "core_dump": LIMITS, "open_files": LIMITS, "locked_memory": LIMITS,
 }  # fmt: skip

@@ -30,7 +30,7 @@ X86 = {
     "delete_module": 176, "fanotify_init": 300, "finit_module": 313, "fsopen": 430,
     "init_module": 175, "io_uring_setup": 425, "ioperm": 173, "kcmp": 312, "kexec_load": 246,
     "keyctl": 250, "memfd_secret": 447, "mount_setattr": 442, "move_mount": 429,
-    "mq_open": 240, "msgget": 68, "semget": 64,
+    "mq_open": 240, "msgget": 68, "openat2": 437, "semget": 64,
     "open_by_handle_at": 304, "open_tree": 428, "perf_event_open": 298, "pidfd_getfd": 438,
     "pivot_root": 155, "process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101,
     "quotactl": 179, "reboot": 169, "request_key": 249, "setns": 308, "shmget": 29,
@@ -41,7 +41,7 @@ ARM = {
     "delete_module": 106, "fanotify_init": 262, "finit_module": 273, "fsopen": 430,
     "init_module": 105, "io_uring_setup": 425, "kcmp": 272, "kexec_load": 104, "keyctl": 219,
     "memfd_secret": 447, "mount_setattr": 442, "move_mount": 429,
-    "mq_open": 180, "msgget": 186, "semget": 190, "open_by_handle_at": 265,
+    "mq_open": 180, "msgget": 186, "openat2": 437, "semget": 190, "open_by_handle_at": 265,
     "open_tree": 428, "perf_event_open": 241, "pidfd_getfd": 438, "pivot_root": 41,
     "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117, "quotactl": 60,
     "reboot": 142, "request_key": 218, "setns": 268, "shmget": 194, "swapon": 224, "syslog": 116,
@@ -204,12 +204,32 @@ def privileges(facts: Facts) -> str:
     return "no capabilities, no new privileges, filter on"
 
 
+def special_bits(facts: Facts) -> str:
+    """Each way to give a file or a folder the setuid or the setgid bit."""
+    with Path("plain").open("wb") as plain:
+        for bit in (stat.S_ISUID, stat.S_ISGID):
+            mode = bit | 0o700
+            ways: list[Callable[[], Any]] = [
+                lambda mode=mode: os.chmod("plain", mode),
+                lambda mode=mode: os.fchmod(plain.fileno(), mode),
+                lambda mode=mode: os.mkdir("folder", mode),
+                lambda mode=mode: os.mknod("node", mode),
+                lambda mode=mode: os.open("made", os.O_CREAT | os.O_WRONLY, mode),
+                lambda mode=mode: os.open(".", os.O_TMPFILE | os.O_WRONLY, mode),
+            ]
+            # fchmodat2 without a path: the filter comes first, where the kernel has the call.
+            found = [*map(denied, ways), call(452, -100, 0, mode, 0).replace("ENOSYS", "EPERM")]
+            if found != ["EPERM"] * 7:
+                raise Escaped(f"mode {mode:o}: {found}")
+    return "EPERM"
+
+
 def setuid_files(facts: Facts) -> str:
     """An own copy with the bit set, a file with capabilities, the system's setuid programs."""
     own = Path("own-id")
     own.write_bytes(Path("/usr/bin/id").read_bytes())
     own.chmod(0o755)
-    with contextlib.suppress(PermissionError):  # a unit's filter refuses the bits themselves
+    with contextlib.suppress(PermissionError):  # the filter refuses the bits themselves
         own.chmod(0o6755)
     found = [denied(lambda: os.setxattr(own, "security.capability", b"\1\0\0\2" + b"\xff" * 16))]
     told = {subprocess.check_output([program, "-u"]) for program in ("./own-id", "/usr/bin/id")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 # Refused as to somebody without the right.
 _REFUSED = (
@@ -28,8 +29,17 @@ _REFUSED = (
     # memory that the watch over the workspace does not see
     "memfd_secret", "mq_open", "msgget", "semget", "shmget",
 )  # fmt: skip
-# Refused as if this kernel did not have them: programs then take the older way.
-_ABSENT = ("clone3", "io_uring_enter", "io_uring_register", "io_uring_setup")
+# Refused as if this kernel did not have them: programs then take the older way, whose arguments a
+# filter can see.
+_ABSENT = ("clone3", "io_uring_enter", "io_uring_register", "io_uring_setup", "openat2")
+# What gives a file its mode, and the argument that says it. systemd's `RestrictSUIDSGID=` does the
+# same, but for the unit, in which bubblewrap since 0.12 needs openat2.
+_MODES: tuple[tuple[str | int, int], ...] = (
+    ("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("mkdir", 1), ("mkdirat", 2), ("mknod", 1),
+    ("mknodat", 2), ("creat", 1), (452, 2),  # fchmodat2, which not every libseccomp knows by name
+)  # fmt: skip
+_OPENS = (("open", 1), ("openat", 2))  # flags, with the mode behind them
+_CREATES = (os.O_CREAT, os.O_TMPFILE & ~os.O_DIRECTORY)
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}, see clone(2)
 _THREAD, _FILES = 0x00010000, 0x00000400  # CLONE_THREAD, CLONE_FILES
 _FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink: what a box of its own has anyway
@@ -61,6 +71,14 @@ def compiled() -> bytes:
     found.add_rule(refused, "prctl", lib.Arg(0, lib.MASKED_EQ, 0xFFFFFFFF, _SET_DUMPABLE))
     # A thread with descriptors of its own: the watch reads those of the process.
     found.add_rule(refused, "clone", lib.Arg(0, lib.MASKED_EQ, _THREAD | _FILES, _THREAD))
+    for bit in (stat.S_ISUID, stat.S_ISGID):
+        for call, at in _MODES:
+            if isinstance(call, int) or _known(lib, call):
+                found.add_rule(refused, call, lib.Arg(at, lib.MASKED_EQ, bit, bit))
+        for call, at in _OPENS:
+            for flag in _CREATES if _known(lib, call) else ():
+                found.add_rule(refused, call, lib.Arg(at, lib.MASKED_EQ, flag, flag),
+                               lib.Arg(at + 1, lib.MASKED_EQ, bit, bit))  # fmt: skip
     # Space without writing: the disk would be full before the watch looks again.
     found.add_rule(lib.ERRNO(errno.EOPNOTSUPP), "fallocate")
     # In memory: the agent has no folder for such files.
