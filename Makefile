@@ -57,7 +57,8 @@ lab-tests: lab-parts
 	$(BIN)/python -m pytest tests/integration/lab $(PYTEST_ARGS)
 
 test-long: export RAE_TEST_LONG = 1
-test-long: test  ## make test with all 65,535 ports, all orders of reboots, control away for three minutes, and site.yml on lent nodes
+test-long: test  ## make test with all 65,535 ports, all orders of reboots, control away for three minutes, site.yml on lent nodes, and hosts of Debian 13
+	$(MAKE) lab-tests RAE_LAB_SUITE=trixie
 
 e2e: venv lab-parts  ## Molecule's scenarios and the whole site on booted hosts (root)
 	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)

@@ -9,6 +9,7 @@ import pytest
 from tests.integration.lab import node
 from tests.integration.lab.playbooks import Site
 from tests.lab import Host, Lab
+from tests.lab.image import PYTHON
 from tools import wheelhouse
 
 
@@ -37,7 +38,7 @@ def pair(lab: Lab) -> tuple[Host, Host]:
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """A control host and a node with nothing of ours, an inventory, and wheels to install."""
-    assert wheelhouse.main(["3.11"]) == 0
+    assert wheelhouse.main([PYTHON]) == 0
     with Lab() as running:
         running.boot("control", "node1")
         yield Site(running, running.write_inventory().parent)

@@ -14,6 +14,7 @@ import yaml
 
 from tests.integration.lab.playbooks import Ran, Site
 from tests.lab import Host
+from tests.lab.image import PYTHON
 
 
 @pytest.fixture
@@ -180,8 +181,8 @@ def test_a_host_without_a_key_for_the_tailnet_is_told(site: Site, more: Path) ->
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("common_wheelhouse_dir", "/nowhere", ("has Python 3.11, and there is no rae-",
-                                               "make wheels PYTHONS=3.11")),
+        ("common_wheelhouse_dir", "/nowhere", (f"has Python {PYTHON}, and there is no rae-",
+                                               f"make wheels PYTHONS={PYTHON}")),
         ("firewall_admin_cidrs", [], ("control: firewall_admin_cidrs is empty",
                                       "Name the network that you come from")),
         ("ollama_archive_sha256", "", ("node1: ollama_archive_sha256 is missing",
