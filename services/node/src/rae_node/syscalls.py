@@ -71,6 +71,7 @@ def compiled() -> bytes:
     found.add_rule(refused, "prctl", lib.Arg(0, lib.MASKED_EQ, 0xFFFFFFFF, _SET_DUMPABLE))
     # A thread with descriptors of its own: the watch reads those of the process.
     found.add_rule(refused, "clone", lib.Arg(0, lib.MASKED_EQ, _THREAD | _FILES, _THREAD))
+    # A program that runs as who made it, whoever starts it.
     for bit in (stat.S_ISUID, stat.S_ISGID):
         for call, at in _MODES:
             if isinstance(call, int) or _known(lib, call):
