@@ -169,7 +169,8 @@ class Lab:
         (folder / "keys").mkdir(parents=True)
         cgroup = self._root / self.bridge / "tailnet.server"
         cgroup.mkdir(parents=True)
-        server = [str(programs / "server"), f"10.99.{self.number}.1", str(folder)]
+        server = [str(programs / "server"), f"10.99.{self.number}.1", str(folder),
+                  str(programs / "vendor")]  # fmt: skip
         with (folder / "log").open("wb") as log:
             self._servers.append(subprocess.Popen(
                 ["bash", "-c", _BESIDE, str(cgroup), *server],

@@ -23,6 +23,8 @@ NEEDED: Mapping[str, str] = {
     "nsenter": "util-linux",
     "ssh-keygen": "openssh-client",
     "dpkg-scanpackages": "dpkg-dev",
+    "gpg": "gpg",
+    "gpg-agent": "gpg-agent",
     "c++": "g++",
 }
 GO = (1, 26, 6)

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab import preflight
+from tests.lab import preflight, vendor
 from tests.lab.cache import Say, cached, do
 from tests.lab.preflight import LabError
 
@@ -53,9 +53,12 @@ class Tailnet:
 
 
 def build(say: Say) -> Path:
-    """A folder with `server`, and `guest/` with both of Tailscale's programs. Raises LabError."""
+    """A folder with `server`, `guest/` with both of Tailscale's programs, and `vendor/`, the
+    repository of its package. Raises LabError.
+    """
+    made_by = Path(vendor.__file__).read_text(encoding="utf-8")
     digest = hashlib.sha256(
-        "\n".join([_MAIN.read_text(), _MODULE, _PATCHED, _HOOK, _STAMP]).encode()
+        "\n".join([_MAIN.read_text(), _MODULE, _PATCHED, _HOOK, _STAMP, made_by]).encode()
     ).hexdigest()[:12]
     return cached(f"tailnet-{VERSION}-{digest}", say, "three minutes", _build)
 
@@ -81,4 +84,5 @@ def _build(partial: Path, lock: int) -> None:
         (f"{guest}/", ["tailscale.com/cmd/tailscale", "tailscale.com/cmd/tailscaled"]),
     ):
         do([*build, "-o", str(output), *packages], lock, cwd=source, CGO_ENABLED="0")
+    vendor.offer(tailscale, guest, VERSION, partial / "vendor", lock)
     do(["rm", "--recursive", str(source)], lock)

@@ -198,18 +198,23 @@ def test_what_the_inventory_lacks_is_told(
     refused(site, *words, options=variables(**{variable: value}))
 
 
-def test_a_key_that_was_used_is_told_and_nothing_but_tailscale_is_there(
+def test_a_key_that_was_used_is_told_and_its_host_is_again_as_it_was(
     site: Site, more: Path
 ) -> None:
     key = site.lab.tailnet.key()
     site.lab.boot("other")
     site.lab.join("other", key)
     more.write_text(yaml.safe_dump({"rae_nodes": {"hosts": {"node1": {"lab_auth_key": key}}}}))
+    before = site.files()["node1"]
     ran = site.play("site", "--inventory", str(more))
     assert ran.returncode != 0
     assert "node1 could not join the tailnet" in ran.words
+    assert "; the host is again as it was. A key works until it expires" in ran.words
     assert "a one-time key only once; make a new one in the tailnet's admin console" in ran.words
     assert key not in ran.text
+    assert site.files()["node1"] ^ before == set()
+    running = site.hosts["node1"].run(["ps", "-eo", "comm="]).stdout.split()
+    assert "tailscaled" not in running
     for host in (site.hosts["control"], site.hosts["node1"]):
         there = host.run(["ls", "/opt", "/etc/systemd/system"]).stdout.split()
         assert [name for name in there if name.startswith("rae")] == []

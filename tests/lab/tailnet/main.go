@@ -1,5 +1,6 @@
 // The lab's tailnet: Tailscale's control server for its own tests, with DERP and STUN, and keys
-// that work once. It listens on the address it is told, and writes its URL to FOLDER/url.
+// that work once. It listens on the address it is told, and writes its URL to FOLDER/url. Below
+// /vendor/ it hands out the files of VENDOR, as the vendor's package server does.
 //
 // A key is a file in FOLDER/keys; who registers with it removes it, unless it is named reusable.
 package main
@@ -68,10 +69,10 @@ func (g *gate) spends(req *tailcfg.RegisterRequest) bool {
 }
 
 func main() {
-	if len(os.Args) != 3 {
-		log.Fatal("usage: tailnet ADDRESS FOLDER")
+	if len(os.Args) != 4 {
+		log.Fatal("usage: tailnet ADDRESS FOLDER VENDOR")
 	}
-	address, folder := os.Args[1], os.Args[2]
+	address, folder, vendor := os.Args[1], os.Args[2], os.Args[3]
 	doors := &gate{keys: filepath.Join(folder, "keys"), known: map[key.NodePublic]bool{}}
 	testcontrol.Admits = doors.admits
 	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
@@ -95,5 +96,8 @@ func main() {
 	if err := os.Rename(filepath.Join(folder, "url.part"), filepath.Join(folder, "url")); err != nil {
 		log.Fatal(err)
 	}
-	log.Fatal(http.Serve(listener, server))
+	doorway := http.NewServeMux()
+	doorway.Handle("/vendor/", http.StripPrefix("/vendor/", http.FileServer(http.Dir(vendor))))
+	doorway.Handle("/", server)
+	log.Fatal(http.Serve(listener, doorway))
 }
