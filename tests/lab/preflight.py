@@ -26,6 +26,7 @@ NEEDED: Mapping[str, str] = {
     "gpg": "gpg",
     "gpg-agent": "gpg-agent",
     "c++": "g++",
+    "cmake": "cmake",
 }
 GO = (1, 26, 6)
 # su and sudo may leave /usr/sbin out.

@@ -212,7 +212,10 @@ def test_a_key_that_was_used_is_told_and_its_host_is_again_as_it_was(
     assert "; the host is again as it was. A key works until it expires" in ran.words
     assert "a one-time key only once; make a new one in the tailnet's admin console" in ran.words
     assert key not in ran.text
-    assert site.files()["node1"] ^ before == set()
+    # Ansible's folder for what it copies is its own, and empty.
+    assert {line.split()[0] for line in site.files()["node1"] ^ before} <= {
+        "/root/.ansible", "/root/.ansible/tmp",
+    }  # fmt: skip
     running = site.hosts["node1"].run(["ps", "-eo", "comm="]).stdout.split()
     assert "tailscaled" not in running
     for host in (site.hosts["control"], site.hosts["node1"]):
