@@ -11,6 +11,7 @@ PYTHONS ?= 3.10 3.11 3.12 3.13
 INVENTORY ?= inventory/mesh
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
@@ -20,7 +21,7 @@ CODE := services/protocol/src services/control/src services/node/src tools tests
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "PYTHON=$(PYTHON) (3.10 or newer)  ROUNDS=$(ROUNDS)  SEED=$(SEED)  MINUTES=$(MINUTES)  PYTEST_ARGS=$(PYTEST_ARGS)"
+	@echo "PYTHON=$(PYTHON) (3.10 or newer)  ROUNDS=$(ROUNDS)  SEED=$(SEED)  MINUTES=$(MINUTES)  WORKERS=$(WORKERS)  PYTEST_ARGS=$(PYTEST_ARGS)"
 
 venv: $(VENV)/.built  ## build the environment in .venv
 
@@ -51,7 +52,7 @@ test-fast: fast  ## all of it that needs no booted host: lint, chaos, escape sui
 	@echo "left out, for they boot hosts: tests/integration/lab, tests/e2e and Molecule; \`make test\` runs them, as root"
 
 fast: lint chaos-short escape-here
-	$(BIN)/python -m pytest tests/unit tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory unit integration
 
 lab-tests: lab-parts
 	$(BIN)/python -m pytest tests/integration/lab $(PYTEST_ARGS)
@@ -74,11 +75,12 @@ lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (pr
 	$(BIN)/lint-imports
 	if [ -x $(BIN)/ansible-lint ]; then PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline; fi
 
-unit: venv  ## unit tests
-	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+# Both mostly wait. Not in one process: unit tests look at its children, and integration tests keep some.
+unit: venv  ## unit tests, WORKERS=2 at a time
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit $(PYTEST_ARGS)
 
-integration: venv  ## tests with real Redis, gunicorn and agents
-	$(BIN)/python -m pytest tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
+integration: venv  ## tests with real Redis, gunicorn and agents, WORKERS=2 at a time; 0 for --pdb
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
 
 CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 

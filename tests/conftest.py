@@ -47,15 +47,15 @@ def free_port() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def control() -> Iterator[DevMesh]:
-    """One control without agents, for tests that bring their own node or need none."""
+    """One control without agents for each file, for tests that bring their own node or need none."""
     with DevMesh(()) as mesh:
         yield mesh
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mesh() -> Iterator[DevMesh]:
-    """One mesh with two agents, for tests that leave it as they found it."""
+    """One mesh with two agents for each file, for tests that leave it as they found it."""
     with DevMesh(("n1", "n2")) as running:
         yield running
