@@ -49,7 +49,7 @@ def free_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def control() -> Iterator[DevMesh]:
-    """One control without agents for each file, for tests that bring their own node or need none."""
+    """One control without agents for each file: its tests bring their own node, or need none."""
     with DevMesh(()) as mesh:
         yield mesh
 
