@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-fast test-long fast lab-tests e2e lab-parts test-escape escape-here lint unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
+.PHONY: help venv wheels vault demo test test-fast test-long fast lab-tests e2e lab-parts test-escape escape-here lint lint-python lint-ansible unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -69,10 +69,15 @@ lab-parts: venv
 	@$(BIN)/python -m tests.lab build
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (production)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint-python lint-ansible
+
+lint-python: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
 	$(BIN)/lint-imports
+
+lint-ansible: venv
 	if [ -x $(BIN)/ansible-lint ]; then PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline; fi
 
 # Both mostly wait. Not in one process: unit tests look at its children, and integration tests keep some.
