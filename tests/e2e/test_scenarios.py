@@ -14,6 +14,6 @@ def test_a_role_alone(site: Site, name: str) -> None:
     site.scenario(name)
 
 
-def test_two_roles_at_once_on_a_host_of_its_own_each(site: Site) -> None:
+def test_two_roles_at_once_each_on_a_host_of_its_own(site: Site) -> None:
     with ThreadPoolExecutor() as both:
         list(both.map(site.scenario, ["ollama", "node"]))
