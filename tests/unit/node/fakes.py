@@ -158,7 +158,11 @@ class Rig:
 
     def outcome(self, timeout_s: float = 15.0) -> tuple[models.Result, dict[str, bytes]]:
         """The next result, removed from the list of calls."""
-        found = until(lambda: self.control.of("result"), "a result", timeout_s)[0]
+        try:
+            found = until(lambda: self.control.of("result"), "a result", timeout_s)[0]
+        except AssertionError as error:  # what came instead says why
+            said = [call for call in self.control.calls if call[0] not in {"poll", "heartbeat"}]
+            raise AssertionError(f"{error}; {said}, {self.agent.obstacles()}") from None
         self.control.calls = [call for call in self.control.calls if call[0] != "result"]
         return found
 

@@ -24,7 +24,7 @@ from tests.unit.node.fakes import Rig, until
 
 MakeRig = Callable[..., Rig]
 FILE = {"artifacts": [{"name": "a.bin"}]}
-HEAD = "import os, shutil, signal\ndef run(ctx):\n top = ctx.work.parent\n"
+HEAD = "import os, shutil, signal, time\ndef run(ctx):\n top = ctx.work.parent\n"
 
 
 def mode(path: Path) -> int:
@@ -140,6 +140,7 @@ def test_inputs_that_cannot_be_never_count_against_the_node(
     "body",
     [
         "shutil.rmtree(top)",
+        "shutil.rmtree(top)\ntime.sleep(0.7)",  # the disk is looked at meanwhile
         "shutil.rmtree(top / 'logs')",
         "shutil.rmtree(top / 'logs')\n(top / 'logs').write_text('x')",
         "shutil.rmtree(top / 'logs')\nos.symlink('/etc', top / 'logs')",

@@ -30,7 +30,9 @@ class Watch:
 
     def __init__(self, spec: dict[str, Any], *, counted: bool) -> None:
         self._limits: dict[str, Any] = spec["limits"]
-        self._workspace, self._logs = str(spec["workspace"]), str(spec["log_dir"])
+        self._workspace = str(spec["workspace"])
+        # Held open: a task may remove it, and its disk is looked at all the same.
+        self._logs = os.open(str(spec["log_dir"]), os.O_PATH | os.O_DIRECTORY)
         self._most, self._counted = int(self._limits["max_files"]), counted
         self.peak_mb = 0.0
         self._left_before = self._left()
@@ -86,7 +88,7 @@ class Watch:
         return disk_usage(self._workspace, pids, self._most, ours) - self._before
 
     def _left(self) -> int:
-        found = os.statvfs(self._logs)
+        found = os.fstatvfs(self._logs)
         return found.f_bavail * found.f_frsize
 
 
