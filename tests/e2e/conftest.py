@@ -24,7 +24,7 @@ def pytest_collection_modifyitems() -> None:
 def clean(request: pytest.FixtureRequest) -> Iterator[Site]:
     """Hosts with nothing of ours, and the inventory."""
     with Lab() as lab:
-        lab.boot("control", *NODES, "outsider", "operator", "spare1", "spare2")
+        lab.boot("control", *NODES, "outsider", "operator", "spare1", "spare2", "spare3")
         site = Site(lab, lab.write_inventory())
         request.config.stash[_TIMES] = site.times
         lab.join("operator")

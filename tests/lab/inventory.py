@@ -11,7 +11,7 @@ from tests.lab.tailnet import Tailnet
 
 _GROUPS = {
     "control": "rae_control", "outsider": "rae_outside",
-    **dict.fromkeys(("operator", "spare1", "spare2"), "lab_other"),
+    **dict.fromkeys(("operator", "spare1", "spare2", "spare3"), "lab_other"),
 }  # fmt: skip
 
 
