@@ -35,7 +35,7 @@ class Site:
     times: dict[str, float] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
 
-    def run(self, what: str, *argv: str, check: bool = True, timeout_s: float = 900) -> Done:
+    def run(self, what: str, *argv: str, check: bool = True, timeout_s: float = 1800) -> Done:
         """A program of the environment, with this inventory; what it said when it must succeed."""
         started = time.monotonic()
         known = {
