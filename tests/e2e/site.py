@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -43,10 +44,16 @@ class Site:
             "ANSIBLE_VAULT_PASSWORD_FILE": str(self.lab.folder / VAULT_PASSWORD),
             "PATH": f"{_BIN}:{os.environ['PATH']}",
         }
-        done = subprocess.run(
-            argv, cwd=CHECKOUT, env={**os.environ, **known}, capture_output=True, text=True,
-            timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(
+            argv, cwd=CHECKOUT, env={**os.environ, **known}, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            os.killpg(process.pid, signal.SIGKILL)  # Molecule's playbook would go on without it
+            raise
+        done = Done(argv, process.returncode, out, err)
         self.times[what] = self.times.get(what, 0) + time.monotonic() - started
         assert not check or done.returncode == 0, done.stdout[-8000:] + done.stderr[-3000:]
         return done
