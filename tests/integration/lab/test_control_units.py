@@ -33,7 +33,7 @@ unixsocketperm 777
 dir /run/redis-rae
 appendonly yes
 maxmemory-policy noeviction
-user default off
+user default off ~* &* +@all
 user rae on >of-the-vault ~* &* +@all
 """
 

@@ -29,7 +29,7 @@ from rae_node.runners.llm import present_models
 from rae_node.runners.signature import read_signature
 from rae_node.startup import read_enrolment
 from rae_node.trust import untrusted
-from rae_protocol.errors import RaeError
+from rae_protocol.errors import RaeError, Unreachable
 from rae_protocol.transport import BearerAuth, Transport
 
 _TIMEOUT_S = 5.0
@@ -44,9 +44,19 @@ def _text(file: str) -> str | None:
 
 
 def _healthz(url: str) -> float:
-    """Seconds that control's clock is ahead. Raises RaeError."""
+    """Seconds that control's clock is ahead. Raises RaeError.
+
+    A host that has just booted is heard again when WireGuard gives up the session with the one
+    before: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, 15 s, by section 6 of its paper.
+    """
     transport = Transport(url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S)
-    transport.call("GET", "/healthz", auth=BearerAuth(None))
+    for again in (True, True, True, False):
+        try:
+            transport.call("GET", "/healthz", auth=BearerAuth(None))
+            break
+        except Unreachable:
+            if not again:
+                raise
     return transport.clock_offset_s
 
 
