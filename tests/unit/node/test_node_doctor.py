@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,29 @@ def test_the_way_to_control_is_walked(
     home: Layout, eyes: Eyes, look: dict[str, Callable[..., Any]], name: str, words: tuple[str]
 ) -> None:
     fails(see(home, replace(eyes, **look), name), *words)  # type: ignore[arg-type]
+
+
+def test_a_control_that_does_not_answer_at_once_is_called_again(home: Layout, eyes: Eyes) -> None:
+    calls = []
+
+    class Booting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            calls.append(self.path)
+            self.close_connection = True
+            if len(calls) > 1:  # the first call is hung up on
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Booting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        body = yaml.safe_load(home.config_file.read_text())
+        body["rae_endpoint"] = f"http://127.0.0.1:{server.server_port}"
+        home.config_file.write_text(yaml.safe_dump(body))
+        asking = replace(eyes, healthz=Eyes().healthz)
+        assert see(home, asking, "control").state == "ok"
+        server.shutdown()
+    assert calls == ["/healthz"] * 2
 
 
 def test_a_machine_without_systemd_fails_where_it_is_installed_only(

@@ -29,8 +29,8 @@ from rae_node.runners.llm import present_models
 from rae_node.runners.signature import read_signature
 from rae_node.startup import read_enrolment
 from rae_node.trust import untrusted
-from rae_protocol.errors import RaeError, Unreachable
-from rae_protocol.transport import BearerAuth, Transport
+from rae_protocol.errors import RaeError
+from rae_protocol.transport import Backoff, BearerAuth, Transport
 
 _TIMEOUT_S = 5.0
 _CONTROLLERS = "/sys/fs/cgroup/cgroup.controllers"
@@ -46,17 +46,13 @@ def _text(file: str) -> str | None:
 def _healthz(url: str) -> float:
     """Seconds that control's clock is ahead. Raises RaeError.
 
-    A host that has just booted is heard again when WireGuard gives up the session with the one
-    before: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, 15 s, by section 6 of its paper.
+    Four calls: a host that has just booted is heard again when WireGuard gives up the session with
+    the boot before, KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, 15 s (section 6 of its paper).
     """
-    transport = Transport(url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S)
-    for again in (True, True, True, False):
-        try:
-            transport.call("GET", "/healthz", auth=BearerAuth(None))
-            break
-        except Unreachable:
-            if not again:
-                raise
+    transport = Transport(
+        url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S, backoff=Backoff(tries=4)
+    )
+    transport.call("GET", "/healthz", auth=BearerAuth(None), retry=True)
     return transport.clock_offset_s
 
 
