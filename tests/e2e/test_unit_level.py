@@ -55,7 +55,7 @@ def escape(host: Host, *words: str) -> str:
     command = ["python3", "-m", "pytest", "-q", "--tb=short", "--maxfail=3"]
     command += ["-p", "no:cacheprovider", "--rootdir", HOME]
     done = host.run(
-        ["env", "-C", f"{HOME}/src", *variables, *command, *words], timeout_s=400, check=False
+        ["env", "-C", f"{HOME}/src", *variables, *command, *words], timeout_s=600, check=False
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout

@@ -141,7 +141,8 @@ def test_after_500_tasks_of_which_50_were_killed_nothing_is_left(mesh_to_kill: D
     doomed = [ref.task_id for ref in mesh.rae.submit([slow] * 50)]
     rest = [ref.task_id for ref in mesh.rae.submit([QUICK] * 450)]
     for task_id in doomed:
-        wait_until(lambda t=task_id: mesh.rae.task(t).state == "running", 120, "a slow task runs")
+        # The first runs after the 450, which come before it.
+        wait_until(lambda t=task_id: mesh.rae.task(t).state == "running", 300, "a slow task runs")
         mesh.rae.cancel(task_id)
     assert {mesh.rae.wait(task_id, 60).state for task_id in doomed} == {"cancelled"}
     assert {mesh.rae.wait(task_id, 60).state for task_id in rest} == {"succeeded"}
