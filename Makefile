@@ -85,8 +85,7 @@ unit: venv  ## unit tests, WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit $(PYTEST_ARGS)
 
 integration: venv  ## tests with real Redis, gunicorn and agents, WORKERS=2 at a time; 0 for --pdb
-	# In their order: by their number, xdist's choice, files of one long test would come last, one by one.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
 
 CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
