@@ -38,6 +38,10 @@ class ManualClock:
         self.offset = 0.0
         self._start = time.time()
 
+    def step(self, seconds: float) -> None:
+        """Set the wall clock: no time passes."""
+        self._start += seconds
+
     def wall(self) -> float:
         return self._start + self.offset
 

@@ -257,6 +257,16 @@ def test_signatures_are_checked_for_time_nonce_body_and_path(api: Api, clock: Ma
         refused(answer, "bad_signature")
 
 
+@pytest.mark.parametrize("step", [-3600, 3600], ids=["back", "on"])
+def test_a_clock_set_right_after_the_start_does_not_lock_the_nodes_out(
+    api: Api, clock: ManualClock, step: float
+) -> None:
+    api.join("n1")
+    clock.step(step)
+    beat = {"node_id": "n1", "leases": []}
+    assert api.node("n1", "POST", "/nodes/heartbeat", beat).status_code == 200
+
+
 def test_a_bearer_token_alone_is_not_enough_for_an_hmac_node(api: Api) -> None:
     api.join("n1")
     headers = {"Authorization": f"Bearer {api.tokens['n1']}"}

@@ -73,6 +73,7 @@ class Authenticator:
         self._clock = clock
         self._skew = skew_s
         self._started = clock.wall()
+        self._started_boot = clock.boot()
         self._nonces = NonceCache(2 * skew_s)
         self._tokens: dict[str, Caller] = {}
         for row in tokens:
@@ -185,7 +186,10 @@ class Authenticator:
         now, stamp = self._clock.wall(), float(fields.ts)
         if abs(now - stamp) > self._skew:
             raise RaeError("skew", detail_s=round(stamp - now, 1))
-        if stamp <= int(self._started):
+        # Where the clock was ahead at the start and was set right since, the start is when the
+        # right one says; or nodes would be refused until it comes to the wrong time again.
+        started = min(self._started, now - (self._clock.boot() - self._started_boot))
+        if stamp <= int(started):
             # Nonces used before the start are not known any more.
             raise RaeError("retry_signed", retry_after_s=1)
         if not self._nonces.add(fields.keyid, fields.nonce, now):
