@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.e2e.site import Site
 
 # Those of one row share hosts: spare1 and spare2; spare3.
-ROWS = (("firewall", "tailscale", "control", "ollama"), ("node",))
+ROWS = (("firewall", "tailscale", "control"), ("node", "ollama"))
 
 
 def test_each_role_alone_two_at_a_time(site: Site) -> None:
