@@ -90,9 +90,20 @@ def test_a_renewal_counts_only_for_the_lease_s_own_node_and_after_its_ack() -> N
 def test_heartbeats_without_a_list_cannot_hold_a_lease_for_ever() -> None:
     table = LeaseTable()
     table.open(lease())
-    for now in range(0, 3600 + 2 * 120 + 60, 30):
-        table.renew(["l1"], "n1", float(now))
-    assert table.expired(3600 + 2 * 120 + 1.0)
+    for now in range(0, 3600 + 3 * 120, 30):
+        table.renew_all("n1", float(now))
+    assert not table.expired(3600 + 2 * 120 - 1.0)
+    assert [(one.lease_id, one.named) for one in table.expired(3600 + 2 * 120 + 1.0)] == [
+        ("l1", False)
+    ]
+
+
+def test_heartbeats_that_name_a_lease_hold_it_however_long_its_input_takes() -> None:
+    table = LeaseTable()
+    table.open(lease())
+    for now in range(0, 10 * 3600, 30):
+        assert table.renew(["l1"], "n1", float(now)) == []
+        assert not table.expired(now + 119.0)
 
 
 def test_time_that_control_slept_is_granted_to_every_lease() -> None:

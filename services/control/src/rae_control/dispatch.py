@@ -34,9 +34,10 @@ RECHECK_S = 5.0
 
 @dataclass(slots=True, eq=False)
 class Poll:
-    """An open poll of a node. `replaced` when a newer one of the same session came."""
+    """An open poll of a node's session. `replaced` when a newer one came."""
 
     node_id: str
+    session: str | None
     slots: Sequence[str]
     vram_free_mb: float | None
     event: Event = field(default_factory=Event)
@@ -76,7 +77,8 @@ class Dispatcher:
         state = self._state
         end = state.clock.boot() + wait_s
         entry = self._entry(node_id)
-        poll = Poll(node_id, entry.facts.slots if slots is None else slots, vram_free_mb)
+        named = entry.facts.slots if slots is None else slots
+        poll = Poll(node_id, entry.token_sha256, named, vram_free_mb)
         if entry.poll is not None:
             entry.poll.replaced = True
             entry.poll.wake()
@@ -88,6 +90,8 @@ class Dispatcher:
                 entry = self._entry(node_id)
                 if self._stopped:
                     raise RaeError("not_ready", "control stops", retry_after_s=1)
+                if entry.token_sha256 != poll.session:
+                    return _nothing("newer_session", "A newer session of this node took over.")
                 if poll.replaced:
                     return _nothing("newer_poll", "A newer poll of this session took over.")
                 commands = entry.take_commands()
@@ -227,7 +231,8 @@ class Dispatcher:
                     claimed = state.write(
                         partial(
                             _claim, task_id=task_id, lease_id=self._lease_id(),
-                            who=ledger_tasks.Who(entry.node_id, slot), acked=not entry.acks,
+                            who=ledger_tasks.Who(entry.node_id, slot), session=poll.session,
+                            acked=not entry.acks,
                             vram_mb=lane.requirements.get("vram_gb", 0) * 1024,
                             uuids=_gpu_uuid(entry, slot),
                         )
@@ -268,9 +273,13 @@ class Dispatcher:
 
 
 def _claim(
-    tx: Tx, task_id: str, lease_id: str, who: ledger_tasks.Who, *, acked: bool, vram_mb: int,
-    uuids: list[str],
+    tx: Tx, task_id: str, lease_id: str, who: ledger_tasks.Who, *, session: str | None,
+    acked: bool, vram_mb: int, uuids: list[str],
 ) -> Claimed | None:  # fmt: skip
+    # A session that began while this claim waited for its turn may be of another machine.
+    if tx.row("SELECT 1 FROM nodes WHERE node_id = ? AND token_sha256 IS NOT ?",
+              who.node_id, session):  # fmt: skip
+        return None
     task = tx.row("SELECT * FROM tasks WHERE task_id = ? AND state = 'queued'", task_id)
     if task is None:
         return None

@@ -51,10 +51,14 @@ class Reaper:
         for lease in state.leases.unacked(now, state.config.ack_timeout_s):
             state.write(partial(ledger_tasks.unack, lease_id=lease.lease_id))
         for lease in state.leases.expired(now):
+            # In silence the node kept its own, earlier deadline. A node that goes on sending
+            # heartbeats without a list never said that this lease is over.
+            holder = state.nodes.get(lease.node_id)
+            unconfirmed = not lease.named and holder is not None and holder.heard > lease.renewed
             state.write(
                 partial(
                     ledger_tasks.interrupt, lease_id=lease.lease_id, reason="lease_expired",
-                    limits=state.limits, fenced=False,
+                    limits=state.limits, fenced=unconfirmed,
                 )
             )  # fmt: skip
             log.warning(

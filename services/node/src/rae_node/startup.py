@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
 
 _LOCK_S = 0.3
+_PERMANENT = "0"  # NET_ADDR_PERM, linux/netdevice.h
 
 
 class AgentLock:
@@ -88,8 +89,17 @@ def end_predecessors(layout: Layout, bound_s: float, log: EventLog, isolation: I
     recover(layout, log, isolation.wipe)
 
 
-def machine_id(layout: Layout, source: Path = Path("/etc/machine-id")) -> str:
-    """A stable word for this machine that tells nothing about it. Raises OSError."""
+def machine_id(
+    layout: Layout,
+    source: Path = Path("/etc/machine-id"),
+    cards: Path = Path("/sys/class/net"),
+) -> str:
+    """A stable word for this agent's place that tells nothing about it. Raises OSError.
+
+    Control closes leases by it: an agent has seen to it that nothing of its predecessor lives, but
+    only of one with the same folder on the same machine. A copied disk brings its machine-id along,
+    so the addresses of the built-in network cards are part of the word.
+    """
     try:
         text = source.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -99,7 +109,19 @@ def machine_id(layout: Layout, source: Path = Path("/etc/machine-id")) -> str:
         if not file.exists():
             file.write_text(uuid.uuid4().hex, encoding="ascii")
         text = file.read_text(encoding="ascii").strip()
-    return hashlib.sha256(f"rae-node\n{text}".encode()).hexdigest()[:32]
+    words = ["rae-node", text, str(layout.root.resolve()), *sorted(_card_addresses(cards))]
+    return hashlib.sha256("\n".join(words).encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _card_addresses(cards: Path) -> Iterator[str]:
+    """Addresses that belong to built-in cards: not chosen by software, and not a plugged-in one."""
+    for card in cards.glob("*"):
+        try:
+            bus = (card / "device" / "subsystem").resolve(strict=True).name
+            if bus != "usb" and (card / "addr_assign_type").read_text().strip() == _PERMANENT:
+                yield (card / "address").read_text().strip()
+        except OSError:  # no hardware, or gone meanwhile
+            continue
 
 
 def read_secret(source: str, environ: MutableMapping[str, str]) -> str:

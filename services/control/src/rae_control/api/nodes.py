@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from flask import request as flask_request
 from rae_control.api import http
 from rae_control.core.retries import Limits
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger import views
 from rae_control.ledger.store import Row, Tx
 from rae_control.log import facts
@@ -61,9 +60,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
         entry, body = http.node_call(mesh)
         request = http.parse_json(models.Goodbye, body)
         _same_node(entry, request.node_id)
-        row = mesh.write(
-            partial(_goodbye, node_id=entry.node_id, limits=mesh.limits, seen=mesh.clock.wall())
-        )
+        row = mesh.write(partial(_goodbye, entry=entry, limits=mesh.limits, seen=mesh.clock.wall()))
         return http.answer(node_view(mesh, mesh.node_changed(row)))
 
     @bp.get("/nodes")
@@ -152,7 +149,7 @@ def _register(mesh: Mesh, entry: NodeEntry, request: models.RegisterRequest) -> 
     row = mesh.write(
         partial(
             _registered, request=request, token=token, expires_in=mesh.config.node_token_ttl_s,
-            close=request.machine is not None and not other, limits=mesh.limits,
+            limits=mesh.limits,
         )
     )  # fmt: skip
     fresh = mesh.node_changed(row)
@@ -175,32 +172,24 @@ def _register(mesh: Mesh, entry: NodeEntry, request: models.RegisterRequest) -> 
 
 
 def _registered(
-    tx: Tx, request: models.RegisterRequest, token: str, expires_in: float, *, close: bool,
-    limits: Limits,
-) -> Row:  # fmt: skip
+    tx: Tx, request: models.RegisterRequest, token: str, expires_in: float, limits: Limits
+) -> Row:
     row = ledger_nodes.register(
         tx, request.node_id, token_sha256=ledger_nodes.sha256(token), expires=tx.now + expires_in,
         machine=request.machine, instance=request.instance, info=info_json(request),
     )  # fmt: skip
     # On the same machine every process of an earlier agent is dead by now, except what it lists.
-    # From elsewhere, or from a client that does not say, open leases run out by themselves.
-    if close:
-        alive = {ref.lease_id for ref in request.unfinished}
-        close_leases(tx, request.node_id, "node_restarted", limits, keep=alive)
-        ledger_nodes.clear_fences_of(tx, request.node_id, keep=alive)
+    # A client that names no machine proves nothing: its open leases run out by themselves.
+    node_id, machine = request.node_id, request.machine
+    alive = {ref.lease_id for ref in request.unfinished}
+    ledger_nodes.close_leases(
+        tx, node_id, "node_restarted", limits,
+        dead_on=machine or ledger_nodes.holder_of(tx, node_id), keep=alive,
+        spare_sessions=machine is None,
+    )  # fmt: skip
+    if machine is not None:
+        ledger_nodes.clear_fences_of(tx, node_id, machine, keep=alive)
     return row
-
-
-def close_leases(
-    tx: Tx, node_id: str, reason: str, limits: Limits, *,
-    keep: Collection[str] = (), fenced: bool = False,
-) -> None:  # fmt: skip
-    """End the open leases of a node, but those to keep."""
-    for task in tx.rows(
-        "SELECT lease_id FROM tasks WHERE node_id = ? AND lease_id IS NOT NULL", node_id
-    ):
-        if task["lease_id"] not in keep:
-            ledger_tasks.interrupt(tx, task["lease_id"], reason, limits, fenced=fenced)
 
 
 def _heartbeat(
@@ -216,8 +205,7 @@ def _heartbeat(
         entry.clock_offset_s = beat.clock_offset_s
     commands = {c.lease_id or c.command: c for c in entry.take_commands()}
     if beat.leases is None:
-        ids = [lease.lease_id for lease in mesh.leases.of_node(entry.node_id)]
-        mesh.leases.renew(ids, entry.node_id, now)
+        mesh.leases.renew_all(entry.node_id, now)
     else:
         for command in _renew(mesh, entry.node_id, beat.leases, now):
             commands.setdefault(str(command.lease_id), command)
@@ -242,9 +230,14 @@ def _renew(
     ]  # fmt: skip
 
 
-def _goodbye(tx: Tx, node_id: str, limits: Limits, seen: float) -> Row:
-    close_leases(tx, node_id, "goodbye", limits)
-    ledger_nodes.clear_fences_of(tx, node_id)
+def _goodbye(tx: Tx, entry: NodeEntry, limits: Limits, seen: float) -> Row:
+    node_id, row = entry.node_id, ledger_nodes.get(tx, entry.node_id)
+    if row["token_sha256"] != entry.token_sha256:
+        return row  # a newer session began meanwhile, maybe on another machine
+    holder = ledger_nodes.holder_of(tx, node_id)
+    if holder is not None:
+        ledger_nodes.close_leases(tx, node_id, "goodbye", limits, dead_on=holder)
+        ledger_nodes.clear_fences_of(tx, node_id, holder)
     ledger_nodes.offline(tx, node_id, "goodbye", seen)
     return ledger_nodes.get(tx, node_id)
 
@@ -254,7 +247,7 @@ def _operate(mesh: Mesh, node_id: str, verb: str, reason: str | None) -> NodeEnt
 
         def revoke(tx: Tx) -> Row:
             # The desktop may be in a thief's hands, still working: its tasks wait out their leases.
-            close_leases(tx, node_id, "revoked", mesh.limits, fenced=True)
+            ledger_nodes.close_leases(tx, node_id, "revoked", mesh.limits, dead_on=None)
             return ledger_nodes.revoke(tx, node_id, reason)
 
         return mesh.node_changed(mesh.write(revoke))

@@ -3,6 +3,10 @@
 A lease counts from the claim; the ack and each heartbeat that lists it renew it. Control's expiry
 is the receipt of the last of these plus the ttl, on the boot clock; the node's own deadline is
 earlier by construction (sending time, minus the margin), so two attempts never live at once.
+
+A heartbeat without a list renews every lease of its node, but not for ever: such a client may have
+lost its task long ago. What ends by that bound was not confirmed by the node, which may still run
+it, so the reaper fences it.
 """
 
 from __future__ import annotations
@@ -13,7 +17,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Lease:
-    """One open lease. Times on the boot clock, in seconds."""
+    """One open lease. Times on the boot clock, in seconds.
+
+    `named`: the latest heartbeat that renewed it had it in its list.
+    """
 
     lease_id: str
     task_id: str
@@ -26,16 +33,18 @@ class Lease:
     renewed: float
     claimed: float
     acked: float | None
+    named: bool = True
 
     def expires(self) -> float:
-        """When control takes the task back: after the ttl, or when it must long be over.
+        """When control takes the task back."""
+        return self.renewed + self.ttl_s
 
-        The second bound ends a lease that only heartbeats without a list keep alive.
-        """
-        silence = self.renewed + self.ttl_s
-        if self.acked is None:
-            return silence
-        return min(silence, self.acked + self.timeout_s + 2 * self.ttl_s)
+    def renew_unnamed(self, now: float) -> None:
+        """A heartbeat without a list: renewed, but never beyond the run's limit and two ttls."""
+        if self.acked is not None:
+            bound = self.acked + self.timeout_s + self.ttl_s
+            self.renewed = max(self.renewed, min(now, bound))
+            self.named = False
 
 
 class LeaseTable:
@@ -79,8 +88,13 @@ class LeaseTable:
             if lease is None or lease.node_id != node_id:
                 stale.append(lease_id)
             elif lease.acked is not None:
-                lease.renewed = now
+                lease.renewed, lease.named = now, True
         return stale
+
+    def renew_all(self, node_id: str, now: float) -> None:
+        """Renew what the node has, within `Lease.renew_unnamed`'s bound."""
+        for lease in self.of_node(node_id):
+            lease.renew_unnamed(now)
 
     def unacked(self, now: float, ack_timeout_s: float) -> list[Lease]:
         """Claims whose ack did not come in time: they cost nothing."""

@@ -6,8 +6,10 @@ import hashlib
 import secrets
 from collections.abc import Collection
 
+from rae_control.core.retries import Limits
+from rae_control.ledger.schema import HOLDER
 from rae_control.ledger.store import Row, Tx
-from rae_control.ledger.tasks import Who, clear_fence, event
+from rae_control.ledger.tasks import Who, clear_fence, event, interrupt
 from rae_protocol.errors import RaeError
 
 
@@ -122,14 +124,48 @@ def infrastructure(tx: Tx, node_id: str, failed: str | None, cordon_after: int) 
     return reason
 
 
-def clear_fences_of(tx: Tx, node_id: str, keep: Collection[str] = ()) -> None:
-    """Everything that ever ran on the node is dead."""
-    for row in tx.rows(
-        "SELECT t.fence FROM tasks t JOIN attempts a ON a.lease_id = t.fence WHERE a.node_id = ?",
+def holder_of(tx: Tx, node_id: str) -> str | None:
+    """Where the node's session runs: its machine, or the session itself (schema.py)."""
+    row = tx.row(f"SELECT {HOLDER} AS holder FROM nodes WHERE node_id = ?", node_id)
+    return None if row is None else row["holder"]
+
+
+def close_leases(
+    tx: Tx, node_id: str, reason: str, limits: Limits, *,
+    dead_on: str | None, keep: Collection[str] = (), spare_sessions: bool = False,
+) -> None:  # fmt: skip
+    """End the node's open leases. Work on the machine `dead_on` has ended, but for those to keep.
+
+    What runs on another machine may be alive, so it is fenced: the task waits as long as that lease
+    could last. `spare_sessions` leaves the leases of clients that name no machine open.
+    """
+    for task in tx.rows(
+        "SELECT t.lease_id, a.machine FROM tasks t JOIN attempts a USING (lease_id)"
+        " WHERE t.node_id = ? AND t.lease_id IS NOT NULL",
         node_id,
     ):
+        dead = dead_on is not None and task["machine"] == dead_on
+        if dead and task["lease_id"] in keep:
+            continue
+        if spare_sessions and _names_no_machine(task["machine"]):
+            continue
+        why = reason if dead or dead_on is None else "machine_changed"
+        interrupt(tx, task["lease_id"], why, limits, fenced=not dead)
+
+
+def clear_fences_of(tx: Tx, node_id: str, machine: str, keep: Collection[str] = ()) -> None:
+    """Everything that the node ever ran on this machine is dead."""
+    for row in tx.rows(
+        "SELECT t.fence FROM tasks t JOIN attempts a ON a.lease_id = t.fence"
+        " WHERE a.node_id = ? AND a.machine = ?",
+        node_id, machine,
+    ):  # fmt: skip
         if row["fence"] not in keep:
             clear_fence(tx, row["fence"])
+
+
+def _names_no_machine(holder: str | None) -> bool:
+    return holder is not None and holder.startswith("session ")
 
 
 def add_token(tx: Tx, name: str, role: str, text: str | None = None) -> tuple[Row, str]:

@@ -79,8 +79,9 @@ def hand_back(
     past = tx.row(
         "SELECT a.state, t.state AS task_state, t.fence FROM attempts a"
         " JOIN tasks t USING (task_id)"
-        " WHERE a.lease_id = ? AND a.node_id = ? AND a.task_id = ? AND a.ended_at IS NOT NULL",
-        body.lease_id, node_id, body.task_id,
+        " WHERE a.lease_id = ? AND a.node_id = ? AND a.task_id = ? AND a.ended_at IS NOT NULL"
+        " AND a.machine IS ?",
+        body.lease_id, node_id, body.task_id, ledger_nodes.holder_of(tx, node_id),
     )  # fmt: skip
     if past is not None and (past["state"] == "interrupted" or past["fence"] == body.lease_id):
         # A cancelled attempt is confirmed dead, or the answer to an earlier yield was lost.

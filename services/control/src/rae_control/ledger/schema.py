@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # What came with schema 2: which blobs a task reads, and what is left of tasks after their time.
 _CARE = """
@@ -32,8 +32,17 @@ READS = """SELECT i.value ->> '$.sha256' AS sha256, t.task_id
     WHERE i.value ->> '$.sha256' IS NOT NULL AND i.value ->> '$.url' IS NULL"""
 _READ_BY_TASKS = f"INSERT OR IGNORE INTO task_blobs {READS};"
 
+# Where an attempt runs: the machine that its node's session named, or the session itself for a
+# client that names none. An SQL expression over a row of `nodes`.
+HOLDER = "coalesce(machine, 'session ' || substr(token_sha256, 1, 16))"
+_HOLDERS = f"""
+ALTER TABLE attempts ADD COLUMN machine TEXT;
+UPDATE attempts SET machine = (SELECT {HOLDER} FROM nodes n WHERE n.node_id = attempts.node_id)
+    WHERE ended_at IS NULL OR lease_id IN (SELECT fence FROM tasks WHERE fence IS NOT NULL);
+"""
+
 # From each older version to the one after it.
-MIGRATIONS = {1: _CARE + _READ_BY_TASKS}
+MIGRATIONS = {1: _CARE + _READ_BY_TASKS, 2: _HOLDERS}
 
 SCHEMA = (
     """
@@ -104,7 +113,8 @@ CREATE TABLE attempts (
     claimed_at REAL NOT NULL,
     acked_at REAL,
     ended_at REAL,
-    result_sha256 TEXT
+    result_sha256 TEXT,
+    machine TEXT
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX attempts_task ON attempts (task_id, attempt);
 CREATE INDEX attempts_open ON attempts (node_id) WHERE ended_at IS NULL;

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rae_control.core.retries import Limits, Verdict, after_interruption
+from rae_control.ledger.schema import HOLDER
 from rae_control.ledger.store import Moved, Row, Tx
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
@@ -162,7 +163,10 @@ def due(tx: Tx, limit: int = 500) -> int:
 def claim(
     tx: Tx, task_id: str, lease_id: str, who: Who, *, acked: bool, gpus: Mapping[str, Any]
 ) -> Row | None:
-    """Lease a queued task to a node's slot; None when it is not queued any more."""
+    """Lease a queued task to a node's slot; None when it is not queued any more.
+
+    The attempt records the machine of the node's session (or that session, where it named none).
+    """
     task = tx.row("SELECT * FROM tasks WHERE task_id = ? AND state = 'queued'", task_id)
     if task is None or (task["expires_at"] is not None and task["expires_at"] <= tx.now):
         return None
@@ -170,9 +174,11 @@ def claim(
     who = Who(who.node_id, who.slot, attempt)
     tx.run(
         "INSERT INTO attempts (lease_id, task_id, attempt, node_id, slot, gpu_uuids, vram_mb,"
-        " state, claimed_at, acked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f" state, claimed_at, acked_at, machine) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {HOLDER}"
+        " FROM nodes WHERE node_id = ?",
         lease_id, task_id, attempt, who.node_id, who.slot, json.dumps(gpus.get("uuids")),
         gpus.get("vram_mb"), "running" if acked else "leased", tx.now, tx.now if acked else None,
+        who.node_id,
     )  # fmt: skip
     move(
         tx, task, S.LEASED, "claimed", who=who, attempts=attempt, lease_id=lease_id,

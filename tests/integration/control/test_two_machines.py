@@ -1,0 +1,163 @@
+"""A node_id on a second machine: work on the first one may be alive, so it is fenced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rae_control.mesh import Mesh
+from tests.integration.control.conftest import ECHO, Api, ManualClock, until
+
+SECOND = {"machine": "m2", "instance": "i2"}
+
+
+def pass_time(mesh: Mesh, clock: ManualClock, seconds: float) -> None:
+    """Let the reaper look once a second."""
+    for _ in range(int(seconds)):
+        clock.advance(1)
+        mesh.reaper.tick()
+
+
+def running(api: Api, ttl: float = 3600) -> dict[str, Any]:
+    """n1 runs a task whose lease outlives the node's silence."""
+    api.join("n1")
+    api.submit({**ECHO, "lease_ttl_s": ttl, "timeout_s": 7200})
+    return api.take("n1")
+
+
+def move(api: Api, mesh: Mesh, clock: ManualClock) -> None:
+    """The first machine falls silent, and the second one takes the node_id."""
+    assert api.register("n1", **SECOND).json["rc"] == "node_id_in_use"
+    pass_time(mesh, clock, 122)
+    assert api.register("n1", **SECOND).status_code == 200
+
+
+def waits_for_the_first_machine(api: Api, mesh: Mesh, clock: ManualClock, task_id: str) -> None:
+    """The task starts again only once its first lease could not last any more."""
+    assert api.task(task_id)["state"] == "waiting"
+    assert api.poll("n1").get("task") is None
+    pass_time(mesh, clock, 100)
+    assert api.task(task_id)["state"] == "waiting"
+    pass_time(mesh, clock, 3502)
+    assert api.task(task_id)["state"] == "queued"
+
+
+def test_a_second_registration_of_the_second_machine_does_not_free_the_first_one_s_task(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    ref = running(api)
+    move(api, mesh, clock)
+    assert api.register("n1", machine="m2", instance="i3").status_code == 200
+    waits_for_the_first_machine(api, mesh, clock, ref["task_id"])
+
+
+def test_a_goodbye_of_the_second_machine_does_not_free_the_first_one_s_task(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    ref = running(api)
+    move(api, mesh, clock)
+    assert api.node("n1", "POST", "/nodes/goodbye", {"node_id": "n1"}).status_code == 200
+    assert api.register("n1", **SECOND).status_code == 200
+    waits_for_the_first_machine(api, mesh, clock, ref["task_id"])
+
+
+def test_a_node_revoked_and_enrolled_on_a_second_machine_does_not_free_the_first_one_s_task(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    ref = running(api)
+    api.rae("POST", "/nodes/n1/revoke", {}, who="root")
+    api.enrol("n1")
+    for _ in range(2):
+        assert api.register("n1", **SECOND).status_code == 200
+    waits_for_the_first_machine(api, mesh, clock, ref["task_id"])
+
+
+def test_a_copied_spool_does_not_hand_the_first_machine_s_task_back(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    ref = running(api)
+    move(api, mesh, clock)
+    answer = api.node("n1", "POST", "/tasks/yield", {**ref, "reason": "shutdown"})
+    assert answer.json["rc"] == "stale_lease"
+    assert api.register("n1", **SECOND, unfinished=[ref]).json["commands"][0]["command"] == "cancel"
+    waits_for_the_first_machine(api, mesh, clock, ref["task_id"])
+
+
+def test_the_first_machine_s_own_return_frees_its_task_at_once(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    ref = running(api)
+    move(api, mesh, clock)
+    pass_time(mesh, clock, 122)
+    assert api.register("n1", instance="i4").status_code == 200
+    assert api.task(ref["task_id"])["state"] == "queued"
+
+
+def test_the_same_machine_s_next_agent_frees_its_tasks_at_once(api: Api) -> None:
+    ref = running(api)
+    assert api.register("n1", instance="i2").status_code == 200
+    assert api.task(ref["task_id"])["state"] == "queued"
+
+
+def bearer(api: Api, secret: str) -> dict[str, str]:
+    """A session of a client that names no machine."""
+    body = {"node_id": "plain", "capabilities": {}}
+    headers = {"Authorization": f"Bearer {secret}"}
+    token = api.client.post("/nodes/register", json=body, headers=headers).json["node_token"]
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_a_client_that_names_no_machine_delivers_after_it_registered_again(api: Api) -> None:
+    secret = api.enrol("plain", "bearer")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    first = bearer(api, secret)
+    until(lambda: api.client.get("/tasks/poll", headers=first).json.get("task"))
+    again = bearer(api, secret)
+    outcome = {"task_id": task_id, "status": "succeeded"}
+    answer = api.client.post("/tasks/result", json=outcome, headers=again)
+    assert answer.json["state"] == "succeeded"
+
+
+def test_a_goodbye_speaks_for_its_own_session_where_no_machine_is_named(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    secret = api.enrol("plain", "bearer")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    first = bearer(api, secret)
+    until(lambda: api.client.get("/tasks/poll", headers=first).json.get("task"))
+    second = bearer(api, secret)
+    api.client.post("/nodes/goodbye", json={"node_id": "plain"}, headers=second)
+    assert api.task(task_id)["state"] == "waiting"
+    pass_time(mesh, clock, 122)
+    assert api.task(task_id)["state"] == "queued"
+
+
+def test_a_lease_that_only_unnamed_heartbeats_held_is_fenced_when_it_ends(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    secret = api.enrol("plain", "bearer")
+    task_id = api.submit({**ECHO, "timeout_s": 60})[0]["task_id"]
+    headers = bearer(api, secret)
+    until(lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"))
+    states = []
+    for _ in range(60 + 3 * 120 + 2):
+        pass_time(mesh, clock, 1)
+        api.client.post("/nodes/heartbeat", json={"node_id": "plain"}, headers=headers)
+        states.append(api.task(task_id)["state"])
+    changes = [state for state, before in zip(states, [None, *states], strict=False)
+               if state != before]  # fmt: skip
+    assert changes == ["running", "waiting", "queued"]
+    assert states.count("waiting") >= 119
+
+
+def test_a_lease_that_heartbeats_name_lives_beyond_its_task_s_time_limit(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    # Fetching inputs and delivering results take their own time.
+    api.join("n1")
+    api.submit({**ECHO, "timeout_s": 1})
+    ref = api.take("n1")
+    for _ in range(20):
+        pass_time(mesh, clock, 30)
+        api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1", "leases": [ref]})
+    assert api.result("n1", ref).json["state"] == "succeeded"
+    assert api.task(ref["task_id"])["attempts"] == 1
