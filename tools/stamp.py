@@ -20,11 +20,12 @@ def run(ctx: Any, stamps: str, seconds: float, fails: int = 0, kib: int = 0) -> 
     `kib` of random bytes become the artifact `bytes`.
     """
     task, attempt = os.environ["RAE_TASK_ID"], int(os.environ["RAE_ATTEMPT"])
+    run_id = os.urandom(4).hex()  # a restored ledger counts attempts from the backup on
     file = os.open(stamps, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def stamp(what: str) -> float:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        line = {"at": now, "task": task, "attempt": attempt, "what": what}
+        line = {"at": now, "task": task, "attempt": attempt, "run": run_id, "what": what}
         os.write(file, f"\n{json.dumps(line)}\n".encode())
         return now
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeMesh
+from tests.integration.stamps import Stamps, started
+from tests.integration.test_fencing import state
 from tools.devmesh import Node, wait_until
-
-from .test_fencing import Stamps, started, state
 
 
 class Cable:

@@ -16,13 +16,13 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 
 import apsw
 
 from rae_control.errors import BackupDamaged, ConfigError, ControlError, DiskFull, LedgerTooNew
 from rae_control.files import PIECE
-from rae_control.ledger import check
+from rae_control.ledger import check, hold
 from rae_control.ledger.schema import SCHEMA_VERSION
 from rae_control.ledger.store import (
     RESTORING,
@@ -38,17 +38,25 @@ from rae_control.ledger.store import (
     told,
 )
 from rae_control.retention import files_held
-from rae_protocol.clock import SystemClock
+from rae_protocol.clock import Clock, SystemClock
 from rae_protocol.errors import RaeError
 
 LEDGER = "ledger.db"
 SUMS = "SHA256SUMS.json"
 SECRETS = ("root.key", "root.previous.key", "credentials.json")
+T = TypeVar("T")
+CLOCK = SystemClock()
 _GAP = 1_000_000
 _REVOKED_STAYS = "What was revoked in the ledger that was here is revoked in this one, too."
 _REVOKE_AGAIN = (
     "There was no readable ledger here: what was revoked after the backup was made counts again;"
     " revoke it anew (`raectl nodes revoke`, `raectl tokens revoke`)."
+)
+_HOLD = (
+    "Control leases no task until every agent that may still work for the lost past has reported,"
+    " or until the longest lease has passed (max_lease_ttl_s); `/readyz` and `raectl why` show"
+    " until when. If all nodes are off: stop control, run `rae-control restore --nodes-are-dead`,"
+    " start it."
 )
 # What a restore replaces; anything else in the folder (nodes of `serve --dev`) is not its business.
 _OURS = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", "blobs", "logs", *SECRETS)
@@ -59,11 +67,12 @@ _MEMBER = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Revocations:
-    """Nodes and tokens that must stay out, whatever a backup says."""
+class Replaced:
+    """What the ledger that was there says: who must stay out, and where work may be alive."""
 
-    nodes: Sequence[Row] = ()
-    tokens: Sequence[Row] = ()
+    nodes: Sequence[Row]
+    tokens: Sequence[Row]
+    past: hold.Past
 
 
 def backup(data: Path, target: Path) -> int:
@@ -143,12 +152,15 @@ def restore(
     *,
     force: bool,
     keys: bool = True,
+    nodes_are_dead: bool = False,
+    clock: Clock = CLOCK,
     tell: Callable[[str], None] = print,
 ) -> list[check.Violation]:
     """Put a backup into a folder; returns what is wrong with it, and then keeps nothing.
 
-    The ledger gets a new incarnation, so nodes stop what they run for the old one, and nothing is
-    claimed until what ran for it is surely dead. Cut off at any moment, it can be run again.
+    The ledger gets a new incarnation, so nodes stop what they run for the old one, and no lease is
+    given until all of that has ended (core/hold.py); `nodes_are_dead`: the operator says that it
+    has. Cut off at any moment, a restore can be run again.
     Raises ConfigError, LedgerLocked, BackupDamaged, DiskFull.
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -160,16 +172,22 @@ def restore(
             raise ConfigError(
                 f"{data} is not empty; name another folder, or --force moves what is there aside"
             )
-        gone = _revocations(data)
+        replaced = _replaced(data)
         fresh = data / f"restore-{secrets.token_hex(4)}"
         fresh.mkdir(mode=0o700)
         try:
             _unpack(archive, fresh, keys=keys)
-            _new_incarnation(fresh / LEDGER, gone or Revocations())
+            held_from = None if nodes_are_dead else clock.boot()
+            _in_ledger(
+                fresh / LEDGER, clock, partial(_restored, replaced=replaced, held_from=held_from)
+            )
+            (fresh / LEDGER).with_suffix(".lock").unlink()
             violations = check_folder(fresh, deep=True)
             if not violations:
                 _swap(data, fresh)
-                tell(_REVOKED_STAYS if gone else _REVOKE_AGAIN)
+                tell(_REVOKED_STAYS if replaced else _REVOKE_AGAIN)
+                if not nodes_are_dead:
+                    tell(_HOLD)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return violations
@@ -220,57 +238,57 @@ def _unpack(archive: Path, target: Path, *, keys: bool) -> None:
         )  # fmt: skip
 
 
-def _revocations(data: Path) -> Revocations | None:
-    """What the ledger that is replaced knows of revocations; None when it cannot be read."""
+def end_hold(data: Path) -> bool:
+    """Every node is dead, says the operator: leases are given again. Whether there was a hold.
+
+    Raises ConfigError, LedgerLocked while control runs, DiskFull.
+    """
+    return _in_ledger(existing(data), CLOCK, hold.end)
+
+
+def _replaced(data: Path) -> Replaced | None:
+    """What the ledger that is replaced knows; None when it cannot be read."""
     # Never one without its write-ahead log: what a killed restore began to move is moved first.
     path = (_move_aside(data) if (data / RESTORING).exists() else data) / LEDGER
     if not path.exists():
         return None
     try:
         with told(path), closing(connect(path, readonly=True)) as db:
-            return Revocations(
+            return Replaced(
                 fetch(db, "SELECT node_id, kind, trusted, epoch, revoked FROM nodes"
                           " WHERE epoch > 1"),
                 fetch(db, "SELECT sha256, revoked_at FROM tokens WHERE revoked_at IS NOT NULL"),
+                hold.past(db),
             )  # fmt: skip
     except ControlError:
         return None
 
 
-def _new_incarnation(path: Path, gone: Revocations) -> None:
+def _in_ledger(path: Path, clock: Clock, change: Callable[[Tx], T]) -> T:
     # Opening it also brings a backup of an older version to today's schema.
-    ledger = Ledger(path, SystemClock())
-    try:
-        outcomes, _ = ledger.transact([partial(_restored, gone=gone)])
-        error = outcomes[0].error
-        if isinstance(error, RaeError):
-            raise DiskFull(
-                f"{path} cannot be written ({error}), and nothing was restored; free some space on"
-                " its disk, and run the restore again"
-            ) from error
-        if error is not None:
-            raise BackupDamaged(
-                f"the ledger in the backup is not ours ({error}); take another backup"
-            ) from error
-    finally:
-        ledger.close()
-    path.with_suffix(".lock").unlink()
+    with closing(Ledger(path, clock)) as ledger:
+        outcomes, _ = ledger.transact([change])
+    error = outcomes[0].error
+    if isinstance(error, RaeError):
+        raise DiskFull(
+            f"{path} cannot be written ({error}), and nothing was changed; free some space on"
+            " its disk, and run the restore again"
+        ) from error
+    if error is not None:
+        raise BackupDamaged(
+            f"the ledger in the backup is not ours ({error}); take another backup"
+        ) from error
+    return cast("T", outcomes[0].value)
 
 
-def _restored(tx: Tx, gone: Revocations) -> None:
-    # What was claimed since the backup may live as long as its lease.
-    hold = "SELECT coalesce(max(lease_ttl_s), 0) AS s FROM tasks WHERE finished_at IS NULL"
-    for key, value in (
-        ("incarnation", secrets.token_hex(8)),
-        ("restored_at", str(tx.now)),
-        ("hold_s", str(tx.rows(hold)[0]["s"])),
-    ):
-        tx.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+def _restored(tx: Tx, replaced: Replaced | None, held_from: float | None) -> None:
+    known = None if replaced is None else replaced.past
+    hold.begin(tx, secrets.token_hex(8), held_from, hold.past(tx.db), known)
     # Whoever reads on from a number of the lost past misses nothing of the new one.
     for table in ("events", "tasks"):
         if not tx.run("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = ?", _GAP, table):
             tx.run("INSERT INTO sqlite_sequence VALUES (?, ?)", table, _GAP)
-    for node in gone.nodes:
+    for node in () if replaced is None else replaced.nodes:
         tx.run(
             "INSERT INTO nodes (node_id, kind, trusted, epoch, revoked) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET epoch = excluded.epoch, revoked = excluded.revoked,"
@@ -278,7 +296,7 @@ def _restored(tx: Tx, gone: Revocations) -> None:
             " WHERE excluded.epoch > epoch",
             *node.values(),
         )
-    for token in gone.tokens:
+    for token in () if replaced is None else replaced.tokens:
         tx.run(
             "UPDATE tokens SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL",
             token["revoked_at"], token["sha256"],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rae_control import chores
-from rae_control.backup import backup, check_folder, restore
+from rae_control.backup import backup, check_folder, end_hold, restore
 from rae_control.config import load_config
 from rae_control.credentials import redis_password
 from rae_control.doctor import examine
@@ -60,7 +60,13 @@ def add_verbs(verbs: Any, folder: Folder) -> None:
     made.add_argument("file", type=Path, metavar="FILE")
     made.set_defaults(run=_check_config)
     made = add("restore", _restore, "make a data folder out of a backup")
-    made.add_argument("file", type=Path, metavar="FILE")
+    made.add_argument("file", type=Path, metavar="FILE", nargs="?")
+    made.add_argument(
+        "--nodes-are-dead",
+        action="store_true",
+        help="nothing of the lost past runs on any node: lease tasks at once; without FILE it ends"
+        " the wait of an earlier restore",
+    )
     made.add_argument("--force", action="store_true", help="move what is in the folder aside")
     made.add_argument(
         "--no-keys", action="store_true", help="the backup has none: a vault has them"
@@ -139,8 +145,13 @@ def _backup(args: argparse.Namespace) -> int:
 
 
 def _restore(args: argparse.Namespace) -> int:
+    if args.file is None:
+        return _end_hold(args)
     try:
-        violations = restore(args.file, args.data, force=args.force, keys=not args.no_keys)
+        violations = restore(
+            args.file, args.data, force=args.force, keys=not args.no_keys,
+            nodes_are_dead=args.nodes_are_dead,
+        )  # fmt: skip
     except OSError as error:
         raise ConfigError(
             f"{args.data} cannot be written: {in_words(error)}; mend that, and run it again"
@@ -151,6 +162,14 @@ def _restore(args: argparse.Namespace) -> int:
         return 1
     print(f"{args.data} holds the backup. Start control; tasks that ran are given back by"
           " themselves.")  # fmt: skip
+    return 0
+
+
+def _end_hold(args: argparse.Namespace) -> int:
+    if not args.nodes_are_dead:
+        raise ConfigError("name the backup to restore: `rae-control restore FILE --data DIR`")
+    said = "leases are given as soon as control starts" if end_hold(args.data) else "nothing waits"
+    print(f"{args.data}: {said}")
     return 0
 
 

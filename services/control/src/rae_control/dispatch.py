@@ -175,11 +175,8 @@ class Dispatcher:
             return Reason(code="slot_busy", message="A lease is open for each of the named slots.")
         if not self._keeper.available:
             return Reason(code="queue_unavailable", message="The queue is away; polls go on.")
-        held = self._state.held_until - self._state.clock.boot()
-        if held > 0:
-            text = f"A backup was restored; what ran before may live for {held:.0f} s. Polls go on."
-            return Reason(code="restored", message=text)
-        return None
+        held = self._state.why_held()
+        return None if held is None else Reason(code="restored", message=held)
 
     def _why(self, entry: NodeEntry, poll: Poll) -> Reason:
         lanes = {lane.lane_id: lane.requirements for lane in self._state.lanes.lanes.values()}

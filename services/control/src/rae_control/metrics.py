@@ -35,7 +35,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # How an attempt may be cut short; whatever else a node says counts as its task's own failure.
 _CUT = frozenset(
     {"lease_expired", "no_ack", "node_restarted", "goodbye", "revoked", "E_NOGPU",
-     "too_many_interruptions"}
+     "machine_changed", "too_many_interruptions"}
 )  # fmt: skip
 
 
@@ -138,6 +138,8 @@ class MeshCollector(Collector):
         for name, text, value in (
             ("leases_open", "Open leases", len(mesh.leases)),
             ("polls_open", "Long polls that wait", mesh.dispatch.open_polls),
+            ("hold_seconds", "How long no lease is given after a restore, at most",
+             0.0 if mesh.hold is None else mesh.hold.left(mesh.clock.boot())),
             ("ledger_backlog_writes", "Writes that wait for a commit", mesh.writer.backlog),
             ("queue_up", "Whether Redis answers", int(keeper.available)),
             ("queue_memory_bytes", "What Redis uses", health.used_memory),

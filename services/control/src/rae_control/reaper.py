@@ -71,6 +71,8 @@ class Reaper:
             state.fences.pop(lease_id, None)
         while state.write(ledger_tasks.due):
             pass
+        if state.hold_over():
+            log.info("hold_ended", extra=facts())
 
     def _silent_nodes(self, now: float) -> None:
         state = self._state

@@ -6,6 +6,8 @@ import shutil
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,10 +16,12 @@ import gevent
 from gevent.event import Event
 
 from rae_control.config import ControlConfig
+from rae_control.core.hold import Hold
 from rae_control.core.lanes import LaneTable
 from rae_control.core.leases import Lease, LeaseTable
 from rae_control.core.retries import Limits
 from rae_control.files import BlobStore, LogStore
+from rae_control.ledger import hold as ledger_hold
 from rae_control.ledger import views
 from rae_control.ledger.store import Ledger, Moved, Row, Tx
 from rae_control.ledger.tasks import LIVE
@@ -26,6 +30,7 @@ from rae_control.nodes import NodeEntry, NodeTable
 from rae_control.writer import LedgerWriter
 from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
+from rae_protocol.models import Held
 
 T = TypeVar("T")
 
@@ -138,8 +143,41 @@ class State(ABC):
         for row in self.ledger.read(views.backlog):
             self.backlog[row["submitter"]] = [row["tasks"], row["bytes"]]
         self.states.update(self.ledger.read(views.states))
-        wall = self.clock.wall()
-        self.held_until = now + self.ledger.read(lambda db: views.hold_left(db, wall))
+        self.hold = self._resume_hold(now)
+
+    def _resume_hold(self, now: float) -> Hold | None:
+        wall, longest = self.clock.wall(), self.config.max_lease_ttl_s
+        found = self.ledger.read(lambda db: ledger_hold.resume(db, wall, now, longest))
+        if found is None:
+            return None
+        hold, record = found
+        # On a full disk the older record stays: from it a later start counts no less.
+        self.ledger.transact([partial(ledger_hold.keep, hold=record)])
+        return hold
+
+    def hold_over(self) -> bool:
+        """Whether a restore's hold has just ended, for good."""
+        if self.hold is None or self.hold.left(self.clock.boot()) > 0:
+            return False
+        self.write(ledger_hold.end)
+        self.hold = None
+        return True
+
+    def held(self) -> Held | None:
+        """Until when no lease is given after a restore; None when leases are given."""
+        left = 0.0 if self.hold is None else self.hold.left(self.clock.boot())
+        if self.hold is None or left <= 0:
+            return None
+        until = datetime.fromtimestamp(self.clock.wall() + left, tz=timezone.utc)
+        waits_for = self.hold.waits_for
+        return Held(until=until, nodes=None if waits_for is None else len(waits_for))
+
+    def why_held(self) -> str | None:
+        """The same in words."""
+        held = self.held()
+        if held is None or self.hold is None:
+            return None
+        return self.hold.sentence(f"{held.until:%Y-%m-%d %H:%M:%S} UTC")
 
     def _moved(self, moved: Sequence[Moved]) -> None:
         """Memory follows a commit. Runs between commits, so it must not block."""

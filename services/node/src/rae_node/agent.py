@@ -355,8 +355,11 @@ class Agent:
 
     def beat(self, leases: list[LeaseRef]) -> Heartbeat:
         """A heartbeat."""
+        known = self.link.incarnation
+        older = any(run.task.incarnation != known for run in self._alive())
         return Heartbeat(
             node_id=self.outfit.config.node_id,
+            incarnation=None if older else known,
             leases=leases,
             availability=self.guard.decision.availability,
             reasons=self.reasons(),

@@ -167,6 +167,7 @@ class Link:
         if self.incarnation not in {None, answer.incarnation}:
             self._log.warning("control_has_another_past", incarnation=answer.incarnation)
             self._ears.disowned("control was restored from a backup")
+            self._wake.set()  # a restored control waits to be told that nothing of it runs any more
         self.incarnation = answer.incarnation
         over = {item.lease_id for item in answer.commands if item.command == "cancel"}
         self._ears.renewed(frozenset(lease.lease_id for lease in told) - over, sent)

@@ -126,9 +126,13 @@ class Registered(Model):
 
 
 class Heartbeat(Model):
-    """Alive. `leases` renews those listed; without it all of the node's are renewed."""
+    """Alive. `leases` renews those listed; without it all of the node's are renewed.
+
+    `incarnation` is control's as the node knows it, once nothing of an older one runs there.
+    """
 
     node_id: NodeId
+    incarnation: Text | None = None
     leases: Annotated[list[LeaseRef], Field(max_length=1000)] | None = None
     availability: AvailabilityWord | None = None
     reasons: Annotated[list[Text], Field(max_length=32)] | None = None

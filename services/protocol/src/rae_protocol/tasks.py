@@ -302,6 +302,13 @@ class Health(Model):
     status: Literal["ok"]
 
 
+class Held(Model):
+    """After a restore no task is leased until then, or until so many `nodes` have reported."""
+
+    until: datetime
+    nodes: int | None = None
+
+
 class Ready(Health):
     """The ledger takes commits. While the queue is away, polls say `queue_unavailable`."""
 
@@ -310,6 +317,7 @@ class Ready(Health):
     incarnation: str
     nodes_online: int
     open_polls: int
+    held: Held | None = None
 
 
 class ErrorBody(Model):

@@ -104,6 +104,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
                 incarnation=mesh.ledger.incarnation,
                 nodes_online=sum(node.online for node in mesh.nodes),
                 open_polls=mesh.dispatch.open_polls,
+                held=mesh.held(),
             )
         )
 

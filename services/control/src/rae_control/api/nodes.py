@@ -201,6 +201,8 @@ def _heartbeat(
         entry.availability = beat.availability
     if beat.reasons is not None:
         entry.reasons = list(beat.reasons)
+    if mesh.hold is not None and beat.incarnation == mesh.ledger.incarnation:
+        mesh.hold.confirm(entry.node_id, entry.machine)
     if beat.clock_offset_s is not None:
         entry.clock_offset_s = beat.clock_offset_s
     commands = {c.lease_id or c.command: c for c in entry.take_commands()}

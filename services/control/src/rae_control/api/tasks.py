@@ -204,6 +204,8 @@ def _detail(mesh: Mesh, row: Row) -> models.TaskView:
         ahead = mesh.read(lambda db: views.ahead_of(db, row))
         requirements = lane.requirements if lane else {"runners": [row["kind"]]}
         reasons = why.why_queued(requirements, nodes, ahead, mesh.keeper.available)
+        if (held := mesh.why_held()) is not None:
+            reasons = [held, *reasons]
     elif row["state"] == "waiting":
         needs = mesh.read(lambda db: views.unfinished_needs(db, row["task_id"]))
         left = None if row["not_before"] is None else row["not_before"] - mesh.clock.wall()

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Collection
 
 from rae_control.core.retries import Limits
-from rae_control.ledger.schema import HOLDER
+from rae_control.ledger.schema import HOLDER, SESSION
 from rae_control.ledger.store import Row, Tx
 from rae_control.ledger.tasks import Who, clear_fence, event, interrupt
 from rae_protocol.errors import RaeError
@@ -147,7 +147,7 @@ def close_leases(
         dead = dead_on is not None and task["machine"] == dead_on
         if dead and task["lease_id"] in keep:
             continue
-        if spare_sessions and _names_no_machine(task["machine"]):
+        if spare_sessions and str(task["machine"]).startswith(SESSION):
             continue
         why = reason if dead or dead_on is None else "machine_changed"
         interrupt(tx, task["lease_id"], why, limits, fenced=not dead)
@@ -162,10 +162,6 @@ def clear_fences_of(tx: Tx, node_id: str, machine: str, keep: Collection[str] = 
     ):  # fmt: skip
         if row["fence"] not in keep:
             clear_fence(tx, row["fence"])
-
-
-def _names_no_machine(holder: str | None) -> bool:
-    return holder is not None and holder.startswith("session ")
 
 
 def add_token(tx: Tx, name: str, role: str, text: str | None = None) -> tuple[Row, str]:

@@ -34,7 +34,8 @@ _READ_BY_TASKS = f"INSERT OR IGNORE INTO task_blobs {READS};"
 
 # Where an attempt runs: the machine that its node's session named, or the session itself for a
 # client that names none. An SQL expression over a row of `nodes`.
-HOLDER = "coalesce(machine, 'session ' || substr(token_sha256, 1, 16))"
+SESSION = "session "
+HOLDER = f"coalesce(machine, '{SESSION}' || substr(token_sha256, 1, 16))"
 _HOLDERS = f"""
 ALTER TABLE attempts ADD COLUMN machine TEXT;
 UPDATE attempts SET machine = (SELECT {HOLDER} FROM nodes n WHERE n.node_id = attempts.node_id)

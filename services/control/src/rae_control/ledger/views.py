@@ -22,15 +22,6 @@ def moment(unix: float | None) -> datetime | None:
     return None if unix is None else datetime.fromtimestamp(unix, tz=timezone.utc)
 
 
-def hold_left(db: apsw.Connection, now: float) -> float:
-    """For how many seconds after a restore nothing may be claimed yet."""
-    rows = fetch(db, "SELECT key, value FROM meta WHERE key IN ('restored_at', 'hold_s')")
-    found = {row["key"]: float(row["value"]) for row in rows}
-    hold = found.get("hold_s", 0.0)
-    # A wall clock that was set back does not make it longer.
-    return min(hold, max(0.0, found.get("restored_at", now) + hold - now))
-
-
 def task_row(db: apsw.Connection, task_id: str, submitter: str | None) -> Row:
     """A task that this submitter may see (None: everybody's). Raises RaeError `unknown_task`."""
     rows = fetch(db, "SELECT * FROM tasks WHERE task_id = ?", (task_id,))

@@ -1,0 +1,113 @@
+"""The hold after a restore, as the ledger keeps it: a restart of control does not lift it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+
+from rae_control.core.hold import Hold, Place, elapsed, merged
+from rae_control.ledger.schema import HOLDER, SCHEMA_VERSION, SESSION
+from rae_control.ledger.store import Tx, fetch
+
+KEY, LINEAGE = "hold", "lineage"
+# Where work may be alive: sessions, and attempts that are open or fenced.
+_PLACES = f"""SELECT node_id, {HOLDER} AS machine FROM nodes WHERE online = 1
+    UNION SELECT a.node_id, a.machine FROM attempts a WHERE a.ended_at IS NULL
+    UNION SELECT a.node_id, a.machine FROM tasks t JOIN attempts a ON a.lease_id = t.fence"""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a ledger knows of the work that it gave out.
+
+    `places`: where it may be alive, None when that is not known; `longest_s`: its longest lease;
+    `lineage`: its incarnation and those before it.
+    """
+
+    places: set[Place] | None
+    longest_s: float
+    lineage: tuple[str, ...]
+
+
+def past(db: apsw.Connection) -> Past:
+    """Read a ledger, of whatever version."""
+    longest = fetch(db, "SELECT coalesce(max(lease_ttl_s), 0) AS s FROM tasks")[0]["s"]
+    lineage = (*json.loads(_meta(db, LINEAGE) or "[]"), str(_meta(db, "incarnation")))
+    places: set[Place] | None = None
+    if int(db.pragma("user_version")) == SCHEMA_VERSION:
+        rows = fetch(db, _PLACES)
+        # Who named no machine cannot confirm.
+        if all(row["machine"] and not row["machine"].startswith(SESSION) for row in rows):
+            places = {(row["node_id"], row["machine"]) for row in rows}
+    stored = _stored(db)
+    if stored is not None:  # an earlier restore, whose hold may not be over
+        places = merged((places, _places(stored["waits_for"])))
+        longest = max(longest, stored["seconds"])
+    return Past(places, longest, lineage)
+
+
+def begin(tx: Tx, incarnation: str, boot: float | None, mine: Past, replaced: Past | None) -> None:
+    """Give a restored ledger its new incarnation, and a hold that begins at `boot` (None: no hold).
+
+    `replaced`: what the ledger that was there knows, None if it could not be read.
+    """
+    # A ledger that does not go back to the backup's incarnation knows nothing of what followed it.
+    follows = replaced is not None and mine.lineage[-1] in replaced.lineage
+    sides = [mine.places, replaced.places if replaced is not None and follows else None]
+    waits_for, longest = merged(sides), mine.longest_s
+    lineage = list(mine.lineage)
+    if replaced is not None:
+        longest = max(longest, replaced.longest_s)
+        lineage += [name for name in replaced.lineage if name not in lineage]
+    if boot is None:
+        end(tx)
+    else:
+        places = None if waits_for is None else sorted(waits_for)
+        keep(tx, {"seconds": longest, "elapsed": 0.0, "wall": tx.now, "boot": boot,
+                  "waits_for": places})  # fmt: skip
+    for key, value in (("incarnation", incarnation), (LINEAGE, json.dumps(lineage))):
+        tx.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+
+
+def resume(
+    db: apsw.Connection, wall: float, boot: float, longest_s: float
+) -> tuple[Hold, dict[str, Any]] | None:
+    """The hold when control starts, and what to `keep` of it; None when there is none.
+
+    `longest_s`: the longest lease that control ever allows.
+    """
+    stored = _stored(db)
+    if stored is None:
+        return None
+    seconds = max(stored["seconds"], longest_s)
+    passed = stored["elapsed"] + elapsed((stored["wall"], stored["boot"]), (wall, boot))
+    waits_for = _places(stored["waits_for"])
+    fresh = {**stored, "seconds": seconds, "elapsed": passed, "wall": wall, "boot": boot}
+    return Hold(boot + max(0.0, seconds - passed), waits_for), fresh
+
+
+def keep(tx: Tx, hold: dict[str, Any]) -> None:
+    """Write it down."""
+    tx.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", KEY, json.dumps(hold))
+
+
+def end(tx: Tx) -> bool:
+    """Lift the hold; whether there was one."""
+    return tx.run("DELETE FROM meta WHERE key = ?", KEY) > 0
+
+
+def _places(stored: list[list[str]] | None) -> set[Place] | None:
+    return None if stored is None else {(node_id, machine) for node_id, machine in stored}
+
+
+def _stored(db: apsw.Connection) -> dict[str, Any] | None:
+    text = _meta(db, KEY)
+    return None if text is None else dict(json.loads(text))
+
+
+def _meta(db: apsw.Connection, key: str) -> str | None:
+    rows = fetch(db, "SELECT value FROM meta WHERE key = ?", (key,))
+    return str(rows[0]["value"]) if rows else None
