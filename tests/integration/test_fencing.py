@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from rae_node.proctree import descendants
 from tests.conftest import MakeMesh
 from tests.integration.stamps import Stamps, started
 from tools.devmesh import SCALE, DevMesh, wait_until
@@ -45,6 +47,28 @@ def test_an_agent_stopped_for_longer_than_the_lease_reports_no_success(
     assert stamps.lived(task_id)[1][1] == silent
     assert stamps.ended(task_id) == []
     stamps.alive_alone(task_id)
+
+
+def test_a_whole_node_stopped_for_longer_than_the_lease_does_no_more_when_it_goes_on(
+    make_mesh: MakeMesh, stamps: Stamps
+) -> None:
+    mesh = make_mesh("n1", "n2", node={"task_paths": [str(stamps.tasks)]})
+    task_id = mesh.rae.submit([stamps.body(60)])[0].task_id
+    started(stamps, task_id)
+    name = mesh.admin.task(task_id).node_id
+    assert name
+    below = [mesh.nodes[name].pid, *descendants(mesh.nodes[name].pid)]
+    for pid in below:
+        os.kill(pid, signal.SIGSTOP)
+    started(stamps, task_id, 2)
+    for pid in reversed(below):  # the program first: it needs its supervisor for nothing
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    # Its agent comes back, and says so in its own log: whatever could run of it has had its turn.
+    log = mesh.nodes[name].log
+    wait_until(lambda: "task_ended" in log.read_text(), 30, "the agent has seen the end")
+    stamps.alive_alone(task_id)
+    assert stamps.ended(task_id) == []
 
 
 def test_a_stopped_supervisor_does_not_keep_its_task_alive(

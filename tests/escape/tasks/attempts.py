@@ -361,7 +361,7 @@ def surroundings(facts: Facts) -> str:
         raise Escaped(socket.gethostname())
     limits = {
         name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
-        for name in ("AS", "CORE", "FSIZE", "NOFILE", "NPROC", "MEMLOCK")
+        for name in ("AS", "CORE", "FSIZE", "NOFILE", "NPROC", "MEMLOCK", "SIGPENDING")
     }
     if any(resource.RLIM_INFINITY in pair for pair in limits.values()) or limits["CORE"] != (1, 1):
         raise Escaped(f"limits {limits}")

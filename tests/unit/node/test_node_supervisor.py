@@ -81,6 +81,38 @@ def test_time_limits_end_the_task_and_say_which_it_was(
     assert ran.exists() == (deadline_s > 0)
 
 
+def test_at_the_deadline_the_kernel_ends_a_task_that_is_stopped_with_its_supervisor(
+    box: ProcessIsolation, spec: MakeSpec, tmp_path: Path
+) -> None:
+    stamps = tmp_path / "stamps"
+    given = spec(["/bin/sh", "-c", f"while :; do echo >> {stamps}; sleep 0.02; done"], deadline_s=2)
+    handle = box.start(given)
+    until(stamps.exists, "the task runs")
+    supervisor = proctree.children(os.getpid())[0]
+    for pid in [*proctree.descendants(supervisor), supervisor]:
+        os.kill(pid, signal.SIGSTOP)
+    assert handle.gone.wait(10), "they are still stopped"
+    late = time.clock_gettime(time.CLOCK_BOOTTIME) - given.deadline
+    assert late < 1.0
+    assert handle.outcome is None
+    # Had they been continued, the task would have gone on for as long as the supervisor needs.
+    assert proctree.descendants(os.getpid()) == []
+
+
+def test_deadlines_are_kept_on_the_boot_clock_and_wake_no_sleeping_machine(
+    box: ProcessIsolation, spec: MakeSpec
+) -> None:
+    handle = box.start(spec(["/bin/sleep", "60"]))
+    until(lambda: handle.started, "the task runs")
+    supervisor = Path("/proc", str(proctree.children(os.getpid())[0]))
+    files = [file.read_text() for file in (supervisor / "fdinfo").iterdir()]
+    timers = [text for text in files if "clockid:" in text]
+    kills = (supervisor / "timers").read_text()
+    assert len(timers) == 1 and "clockid: 7\n" in timers[0]
+    assert kills.count("ClockID: ") == kills.count("ClockID: 7\n") == 1
+    assert "signal: 9/" in kills
+
+
 def test_an_extended_deadline_counts_and_a_shorter_one_does_not(
     box: ProcessIsolation, spec: MakeSpec
 ) -> None:

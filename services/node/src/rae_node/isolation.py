@@ -160,5 +160,7 @@ def rlimits(max_file_bytes: int, address_bytes: int) -> dict[str, int]:
         "RLIMIT_AS": address_bytes,
         "RLIMIT_FSIZE": max_file_bytes,
         "RLIMIT_NOFILE": 1024,
+        # A timer takes one of its user's queued signals: some are left for supervisors' deadlines.
+        "RLIMIT_SIGPENDING": 1024,
         "RLIMIT_MEMLOCK": 64 * os.sysconf("SC_PAGE_SIZE"),
     }

@@ -27,6 +27,7 @@ from typing import Any
 from rae_node.agent_line import AgentLine
 from rae_node.boxed import Box, bound_processes, restrict
 from rae_node.cgroup import Cgroup, own
+from rae_node.deadline import DeadlineTimer
 from rae_node.inside import Refused, open_inside
 from rae_node.outputs import Outputs, last_note
 from rae_node.proctree import children, descendants, oom_kills, send_kill, wipe
@@ -34,7 +35,7 @@ from rae_node.watch import MEMORY_ROUND_S, Watch, boot
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 BOX_S = 10.0
-ROUND_S = 1.0  # after a suspend or a stop the clock is looked at again within this
+ROUND_S = 1.0  # whatever the poll missed is looked at again within this
 MAX_LINE = 16 * 1024 * 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -64,6 +65,7 @@ class Supervisor:
         counted = self.cgroup is not None and self.cgroup.counts_memory
         self.watch = Watch(spec, counted=counted)
         self.outputs = Outputs(spec["log_dir"], int(self.limits["max_output_bytes"]))
+        self.timer = DeadlineTimer()
         self.wake, self._wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -156,6 +158,7 @@ class Supervisor:
         """Fork, restrict, exec. A task that cannot start ends with cause `failed`."""
         if self.replaced():
             return self.end("replaced")
+        self.timer.set(self.deadline)
         note_read, note_write = os.pipe2(os.O_CLOEXEC)
         error_read, error_write = os.pipe2(os.O_CLOEXEC)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -242,6 +245,7 @@ class Supervisor:
         quick = (self.box is not None and self.box.kill()) or quick
         if not quick:
             send_kill(descendants(os.getpid()))
+        self.timer.spare()
         while self.reap():
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
@@ -289,7 +293,7 @@ class Supervisor:
         """At most so long, for a word from the agent, output, progress, or a death."""
         poller = select.poll()
         notes = [] if self.note is None else [self.note]
-        for source in (0, self.wake, *notes, *self.outputs.files):
+        for source in (0, self.wake, self.timer.file, *notes, *self.outputs.files):
             poller.register(source, select.POLLIN)
         if self.line.pending:
             poller.register(1, select.POLLOUT)
@@ -300,6 +304,8 @@ class Supervisor:
                 self.line.flush()
             elif source == self.wake:
                 os.read(self.wake, 4096)
+            elif source == self.timer.file:
+                self.timer.seen()
             elif source == self.note:
                 self.read_notes()
             elif not self.outputs.pump(source):
@@ -324,8 +330,10 @@ class Supervisor:
             line, _, rest = bytes(self.received).partition(b"\n")
             self.received = bytearray(rest)
             order = json.loads(line)
-            if "deadline" in order:
-                self.deadline = max(self.deadline, float(order["deadline"]))
+            if "deadline" in order and float(order["deadline"]) > self.deadline:
+                self.deadline = float(order["deadline"])
+                if self.main is not None and self.cause is None:
+                    self.timer.set(self.deadline)
             if "kill" in order:
                 self.end("killed")
             if "open" in order:
