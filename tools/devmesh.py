@@ -339,6 +339,22 @@ class DevMesh:
         self.nodes[name].start()
         return self.nodes[name]
 
+    def copy_node(self, name: str, folder: Path) -> Node:
+        """The disk of a node in another machine: the same secret and spool; not started yet.
+
+        A second agent of one node and control is refused on one machine, so the copy knows control
+        under another name of this host.
+        """
+        original = self.nodes[name]
+        for part in ("agent", "spool"):
+            shutil.copytree(original.root / part, folder / "nodes" / name / part)
+        credentials = self.credentials() | {"url": self.url.replace("127.0.0.1", "localhost")}
+        (folder / "credentials.json").write_text(json.dumps(credentials))
+        command = [str(folder) if word == str(self.data) else word for word in original.command]
+        command += _sets({"slow_retry_sec": 0.5})
+        log = self._logs / f"copy-of-{name}.out"
+        return Node(name, command, log, self._spawner, env=original.env, data=folder)
+
     def wait_node(self, name: str, state: str, timeout_s: float = 30.0) -> None:
         """Wait until control sees the node in a state. Raises MeshError."""
         admin = self.admin

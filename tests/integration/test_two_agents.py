@@ -1,0 +1,95 @@
+"""One node_id on two machines, and inputs that take long: no attempt begins beside another one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeMesh
+from tests.integration.stamps import Stamps, started
+from tools.devmesh import DevMesh, wait_until
+
+
+def registrations(mesh: DevMesh) -> int:
+    return sum(event.reason == "registered" for event in mesh.admin.events().events)
+
+
+def test_a_copied_node_does_not_start_what_the_first_machine_still_runs(
+    make_mesh: MakeMesh, tmp_path: Path
+) -> None:
+    stamps = Stamps(tmp_path)
+    mesh = make_mesh("n1", node={"task_paths": [str(stamps.tasks)]})
+    task_id = mesh.rae.submit([stamps.body(60, lease_ttl_s=20)])[0].task_id
+    started(stamps, task_id)
+    # Its agent is silent; the supervisor lets the task live until its deadline.
+    mesh.nodes["n1"].signal(signal.SIGSTOP)
+    copy = mesh.copy_node("n1", tmp_path / "copy")
+    try:
+        for end in (copy.kill, copy.stop, None):  # cut off, then with a goodbye
+            before = registrations(mesh)
+            copy.start()
+            wait_until(lambda n=before: registrations(mesh) > n, 30, "the copy registered")
+            if end is not None:
+                end()
+        assert mesh.admin.node("n1").state == "online"
+        assert not stamps.silent(task_id), "too late to show anything: attempt 1 is over"
+        view = mesh.admin.task(task_id)
+        assert (view.attempts, view.state.value, view.reason) == (1, "waiting", "machine_changed")
+        started(stamps, task_id, 2)
+        mesh.nodes["n1"].signal(signal.SIGCONT)
+        log = mesh.nodes["n1"].log
+        wait_until(lambda: "task_ended" in log.read_text(), 30, "the first agent saw the end")
+        stamps.alive_alone(task_id)
+    finally:
+        copy.stop()
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Answers when the test says so."""
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"h")
+        self.server.free.wait(60)  # type: ignore[attr-defined]
+        self.wfile.write(b"i")
+
+
+@pytest.fixture
+def slow() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server.free = threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.free.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_input_that_takes_longer_than_the_task_s_time_limit_costs_no_attempt(
+    make_mesh: MakeMesh, tmp_path: Path, slow: ThreadingHTTPServer
+) -> None:
+    stamps = Stamps(tmp_path)
+    node = {"task_paths": [str(stamps.tasks)], "input_url_hosts": ["127.0.0.1"]}
+    mesh = make_mesh("n1", "n2", node=node)
+    url = f"http://127.0.0.1:{slow.server_port}/f"
+    body = stamps.body(0.2, inputs={"f": {"url": url}}, timeout_s=1, lease_ttl_s=4)
+    task_id = mesh.rae.submit([body])[0].task_id
+    wait_until(lambda: mesh.rae.task(task_id).state.value == "running", 20, "it was acked")
+    acked = time.monotonic()
+    wait_until(lambda: time.monotonic() > acked + 1 + 2 * 4 + 2, 30, "the time limit is over")
+    slow.free.set()  # type: ignore[attr-defined]
+    view = mesh.rae.wait(task_id, 30)
+    assert (view.state.value, view.attempts, view.interruptions) == ("succeeded", 1, 0)
