@@ -243,9 +243,11 @@ def test_a_copy_of_a_machine_s_disk_has_another_name(layout: Layout, tmp_path: P
     name = startup.machine_id(layout, file, ours)
     copy = card("copy", "eth0", "pci", "0", "02:00:00:00:00:02")
     assert startup.machine_id(layout, file, copy) != name
-    # Neither an adapter that is plugged in nor an address that software chose changes it.
+    # Neither an adapter that is plugged in nor a wireless card nor an address by software counts.
     card("ours", "usb0", "usb", "0", "02:00:00:00:00:03")
-    card("ours", "wlan0", "pci", "3", "02:00:00:00:00:04")
+    card("ours", "eth1", "pci", "3", "02:00:00:00:00:04")
+    card("ours", "wlan0", "pci", "0", "02:00:00:00:00:05")
+    (ours / "wlan0" / "phy80211").mkdir()
     (ours / "lo").mkdir()
     assert startup.machine_id(layout, file, ours) == name
 
