@@ -133,7 +133,10 @@ class FakeControl:
     def goodbye(self, reason: str | None = None) -> None:
         self._call("goodbye", reason)
 
-    def fetch_input(self, lease: models.LeaseRef, name: str, target: Path, max_bytes: int) -> None:
+    def fetch_input(
+        self, lease: models.LeaseRef, name: str, target: Path, max_bytes: int,
+        sha256: str | None = None,
+    ) -> None:  # fmt: skip
         self._call("fetch", name)
         target.write_bytes(self.blobs[name])
 

@@ -24,7 +24,7 @@ from rae_node.errors import NodeError
 from rae_node.gpu import Gpu
 from rae_node.guard.policy import Reading
 from rae_node.paths import Layout
-from rae_protocol.errors import RemoteError, Unreachable
+from rae_protocol.errors import Unreachable
 from tests.unit.node.fakes import Rig
 
 CARD = Gpu("NVIDIA GeForce RTX 4080", 16376, "GPU-1", "550", "12.4")
@@ -243,7 +243,7 @@ def silent(_: str) -> float:
 
 
 def other(_: str) -> float:
-    raise RemoteError("internal", "HTTP 404: nginx", 404, {})
+    raise Unreachable("http://c answered 404 (text/html): this is not control's answer")
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,9 @@ def test_a_control_that_does_not_answer_at_once_is_called_again(home: Layout, ey
             self.close_connection = True
             if len(calls) > 1:  # the first call is hung up on
                 self.send_response(200)
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", "15")
                 self.end_headers()
+                self.wfile.write(b'{"status":"ok"}')
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Booting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -229,5 +229,5 @@ def test_every_body_has_a_name() -> None:
 def test_an_answer_of_a_newer_control_is_understood() -> None:
     body = b'{"tasks": [{"task_id": "a", "state": "queued", "mood": "good"}], "more": {"x": 1}}'
     assert models.parse_answer(models.Submitted, body).tasks[0].task_id == "a"
-    with pytest.raises(RaeError, match="no Submitted"):
+    with pytest.raises(ValueError, match="no Submitted"):
         models.parse_answer(models.Submitted, b'{"tasks": 1}')

@@ -38,7 +38,8 @@ def poll(
     server: Any, answer: Any, *envelopes: dict[str, Any], node: NodeClient | None = None
 ) -> Any:
     server.answers[:] = [
-        answer(body=json.dumps({"task": envelope}).encode()) for envelope in envelopes
+        answer(body=json.dumps({"task": envelope, "reasons": [], "commands": []}).encode())
+        for envelope in envelopes
     ]
     node = node or client(server.url)
     polled = None

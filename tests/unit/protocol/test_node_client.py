@@ -15,6 +15,7 @@ from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
 
 NOW = 1_767_225_600.0
+EMPTY_POLL = b'{"reasons": [], "commands": []}'
 LEASE = models.LeaseRef(task_id="t1", attempt=1, lease_id="lease-0001")
 REGISTERED = json.dumps(
     {
@@ -61,9 +62,10 @@ def test_registering_is_signed_with_the_enrolment_secret(
 
 
 def test_later_calls_are_signed_with_the_session_key_over_the_raw_query(
-    node: NodeClient, server: Any
+    node: NodeClient, server: Any, answer: Any
 ) -> None:
     node.token = "session-token"
+    server.answers[:] = [answer(body=EMPTY_POLL)]
     node.poll(wait_s=0, slots=["cpu0", "gpu0"], vram_free_mb=15000.4)
     request = server.requests[0]
     assert request.target == "/tasks/poll?wait=0&slots=cpu0%2Cgpu0&vram_free_mb=15000"
@@ -90,7 +92,7 @@ def test_a_multipart_result_is_signed_over_the_bytes_that_are_sent(
 
 def test_a_bearer_node_sends_its_token_and_no_signature(server: Any, answer: Any) -> None:
     node = NodeClient(server.url, "n1", "enrolment", kind="bearer")
-    server.answers[:] = [answer(body=REGISTERED), answer()]
+    server.answers[:] = [answer(body=REGISTERED), answer(body=EMPTY_POLL)]
     node.register(models.RegisterRequest(node_id="n1"))
     node.poll(wait_s=0, slots=None)
     assert server.requests[0].headers["Authorization"] == "Bearer enrolment"
@@ -181,13 +183,21 @@ def test_an_input_is_written_only_when_it_came_whole(
     node: NodeClient, server: Any, answer: Any, tmp_path: Path
 ) -> None:
     node.token = "session-token"
-    server.answers[:] = [answer(body=b"x" * 1000, cut="after")]
-    with pytest.raises(ValueError, match="broke off"):
-        node.fetch_input(LEASE, "a", tmp_path / "a", 10_000)
-    server.answers[:] = [answer(body=b"x" * 1000)]
-    with pytest.raises(ValueError, match="more than 999 bytes"):
-        node.fetch_input(LEASE, "a", tmp_path / "b", 999)
-    node.fetch_input(LEASE, "dir/a b", tmp_path / "c", 1000)
-    assert (tmp_path / "c").read_bytes() == b"x" * 1000
-    target = server.requests[-1].target
-    assert target == "/tasks/t1/inputs/dir/a%20b?attempt=1&lease_id=lease-0001"
+    content, target = b"x" * 1000, tmp_path / "a"
+    sha256 = hashlib.sha256(content).hexdigest()
+    named = {"ETag": f'"{sha256}"'}
+    for wrong in (
+        answer(body=content, headers=named, cut="after"), answer(body=content),
+        answer(body=b"y" * 1000, headers=named), answer(body=content + b"x", headers=named),
+        answer(body=content, headers={"ETag": f'"{"0" * 64}"'}),
+    ):  # fmt: skip
+        server.answers[:] = [wrong]
+        with pytest.raises(Unreachable):
+            node.fetch_input(LEASE, "a", target, 1000, sha256)
+        assert not target.exists()
+    server.answers[:] = [wrong, answer(body=content, headers=named)]
+    node.fetch_input(LEASE, "dir/a b", target, 1000, sha256)
+    assert target.read_bytes() == content
+    assert server.requests[-1].target == (
+        "/tasks/t1/inputs/dir/a%20b?attempt=1&lease_id=lease-0001"
+    )

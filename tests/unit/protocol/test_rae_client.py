@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rae_protocol.client import RaeClient
-from rae_protocol.errors import RaeError, RemoteError
+from rae_protocol.errors import RaeError, RemoteError, Unreachable
 from rae_protocol.transport import Backoff
 
 VIEW = {
@@ -99,43 +99,49 @@ def test_an_artifact_replaces_its_file_only_when_it_came_whole(
 ) -> None:
     target = tmp_path / "out"
     target.write_bytes(b"before")
-    server.answers[:] = [answer(body=b"x" * 100, cut="after")]
-    with pytest.raises(RaeError) as caught:
-        rae.fetch_artifact("t1", "a b", target)
-    assert caught.value.rc == "artifact_mismatch"
-    assert target.read_bytes() == b"before"
-    server.answers[:] = [answer(body=b"after")]
+    named = {"ETag": f'"{hashlib.sha256(b"after").hexdigest()}"'}
+    for wrong in (answer(body=b"after", headers=named, cut="after"), answer(body=b"after")):
+        server.answers[:] = [wrong]
+        with pytest.raises(Unreachable):
+            rae.fetch_artifact("t1", "a b", target)
+        assert target.read_bytes() == b"before"
+    server.answers[:] = [wrong, answer(body=b"after", headers=named)]
     assert rae.fetch_artifact("t1", "a b", target) == 5
     assert target.read_bytes() == b"after"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert server.requests[-1].target == "/tasks/t1/artifacts/a%20b"
 
 
+DIGEST = hashlib.sha256(b"content").hexdigest()
+STORED = json.dumps({"sha256": DIGEST, "size": 7}).encode()
+
+
 def test_a_blob_is_uploaded_only_when_control_lacks_it(
     rae: RaeClient, server: Any, answer: Any
 ) -> None:
-    digest = hashlib.sha256(b"content").hexdigest()
-    assert rae.upload_blob(b"content") == digest
+    server.answers[:] = [answer(headers={"ETag": f'"{DIGEST}"'})]
+    assert rae.upload_blob(b"content") == DIGEST
     assert [request.method for request in server.requests] == ["HEAD"]
     server.requests.clear()
-    server.answers[:] = [answer(404), answer(201)]
-    assert rae.upload_blob(b"content") == digest
+    server.answers[:] = [answer(404), answer(201, STORED)]
+    assert rae.upload_blob(b"content") == DIGEST
     assert [(r.method, r.body) for r in server.requests] == [("HEAD", b""), ("PUT", b"content")]
 
 
-def test_a_blob_that_cannot_be_looked_up_is_not_uploaded(
+def test_a_look_for_a_blob_that_says_nothing_leaves_it_to_the_upload(
     rae: RaeClient, server: Any, answer: Any
 ) -> None:
-    server.answers[:] = [answer(401)]
-    with pytest.raises(RemoteError):
+    refused = {"rc": "unauthorized", "message": "words", "detail": {}}
+    server.answers[:] = [answer(200), answer(401, json.dumps(refused).encode())]
+    with pytest.raises(RemoteError, match="words"):
         rae.upload_blob(b"content")
-    assert [request.method for request in server.requests] == ["HEAD"]
+    assert [request.method for request in server.requests] == ["HEAD", "PUT"]
 
 
 def test_a_token_is_made_once_even_if_the_answer_is_lost(
     rae: RaeClient, server: Any, answer: Any
 ) -> None:
     server.answers[:] = [answer(503)]
-    with pytest.raises(RemoteError):
+    with pytest.raises(Unreachable):
         rae.add_token("alice", "submit")
     assert len(server.requests) == 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import random
 import socket
+import threading
 import time
 from email.utils import formatdate
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rae_protocol.errors import RemoteError, Unreachable
+from rae_protocol.errors import TABLE, RemoteError, Unreachable
 from rae_protocol.transport import Backoff, BearerAuth, Transport
 
 
@@ -33,40 +36,49 @@ def transport(url: str, waits: Waits, **options: Any) -> Transport:
     return Transport(url, backoff=Backoff(tries=4, base_s=0.1, cap_s=1.0), sleep=waits, **options)
 
 
-def get(http: Transport, **options: Any) -> Any:
-    return http.call("GET", "/x", auth=BearerAuth("token"), **options)
+def get(http: Transport, **options: Any) -> bytes:
+    """A call that takes any body."""
+    return http.call(
+        "GET", "/x", read=lambda found: found.body(1000), auth=BearerAuth("token"), **options
+    )
 
 
-def error(rc: str) -> bytes:
-    return json.dumps({"rc": rc, "message": "words", "detail": {"n": 1}}).encode()
+def error(rc: str, **more: Any) -> bytes:
+    return json.dumps({"rc": rc, "message": "words", "detail": {"n": 1}, **more}).encode()
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+BUSY = {429: "rate_limited", 503: "not_ready"}
+
+
+@pytest.mark.parametrize("status", BUSY)
 def test_a_busy_answer_is_repeated_where_that_is_harmless(
     server: Any, answer: Any, waits: Waits, status: int
 ) -> None:
-    server.answers[:] = [answer(status, error("rate_limited")), answer(status), answer(200, b"ok")]
-    assert get(transport(server.url, waits), retry=True).content == b"ok"
-    assert len(server.requests) == 3
-    assert len(waits) == 2
+    server.answers[:] = [answer(status, error(BUSY[status])), answer(200, b"ok")]
+    assert get(transport(server.url, waits), retry=True) == b"ok"
+    assert len(server.requests) == 2
+    assert len(waits) == 1
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 415, 500])
-def test_a_refusal_is_never_repeated(server: Any, answer: Any, waits: Waits, status: int) -> None:
-    server.answers[:] = [answer(status, error("stale_lease"))]
+@pytest.mark.parametrize(
+    "rc",
+    ["invalid_body", "register_again", "wrong_node", "unknown_task", "stale_lease",
+     "body_too_large", "unsupported_media", "internal"],
+)  # fmt: skip
+def test_a_refusal_is_never_repeated(server: Any, answer: Any, waits: Waits, rc: str) -> None:
+    status = TABLE[rc][0]
+    server.answers[:] = [answer(status, error(rc))]
     with pytest.raises(RemoteError) as caught:
         get(transport(server.url, waits), retry=True)
-    assert (caught.value.rc, caught.value.status, caught.value.detail) == (
-        "stale_lease", status, {"n": 1},
-    )  # fmt: skip
+    assert (caught.value.rc, caught.value.status, caught.value.detail) == (rc, status, {"n": 1})
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", BUSY)
 def test_what_must_not_be_repeated_is_sent_once(
     server: Any, answer: Any, waits: Waits, status: int
 ) -> None:
-    server.answers[:] = [answer(status, error("not_ready"))]
+    server.answers[:] = [answer(status, error(BUSY[status]))]
     with pytest.raises(RemoteError):
         get(transport(server.url, waits))
     assert len(server.requests) == 1
@@ -85,7 +97,7 @@ def test_a_broken_connection_is_repeated_where_that_is_harmless(
     server: Any, answer: Any, waits: Waits
 ) -> None:
     server.answers[:] = [answer(cut="before"), answer(body=b"whole answer", cut="after"), answer()]
-    assert get(transport(server.url, waits), retry=True).content == b"{}"
+    assert get(transport(server.url, waits), retry=True) == b"{}"
     assert len(server.requests) == 3
 
 
@@ -129,8 +141,8 @@ def test_an_absurd_retry_after_is_capped_and_nonsense_ignored(
     server: Any, answer: Any, waits: Waits
 ) -> None:
     server.answers[:] = [
-        answer(429, error("x"), {"Retry-After": "999999"}),
-        answer(429, error("x"), {"Retry-After": "Fri, 01 Jan 2027 00:00:00 GMT"}),
+        answer(429, error("rate_limited"), {"Retry-After": "999999"}),
+        answer(429, error("rate_limited"), {"Retry-After": "Fri, 01 Jan 2027 00:00:00 GMT"}),
         answer(),
     ]
     get(transport(server.url, waits), retry=True)
@@ -138,21 +150,140 @@ def test_an_absurd_retry_after_is_capped_and_nonsense_ignored(
     assert waits[1] <= 0.2
 
 
-def test_redirects_are_not_followed(server: Any, answer: Any, waits: Waits) -> None:
-    server.answers[:] = [answer(302, b"", {"Location": "http://127.0.0.1:9/"})]
-    assert get(transport(server.url, waits)).status_code == 302
-    assert len(server.requests) == 1
+def test_a_redirect_is_not_followed_and_says_where_it_would_lead(
+    server: Any, answer: Any, waits: Waits
+) -> None:
+    server.answers[:] = [answer(302, b"", {"Location": f"{server.url}/login\x1b[31m"})]
+    with pytest.raises(Unreachable) as caught:
+        get(transport(server.url, waits))
+    assert [request.target for request in server.requests] == ["/x"]
+    said = caught.value.message
+    assert f"answered 302 to {server.url}/login?[31m: this is not control's answer" in said
+    assert said.endswith("Check the URL and that control runs.")
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"rc": "x"}', b"", b"\xff"])
-def test_an_error_without_our_body_is_internal_with_its_status(
-    server: Any, answer: Any, waits: Waits, body: bytes
+BODIES = {
+    "html": b"<html>", "list": b"[]", "part": b'{"rc": "internal"}', "empty": b"", "bytes": b"\xff",
+    "no detail": b'{"rc": "internal", "message": "m"}', "number": error("internal", message=1),
+    "null": error("internal", detail=None), "code": error("E 1"), "capitals": error("Internal"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("retry", [True, False])
+def test_an_error_without_controls_body_is_not_controls(
+    server: Any, answer: Any, waits: Waits, body: bytes, retry: bool
 ) -> None:
     server.answers[:] = [answer(500, body)]
+    with pytest.raises(Unreachable, match="answered 500"):
+        get(transport(server.url, waits), retry=retry)
+    assert len(server.requests) == (4 if retry else 1)
+
+
+@pytest.mark.parametrize(
+    ("rc", "status"),
+    [("stale_lease", 403), ("stale_lease", 302), ("rate_limited", 503), ("brand_new", 302),
+     ("brand_new", 304), ("internal", 502)],
+)  # fmt: skip
+def test_an_rc_with_a_status_that_is_not_its_own_is_not_controls(
+    server: Any, answer: Any, waits: Waits, rc: str, status: int
+) -> None:
+    server.answers[:] = [answer(status, error(rc))]
+    with pytest.raises(Unreachable):
+        get(transport(server.url, waits))
+
+
+@pytest.mark.parametrize(("rc", "status"), [("brand_new", 418), ("invalid_request", 431)])
+def test_an_error_of_a_newer_control_or_of_its_web_server_is_taken(
+    server: Any, answer: Any, waits: Waits, rc: str, status: int
+) -> None:
+    server.answers[:] = [answer(status, error(rc, hint="a field of a newer version"))]
     with pytest.raises(RemoteError) as caught:
         get(transport(server.url, waits))
-    assert (caught.value.rc, caught.value.status) == ("internal", 500)
-    assert "HTTP 500" in caught.value.message
+    assert (caught.value.rc, caught.value.status) == (rc, status)
+
+
+def test_who_is_not_control_sets_neither_the_pause_nor_the_clock(
+    server: Any, answer: Any, waits: Waits
+) -> None:
+    theirs = {"Retry-After": "50", "Date": "Thu, 01 Jan 2026 00:00:00 GMT"}
+    server.answers[:] = [answer(503, b"<html>", theirs), answer(302, b"", theirs), answer()]
+    http = transport(server.url, waits)
+    get(http, retry=True)
+    assert max(waits) <= 1.0
+    assert http.clock_offset_s == 0.0
+
+
+def test_controls_clock_comes_with_its_errors_too(server: Any, answer: Any, waits: Waits) -> None:
+    now = 1_767_225_600.0
+    date = {"Date": formatdate(now + 120, usegmt=True)}
+    server.answers[:] = [answer(401, error("skew"), date)]
+    http = transport(server.url, waits, now=lambda: now)
+    with pytest.raises(RemoteError):
+        get(http)
+    assert abs(http.clock_offset_s - 120) <= 0.5
+
+
+def test_a_compressed_answer_is_not_controls(server: Any, answer: Any, waits: Waits) -> None:
+    small = gzip.compress(b"0" * 900)
+    server.answers[:] = [answer(200, small, {"Content-Encoding": "gzip"})]
+    with pytest.raises(Unreachable, match="compressed"):
+        get(transport(server.url, waits))
+    assert server.requests[0].headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("status", [200, 302, 403])
+@pytest.mark.parametrize("drips", [False, True])
+def test_an_endless_answer_costs_neither_memory_nor_time(
+    waits: Waits, status: int, drips: bool
+) -> None:
+    sent = [0]
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as caller, contextlib.suppress(OSError):
+            caller.recv(65536)
+            head = f"HTTP/1.1 {status} x\r\nLocation: http://127.0.0.1:9/\r\n\r\n"
+            caller.sendall(head.encode())
+            while True:
+                sent[0] += caller.send(b"0" if drips else b"0" * 65536)
+                time.sleep(0.02 if drips else 0)  # the rhythm of who drips
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        http = transport(f"http://127.0.0.1:{listener.getsockname()[1]}", waits, read_timeout_s=0.5)
+        before = time.monotonic()
+        with pytest.raises(Unreachable):
+            http.call("GET", "/x", read=lambda found: found.body(2**20), auth=BearerAuth("token"))
+        assert time.monotonic() - before < 5
+        thread.join(5)
+        assert not thread.is_alive()  # the connection was closed
+    assert sent[0] < 64 * 2**20
+
+
+def test_a_connection_is_used_again_after_an_answer_that_was_controls(waits: Waits) -> None:
+    served: list[int] = []
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as caller:
+            while caller.recv(65536):
+                served.append(1)
+                caller.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        http = transport(f"http://127.0.0.1:{listener.getsockname()[1]}", waits)
+        assert [get(http), get(http), get(http)] == [b"ok"] * 3
+    assert len(served) == 3
+
+
+def test_a_cookie_is_not_kept(server: Any, answer: Any, waits: Waits) -> None:
+    server.answers[:] = [answer(403, b"", {"Set-Cookie": "portal=1"}), answer()]
+    http = transport(server.url, waits)
+    with pytest.raises(Unreachable):
+        get(http)
+    get(http)
+    assert "Cookie" not in server.requests[1].headers
 
 
 def test_the_token_goes_along_and_netrc_does_not(
@@ -162,7 +293,9 @@ def test_the_token_goes_along_and_netrc_does_not(
     netrc.write_text("machine 127.0.0.1 login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
     get(transport(server.url, waits))
-    transport(server.url, waits).call("GET", "/y", auth=BearerAuth(None))
+    transport(server.url, waits).call(
+        "GET", "/y", read=lambda found: found.body(9), auth=BearerAuth(None)
+    )
     assert server.requests[0].headers["Authorization"] == "Bearer token"
     assert "Authorization" not in server.requests[1].headers
 

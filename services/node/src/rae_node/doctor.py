@@ -29,7 +29,9 @@ from rae_node.runners.llm import present_models
 from rae_node.runners.signature import read_signature
 from rae_node.startup import read_enrolment
 from rae_node.trust import untrusted
+from rae_protocol.answers import MAX_SMALL_BYTES, json_of
 from rae_protocol.errors import RaeError
+from rae_protocol.models import Health
 from rae_protocol.transport import Backoff, BearerAuth, Transport
 
 _TIMEOUT_S = 5.0
@@ -52,7 +54,8 @@ def _healthz(url: str) -> float:
     transport = Transport(
         url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S, backoff=Backoff(tries=4)
     )
-    transport.call("GET", "/healthz", auth=BearerAuth(None), retry=True)
+    read = json_of(Health, MAX_SMALL_BYTES)
+    transport.call("GET", "/healthz", read=read, auth=BearerAuth(None), retry=True)
     return transport.clock_offset_s
 
 

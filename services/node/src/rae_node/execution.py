@@ -163,7 +163,7 @@ class TaskRun:
 
     def _work(self) -> dict[str, Any]:
         self._ack()
-        task = self.task
+        task, ttl = self.task, self.task.lease_ttl_s
         boxed, workdir = self._outfit.isolation.level != "process", self._outfit.layout.workdir
         workspace = Workspace.create(workdir, task.task_id, task.attempt, boxed=boxed)
         self._enter("preparing", workspace)
@@ -175,7 +175,7 @@ class TaskRun:
                 raise TaskFailure("E_INVALID", text)
             plan = runner.plan(task, workspace)
             Inputs(
-                self._outfit, self._bench.link, self.lease, self._stop_set, self._check_stop
+                self._outfit, self._bench.link, self.lease, self._stop_set, self._check_stop, ttl
             ).fetch(task.inputs, workspace)
             body = self._supervised(plan, workspace)
             ended = "DONE" if body["status"] == "succeeded" else "FAILED"

@@ -6,8 +6,9 @@ import errno
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from rae_node.errors import Dropped, TaskFailure, Verdict, verdict
+from rae_node.errors import Dropped, HandBack, TaskFailure, Verdict, verdict
 from rae_node.link import Link
 from rae_node.outfit import Outfit
 from rae_node.pauses import Pauses
@@ -22,13 +23,15 @@ BAD_NAMES = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOO
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Fetches for one lease. `look()` raises when the work was stopped, `stopped` says so early."""
+    """Fetches for one lease. `look()` raises when the work was stopped, `stopped` says so early;
+    `patience_s` is how long one input may take to come."""
 
     outfit: Outfit
     link: Link
     lease: LeaseRef
     stopped: threading.Event
     look: Callable[[], None]
+    patience_s: float
 
     def fetch(self, inputs: Mapping[str, LeasedInput], workspace: Workspace) -> None:
         """All of them. Raises TaskFailure, HandBack, Dropped, OSError."""
@@ -55,24 +58,28 @@ class Inputs:
         workspace.settle(name, given)
 
     def _from_control(self, name: str, given: LeasedInput, workspace: Workspace) -> None:
-        """Try until it is there or the lease is over: control being away is no fault of anybody."""
-        settings = self.outfit.settings
+        """Try until it is there or the lease is over: control being away is no fault of anybody.
+
+        Raises HandBack when heartbeats keep the lease up and the input does not come.
+        """
+        settings, clock = self.outfit.settings, self.outfit.clock
         pauses = Pauses(settings.retry_base_sec, settings.retry_cap_sec)
         limit = given.size if given.size is not None else MAX_RESULT_BYTES
+        end = clock.boot() + self.patience_s
         while True:
             target = workspace.target(name)
+            fetch = partial(
+                self.outfit.client.fetch_input, self.lease, name, target, limit, given.sha256
+            )
             try:
-                return self.link.call(
-                    lambda: self.outfit.client.fetch_input(self.lease, name, target, limit)  # noqa: B023 - called within this round
-                )
+                return self.link.call(fetch)
             except RaeError as error:
                 found = verdict(error)
                 if found is Verdict.STALE:
                     raise Dropped(f"input: {error.rc}") from error
                 if found is Verdict.REFUSED:
                     raise TaskFailure("E_INPUT", f"Input '{name}': {error.message}") from error
-            except ValueError as error:
-                if pauses.failures >= 3:
-                    raise TaskFailure("E_INPUT", f"Input '{name}': {error}") from error
+                if clock.boot() >= end:
+                    raise HandBack("deadline", f"Input '{name}': {error.message}") from error
             self.stopped.wait(pauses.next())
             self.look()

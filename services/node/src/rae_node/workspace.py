@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ import requests
 from rae_node import proctree
 from rae_node.errors import HandBack, TaskFailure, listed
 from rae_node.inside import Refused, open_inside
+from rae_protocol.answers import save
 from rae_protocol.models import LeasedInput
-from rae_protocol.node_client import save_stream
 
 _PIECE = 1024 * 1024
 LOGS = ("exec.log", "stdout", "stderr")
@@ -244,7 +244,7 @@ def fetch_url(
                 if response.status_code != requests.codes.ok:
                     status = response.status_code
                     raise TaskFailure("E_INPUT", f"Input '{name}': {host} answered HTTP {status}")
-                save_stream(response, target, max_bytes, look)
+                save(_pieces(response), target, max_bytes, look)
     except requests.RequestException as error:
         why = f"{host} did not answer ({type(error).__name__}); check the URL, or upload the input"
         raise TaskFailure("E_INPUT", f"Input '{name}': {why}") from error
@@ -252,6 +252,14 @@ def fetch_url(
         raise TaskFailure("E_INPUT", f"Input '{name}' from {host}: {error}") from error
     except OSError as error:
         raise HandBack("infrastructure", f"Input '{name}' cannot be stored: {error}") from error
+
+
+def _pieces(response: requests.Response) -> Iterator[bytes]:
+    """A body as it comes. Raises ValueError when it ends early."""
+    try:
+        yield from response.iter_content(64 * 1024)
+    except requests.RequestException as error:
+        raise ValueError("the stream broke off") from error
 
 
 def _open_inside(workspace: Path, folder: str, name: str) -> int | None:

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import requests
-
-from rae_protocol import models
-from rae_protocol.errors import RaeError, RemoteError
+from rae_protocol import answers, models
+from rae_protocol.answers import Answer, json_of
+from rae_protocol.errors import RaeError, Unreachable
 from rae_protocol.names import MAX_RESULT_BYTES, NODE_ID_PATTERN, TASK_ID_PATTERN
-from rae_protocol.node_client import save_stream
 from rae_protocol.transport import Backoff, BearerAuth, Transport
 
-T = TypeVar("T", bound=models.Model)
+T = TypeVar("T")
 
 
 def uuid7(now: float | None = None) -> str:
@@ -64,22 +62,25 @@ class RaeClient:
                 models.parse(models.TaskSpec, body).model_dump(mode="json", exclude_unset=True)
             )
         data = models.canonical({"tasks": specs})
-        return self._post("/tasks", data, models.Submitted, retry=True).tasks
+        read = json_of(models.Submitted, right=lambda found: len(found.tasks) == len(specs))
+        return self._post("/tasks", data, read, retry=True).tasks
 
     def task(self, task_id: str) -> models.TaskView:
         """A task with its history and, while it does not run, the reasons why."""
-        return self._get(_task(task_id), models.TaskView)
+        return self._get(_task(task_id), _view_of(task_id))
 
     def tasks(self, **filters: Any) -> models.TaskList:
         """A page of tasks. Filters: state, kind, label, node, submitter, limit, cursor."""
-        return self._get("/tasks", models.TaskList, {k: v for k, v in filters.items() if v})
+        return self._get(
+            "/tasks", json_of(models.TaskList), {k: v for k, v in filters.items() if v}
+        )
 
     def wait(self, task_id: str, timeout_s: float | None = None) -> models.TaskView:
         """Wait until the task has ended and return it. Raises TimeoutError."""
         end = None if timeout_s is None else self._monotonic() + timeout_s
         while True:
             left = 25.0 if end is None else max(0.0, min(25.0, end - self._monotonic()))
-            view = self._get(_task(task_id), models.TaskView, {"wait": f"{left:g}"}, left)
+            view = self._get(_task(task_id), _view_of(task_id), {"wait": f"{left:g}"}, left)
             if view.state.final:
                 return view
             if end is not None and self._monotonic() >= end:
@@ -90,7 +91,8 @@ class RaeClient:
     ) -> models.EventList:
         """Transitions after a cursor; waits for the first one up to `wait_s`."""
         path = _task(task_id) + "/events" if task_id else "/events"
-        return self._get(path, models.EventList, {"after": after, "wait": f"{wait_s:g}"}, wait_s)
+        params = {"after": after, "wait": f"{wait_s:g}"}
+        return self._get(path, json_of(models.EventList), params, wait_s)
 
     def stream_log(
         self, task_id: str, attempt: int | None = None, *, follow: bool = True
@@ -102,19 +104,17 @@ class RaeClient:
             params: dict[str, Any] = {"offset": offset, "wait": f"{wait:g}"}
             if attempt is not None:
                 params["attempt"] = attempt
-            response = self._call(
-                "GET", _task(task_id) + "/log", params=params, retry=True, wait_s=wait
-            )
-            attempt = int(response.headers["X-RAE-Attempt"]) or None
-            offset = int(response.headers["X-RAE-Next-Offset"])
-            if response.content:
-                yield response.content
-            elif not follow or response.headers["X-RAE-Complete"] == "1":
+            piece = self._get(_task(task_id) + "/log", answers.log_from(offset), params, wait)
+            attempt, offset = piece.attempt or None, piece.offset
+            if piece.data:
+                yield piece.data
+            elif not follow or piece.complete:
                 return
 
     def result(self, task_id: str) -> Any:
         """The value that the task returned. Raises RemoteError when it has none."""
-        return self._call("GET", _task(task_id) + "/result", retry=True).json()["result"]
+        read = json_of(models.TaskResult, right=lambda found: found.task_id == task_id)
+        return self._get(_task(task_id) + "/result", read).result
 
     def fetch_artifact(self, task_id: str, name: str, target: Path) -> int:
         """Write an artifact to a file (replaced as a whole). Returns its size in bytes."""
@@ -122,11 +122,8 @@ class RaeClient:
         path = f"{_task(task_id)}/artifacts/{quote(name)}"
         partial.unlink(missing_ok=True)
         try:
-            with self._call("GET", path, retry=True, stream=True) as response:
-                size = save_stream(response, partial, MAX_RESULT_BYTES)
+            size = self._get(path, answers.file_at(partial, MAX_RESULT_BYTES))
             partial.replace(target)
-        except ValueError as error:
-            raise RaeError("artifact_mismatch", str(error)) from error
         finally:
             partial.unlink(missing_ok=True)
         return size
@@ -143,71 +140,87 @@ class RaeClient:
         """Upload bytes or a file (at most 16 MiB) unless control has it. Returns the SHA-256."""
         data = content if isinstance(content, bytes) else content.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
+        path = f"/blobs/{digest}"
         try:
-            self._call("HEAD", f"/blobs/{digest}", retry=True)
-        except RemoteError as error:
-            if error.status != requests.codes.not_found:
-                raise
-            self._call("PUT", f"/blobs/{digest}", data=data, retry=True)
+            self._call("HEAD", path, read=answers.has_blob(digest))
+        except Unreachable:  # without a body only "it is there" says enough; PUT gets an answer
+            read = json_of(models.BlobStored, right=lambda found: found.sha256 == digest)
+            self._call("PUT", path, read=read, data=data, retry=True)
         return digest
 
     # Nodes and tokens
 
     def nodes(self, include_all: bool = False) -> list[models.NodeView]:
         """Online nodes, or every enrolled one."""
-        return self._get("/nodes", models.NodeList, {"all": "1"} if include_all else {}).nodes
+        params = {"all": "1"} if include_all else {}
+        return self._get("/nodes", json_of(models.NodeList), params).nodes
 
     def node(self, node_id: str) -> models.NodeView:
         """One node, whatever its state."""
-        return self._get(_node(node_id), models.NodeView)
+        return self._get(_node(node_id), _seen_of(node_id))
 
     def enrol(self, node_id: str, kind: str = "hmac", trusted: bool = False) -> models.Enrolled:
         """Admit a node; the same call again returns the same secret."""
         body = models.canonical({"node_id": node_id, "kind": kind, "trusted": trusted})
-        return self._post("/nodes/enrol", body, models.Enrolled, retry=True)
+        read = json_of(models.Enrolled, right=lambda found: found.node_id == node_id)
+        return self._post("/nodes/enrol", body, read, retry=True)
 
     def node_verb(self, node_id: str, verb: str, reason: str | None = None) -> models.NodeView:
         """`drain`, `resume` or `revoke` a node."""
         body = models.canonical({"reason": reason} if reason else {})
-        return self._post(f"{_node(node_id)}/{verb}", body, models.NodeView, retry=True)
+        return self._post(f"{_node(node_id)}/{verb}", body, _seen_of(node_id), retry=True)
 
     def add_token(self, name: str, role: str) -> models.TokenView:
         """Make a token; its text is in this answer and nowhere else. Not repeated."""
-        return self._post(
-            "/tokens", models.canonical({"name": name, "role": role}), models.TokenView
-        )
+        read = json_of(models.TokenView, right=lambda found: found.name == name)
+        return self._post("/tokens", models.canonical({"name": name, "role": role}), read)
 
     def tokens(self) -> list[models.TokenView]:
         """All tokens, without their texts."""
-        return self._get("/tokens", models.TokenList).tokens
+        return self._get("/tokens", json_of(models.TokenList)).tokens
 
     def revoke_token(self, token_id: str) -> models.TokenView:
         """End a token at once, by its id or name."""
-        return self._post(
-            f"/tokens/{quote(token_id, safe='')}/revoke", b"{}", models.TokenView, retry=True
+        read = json_of(
+            models.TokenView, right=lambda found: token_id in {found.token_id, found.name}
         )
+        path = f"/tokens/{quote(token_id, safe='')}/revoke"
+        return self._post(path, b"{}", read, retry=True)
 
     def health(self) -> dict[str, Any]:
         """What /readyz says. Raises RemoteError `not_ready`."""
-        answer: dict[str, Any] = self._call("GET", "/readyz").json()
-        return answer
+        return self._call("GET", "/readyz", read=json_of(models.Ready)).model_dump()
 
     def _task_verb(self, task_id: str, verb: str, reason: str | None) -> models.TaskView:
         body = models.canonical({"reason": reason} if reason else {})
-        return self._post(f"{_task(task_id)}/{verb}", body, models.TaskView, retry=True)
+        return self._post(f"{_task(task_id)}/{verb}", body, _view_of(task_id), retry=True)
 
     def _get(
-        self, path: str, model: type[T], params: dict[str, Any] | None = None, wait_s: float = 0.0
+        self,
+        path: str,
+        read: Callable[[Answer], T],
+        params: dict[str, Any] | None = None,
+        wait_s: float = 0.0,
     ) -> T:
-        response = self._call("GET", path, params=params, retry=True, wait_s=wait_s)
-        return models.parse_answer(model, response.content)
+        return self._call("GET", path, read=read, params=params, retry=True, wait_s=wait_s)
 
-    def _post(self, path: str, data: bytes, model: type[T], *, retry: bool = False) -> T:
-        response = self._call("POST", path, data=data, content_type="application/json", retry=retry)
-        return models.parse_answer(model, response.content)
+    def _post(
+        self, path: str, data: bytes, read: Callable[[Answer], T], *, retry: bool = False
+    ) -> T:
+        return self._call(
+            "POST", path, read=read, data=data, content_type="application/json", retry=retry
+        )
 
-    def _call(self, method: str, path: str, **options: Any) -> requests.Response:
-        return self._http.call(method, path, auth=self._auth, **options)
+    def _call(self, method: str, path: str, *, read: Callable[[Answer], T], **options: Any) -> T:
+        return self._http.call(method, path, read=read, auth=self._auth, **options)
+
+
+def _view_of(task_id: str) -> Callable[[Answer], models.TaskView]:
+    return json_of(models.TaskView, right=lambda found: found.task_id == task_id)
+
+
+def _seen_of(node_id: str) -> Callable[[Answer], models.NodeView]:
+    return json_of(models.NodeView, right=lambda found: found.node_id == node_id)
 
 
 def _task(task_id: str) -> str:

@@ -74,6 +74,16 @@ TABLE: dict[str, tuple[int, str]] = {
     "not_ready": (503, "Control is starting or stopping; try again in a second."),
 }
 
+# The web server in front says more exactly what it could not read.
+_MORE_STATUSES = {"invalid_request": frozenset({414, 431})}
+
+
+def comes_with(rc: str, status: int) -> bool:
+    """Whether control may answer this rc with this status; a newer one has rcs of its own."""
+    if rc in TABLE:
+        return status == TABLE[rc][0] or status in _MORE_STATUSES.get(rc, ())
+    return 400 <= status < 600
+
 
 _MENDS = {
     errno.ENOSPC: "free some space on its disk",
@@ -156,8 +166,16 @@ class RaeError(Exception):
 class RemoteError(RaeError):
     """An error that the other side answered with; keeps its words."""
 
-    def __init__(self, rc: str, message: str, status: int, detail: dict[str, Any]) -> None:
-        super().__init__(rc)
+    def __init__(
+        self,
+        rc: str,
+        message: str,
+        status: int,
+        detail: dict[str, Any],
+        *,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(rc, retry_after_s=retry_after_s)
         self.status = status
         self.detail = detail
         self._message = message
@@ -170,7 +188,8 @@ class RemoteError(RaeError):
 
 
 class Unreachable(RaeError):
-    """Nobody answered: connection refused, timed out, or broken off in the middle."""
+    """Control did not answer: the connection was refused, timed out or broke off, or something in
+    between answered instead."""
 
     rc = "unreachable"
 

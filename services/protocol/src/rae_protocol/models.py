@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from rae_protocol import nodes, tasks
-from rae_protocol.errors import RaeError, field_in_words
+from rae_protocol.errors import RaeError, field_in_words, first_problem
 from rae_protocol.names import MAX_NESTING, MAX_VALUES
 from rae_protocol.nodes import *  # noqa: F403 - the one place that gathers the models
 from rae_protocol.tasks import *  # noqa: F403 - the one place that gathers the models
@@ -119,12 +119,21 @@ def parse(model: type[M], value: Any) -> M:
 def parse_answer(model: type[M], body: bytes) -> M:
     """What the other side answered; fields of a newer version are ignored.
 
-    Raises RaeError `invalid_body` when it is no such answer.
+    Raises ValueError when it is no such answer.
     """
     try:
         return model.model_validate_json(body, extra="ignore")
     except ValidationError as error:
-        raise RaeError("invalid_body", f"the answer is no {model.__name__}: {error}") from error
+        what = first_problem(error, "the body")
+        raise ValueError(f"it holds no {model.__name__}; {what}") from error
+
+
+def parse_leased(value: object) -> nodes.LeasedTask:
+    """A task that was given out; fields of a newer control are ignored. Raises ValueError."""
+    try:
+        return nodes.LeasedTask.model_validate(value, extra="ignore")
+    except ValidationError as error:
+        raise ValueError(f"it holds no task; {first_problem(error, 'the task')}") from error
 
 
 def encode(model: tasks.Model) -> bytes:

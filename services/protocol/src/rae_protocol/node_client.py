@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
 from requests.auth import AuthBase
 
-from rae_protocol import models, signing
+from rae_protocol import answers, models, signing
 from rae_protocol.errors import EnvelopeError, RemoteError
 from rae_protocol.transport import Backoff, BearerAuth, Transport
 
+T = TypeVar("T")
 SIGN_TRIES = 3
 _SEEN_MAX = 4096
 
@@ -106,15 +107,15 @@ class NodeClient:
         """Introduce the node; the token that comes back signs every later call."""
         auth = _RegisterAuth(self) if self._hmac else BearerAuth(self.secret)
         body = models.encode(request)
-        response = self._signed_call("POST", "/nodes/register", auth=auth, data=body)
-        answer = models.parse_answer(models.Registered, response.content)
+        read = answers.json_of(models.Registered, answers.MAX_SMALL_BYTES)
+        answer = self._signed_call("POST", "/nodes/register", read=read, auth=auth, data=body)
         self.token = answer.node_token
         return answer
 
     def heartbeat(self, beat: models.Heartbeat) -> models.HeartbeatAnswer:
         """Say that the node lives. Not repeated: the caller's rhythm is the retry."""
-        response = self._post("/nodes/heartbeat", beat, retry=False)
-        return models.parse_answer(models.HeartbeatAnswer, response.content)
+        read = answers.json_of(models.HeartbeatAnswer, answers.MAX_SMALL_BYTES)
+        return self._post("/nodes/heartbeat", beat, read, retry=False)
 
     def poll(
         self, *, wait_s: float, slots: Sequence[str] | None, vram_free_mb: float | None = None
@@ -125,36 +126,34 @@ class NodeClient:
             params["slots"] = ",".join(slots)
         if vram_free_mb is not None:
             params["vram_free_mb"] = f"{vram_free_mb:.0f}"
-        response = self._signed_call(
-            "GET", "/tasks/poll", auth=self._auth(), params=params, wait_s=wait_s
+        read = answers.json_of(models.PollAnswer, answers.MAX_TASK_BYTES, self._is_poll)
+        answer = self._signed_call(
+            "GET", "/tasks/poll", read=read, auth=self._auth(), params=params, wait_s=wait_s
         )
-        answer = models.parse_answer(models.PollAnswer, response.content)
         task = None if answer.task is None else self._accept(answer.task)
         return Polled(task, answer.reasons, answer.commands)
 
     def ack(self, lease: models.LeaseRef) -> None:
         """Take the task on; work may start only after this returned."""
-        self._post("/tasks/ack", models.Ack(**_ref(lease)), retry=True)
+        self._about_task("/tasks/ack", models.Ack(**_ref(lease)), retry=True)
 
     def progress(self, lease: models.LeaseRef, pct: float, note: str | None = None) -> None:
         """Report progress; the next report makes up for a lost one."""
         body = models.Progress(**_ref(lease), pct=pct, note=note)
-        self._post("/tasks/progress", body, retry=False)
+        self._about_task("/tasks/progress", body, retry=False)
 
     def log(self, lease: models.LeaseRef, offset: int, data: bytes) -> None:
         """Send a piece of the log from an offset on."""
         text = base64.b64encode(data).decode()
-        self._post(
-            "/tasks/log", models.LogChunk(**_ref(lease), offset=offset, data=text), retry=False
-        )
+        body = models.LogChunk(**_ref(lease), offset=offset, data=text)
+        self._about_task("/tasks/log", body, retry=False)
 
     def result(
         self, result: models.Result, artifacts: Sequence[tuple[str, Path]] = ()
     ) -> models.ResultAnswer:
         """Deliver the outcome with the artifacts (name, path). The same one twice is fine."""
         if not artifacts:
-            response = self._post("/tasks/result", result, retry=True)
-            return models.parse_answer(models.ResultAnswer, response.content)
+            return self._about_task("/tasks/result", result, retry=True)
         with ExitStack() as stack:
             files: list[tuple[str, tuple[str, Any, str]]] = [
                 ("metadata", ("metadata.json", models.encode(result), "application/json"))
@@ -163,8 +162,10 @@ class NodeClient:
                 handle = stack.enter_context(path.open("rb"))
                 files.append((f"artifacts/{name}", (path.name, handle, "application/octet-stream")))
             # Not repeated here: an open file is read once. The spool tries again.
-            response = self._signed_call("POST", "/tasks/result", auth=self._auth(), files=files)
-        return models.parse_answer(models.ResultAnswer, response.content)
+            return self._signed_call(
+                "POST", "/tasks/result", read=answers.about_task(result.task_id),
+                auth=self._auth(), files=files,
+            )  # fmt: skip
 
     def yield_task(
         self, lease: models.LeaseRef, reason: str, detail: str | None, stopped_ms: float | None
@@ -174,40 +175,60 @@ class NodeClient:
             models.YieldRequest,
             {**_ref(lease), "reason": reason, "detail": detail, "stopped_ms": stopped_ms},
         )
-        self._post("/tasks/yield", body, retry=True)
+        self._about_task("/tasks/yield", body, retry=True)
 
     def goodbye(self, reason: str | None = None) -> None:
         """Leave on purpose: control closes the session and whatever is leased to it."""
-        self._post(
-            "/nodes/goodbye", models.Goodbye(node_id=self.node_id, reason=reason), retry=False
+        body = models.Goodbye(node_id=self.node_id, reason=reason)
+        read = answers.json_of(
+            models.NodeView, answers.MAX_SMALL_BYTES, lambda node: node.node_id == self.node_id
         )
+        self._post("/nodes/goodbye", body, read, retry=False)
 
-    def fetch_input(self, lease: models.LeaseRef, name: str, target: Path, max_bytes: int) -> None:
-        """Write an input to a new file. Raises RemoteError, Unreachable, ValueError."""
-        path = f"/tasks/{lease.task_id}/inputs/{quote(name)}"
-        params = {"attempt": lease.attempt, "lease_id": lease.lease_id}
-        with self._signed_call(
-            "GET", path, auth=self._auth(), params=params, stream=True, retry=True
-        ) as response:
-            save_stream(response, target, max_bytes)
+    def fetch_input(
+        self,
+        lease: models.LeaseRef,
+        name: str,
+        target: Path,
+        max_bytes: int,
+        sha256: str | None = None,
+    ) -> None:
+        """Write an input to a new file, when it came whole. Raises RemoteError, Unreachable."""
+        self._signed_call(
+            "GET",
+            f"/tasks/{lease.task_id}/inputs/{quote(name)}",
+            read=answers.file_at(target, max_bytes, sha256),
+            auth=self._auth(),
+            params={"attempt": lease.attempt, "lease_id": lease.lease_id},
+            retry=True,
+        )
 
     def _auth(self) -> AuthBase:
         if self.token is None:
             raise RemoteError("register_again", "The node has no session yet.", 401, {})
         return _SessionAuth(self, self.token) if self._hmac else BearerAuth(self.token)
 
-    def _post(self, path: str, body: models.Model, *, retry: bool) -> requests.Response:
+    def _about_task(
+        self, path: str, body: models.LeaseRef | models.Result, *, retry: bool
+    ) -> models.ResultAnswer:
+        return self._post(path, body, answers.about_task(body.task_id), retry=retry)
+
+    def _post(
+        self, path: str, body: models.Model, read: Callable[[answers.Answer], T], *, retry: bool
+    ) -> T:
         return self._signed_call(
-            "POST", path, auth=self._auth(), data=models.encode(body), retry=retry
+            "POST", path, read=read, auth=self._auth(), data=models.encode(body), retry=retry
         )
 
-    def _signed_call(self, method: str, path: str, **options: Any) -> requests.Response:
+    def _signed_call(
+        self, method: str, path: str, *, read: Callable[[answers.Answer], T], **options: Any
+    ) -> T:
         """A call that is signed again when only the clock stood in the way."""
         if "data" in options:
             options["content_type"] = "application/json"
         for left in reversed(range(SIGN_TRIES)):
             try:
-                return self._http.call(method, path, **options)
+                return self._http.call(method, path, read=read, **options)
             except RemoteError as error:
                 # The signature was refused before anything was looked at, so this repeats nothing.
                 if error.rc not in {"retry_signed", "skew"} or not left or options.get("files"):
@@ -216,10 +237,24 @@ class NodeClient:
                     self._sleep(1.0)
         raise AssertionError("the last try returns or raises")
 
+    def _is_poll(self, answer: models.PollAnswer) -> bool:
+        """Every field has a default, so that `{}` would pass; control sends both lists."""
+        if not {"reasons", "commands"} <= answer.model_fields_set:
+            return False
+        # What is signed tells by itself whether it is control's; that is looked at later.
+        return (
+            self._hmac
+            or answer.task is None
+            or models.parse_leased(answer.task).node_id == self.node_id
+        )
+
     def _accept(self, given: dict[str, Any]) -> models.LeasedTask:
         if not self._hmac:
-            return models.parse(models.LeasedTask, given)
-        task = models.parse(models.LeasedTask, signing.open_envelope(given, self._keys))
+            return models.parse_leased(given)
+        try:
+            task = models.parse_leased(signing.open_envelope(given, self._keys))
+        except ValueError as error:
+            raise EnvelopeError(f"the envelope holds no task: {error}") from error
         if task.node_id != self.node_id:
             raise EnvelopeError(f"the task is meant for node {task.node_id}")
         if task.expires_at <= self._now() + self._http.clock_offset_s:
@@ -235,36 +270,3 @@ class NodeClient:
 
 def _ref(lease: models.LeaseRef) -> dict[str, Any]:
     return {"task_id": lease.task_id, "attempt": lease.attempt, "lease_id": lease.lease_id}
-
-
-def save_stream(
-    response: requests.Response,
-    target: Path,
-    max_bytes: int,
-    look: Callable[[], None] = lambda: None,
-) -> int:
-    """Write a streamed body to a new file, at most `max_bytes`. Returns its size.
-
-    `look` is called with each piece and may raise, to break off.
-
-    Raises ValueError when there is more, or when the stream ends early.
-    """
-    size = 0
-    with target.open("xb") as handle:
-        try:
-            for piece in response.iter_content(64 * 1024):
-                look()
-                size += len(piece)
-                if size > max_bytes:
-                    raise ValueError(f"more than {max_bytes} bytes came")
-                handle.write(piece)
-        except requests.RequestException as error:
-            raise ValueError(f"the stream broke off after {size} bytes") from error
-    expected = response.headers.get("Content-Length")
-    if (
-        expected is not None
-        and "Content-Encoding" not in response.headers
-        and int(expected) != size
-    ):
-        raise ValueError(f"{size} bytes came instead of {expected}")
-    return size

@@ -1,4 +1,8 @@
-"""One HTTP call with time limits, typed errors and a careful retry."""
+"""One HTTP call with time limits, typed errors and a careful retry.
+
+An answer counts only when it is control's (`answers.py`): a proxy or captive portal in between
+answers too, and nothing may be concluded from that.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, TypeVar
 
 import requests
 from requests.auth import AuthBase
 
+from rae_protocol.answers import Answer, BrokenOff, refusal
 from rae_protocol.errors import RemoteError, Unreachable
+
+T = TypeVar("T")
 
 RETRY_STATUS = frozenset({429, 502, 503, 504})
 
@@ -46,11 +54,25 @@ class BearerAuth(AuthBase):
         return request
 
 
+class _Session(requests.Session):
+    """Takes each answer as it comes: no redirect, no cookie, no proxy of the desktop's owner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trust_env = False
+        self.headers["Accept-Encoding"] = "identity"
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """None. Even where it does not follow, `requests` reads the whole body of a redirect."""
+        return None
+
+
 class Transport:
     """Calls to one control host. One instance serves several threads.
 
-    `retry=True` is only for calls that may be repeated: it repeats after connection errors and
-    429/502/503/504, honouring `Retry-After`.
+    `retry=True` is only for calls that may be repeated: it repeats when no answer of control came,
+    and after 429/502/503/504, honouring `Retry-After`.
     """
 
     def __init__(
@@ -71,13 +93,14 @@ class Transport:
         self._sleep = sleep
         self._now = now
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
-        self._idle: list[requests.Session] = []
+        self._idle: list[_Session] = []
 
     def call(
         self,
         method: str,
         path: str,
         *,
+        read: Callable[[Answer], T],
         auth: AuthBase,
         params: dict[str, Any] | None = None,
         data: bytes | None = None,
@@ -85,16 +108,15 @@ class Transport:
         content_type: str | None = None,
         retry: bool = False,
         wait_s: float = 0.0,
-        stream: bool = False,
-    ) -> requests.Response:
-        """Send and return the 2xx response.
+    ) -> T:
+        """Send, and return what `read` makes of a 2xx answer.
 
-        Raises RemoteError with control's rc, or Unreachable. `wait_s` is added to the read
+        `read` raises ValueError for a body that is not the promised one. Raises RemoteError with
+        control's rc, Unreachable, and what else `read` raises. `wait_s` is added to the read
         timeout of a long poll.
         """
         attempt = 0
         while True:
-            failure: RemoteError | Unreachable
             pause = self._backoff.delay(attempt, self._rng)
             try:
                 with self._session() as session:
@@ -107,60 +129,79 @@ class Transport:
                         auth=auth,
                         headers={"Content-Type": content_type} if content_type else None,
                         timeout=(self._connect, self._read + wait_s),
-                        stream=stream,
+                        stream=True,
                         allow_redirects=False,
                     )
+                with response:
+                    return self._answered(response, read)
             except requests.RequestException as error:
-                failure = Unreachable(f"{self.url} did not answer ({type(error).__name__})")
+                failure: RemoteError | Unreachable = Unreachable(
+                    f"{self.url} did not answer ({type(error).__name__})"
+                )
+                failure.__cause__ = error
                 may_repeat = retry
-                cause: Exception | None = error
-            else:
-                self._adopt_clock(response)
-                if response.ok:
-                    return response
-                failure, cause = _remote_error(response), None
-                may_repeat = retry and response.status_code in RETRY_STATUS
-                after = response.headers.get("Retry-After", "")
-                if after.isdigit():
-                    pause += min(float(after), 60.0)
+            except Unreachable as error:
+                failure, may_repeat = error, retry
+            except RemoteError as error:
+                failure, may_repeat = error, retry and error.status in RETRY_STATUS
+                pause += min(error.retry_after_s or 0.0, 60.0)
             attempt += 1
             if not may_repeat or attempt >= self._backoff.tries:
-                raise failure from cause
+                raise failure
             self._sleep(pause)
 
+    def _answered(self, response: requests.Response, read: Callable[[Answer], T]) -> T:
+        """What control answered. Raises RemoteError, Unreachable when it was not control."""
+        arrived, answer = self._now(), Answer(response, self._read)
+        try:
+            if 200 <= answer.status < 300:
+                value = read(answer)
+                self._adopt_clock(answer, arrived)
+                return value
+            if answer.status < 400:
+                raise ValueError("control answers 2xx, 4xx or 5xx")
+            error = refusal(answer)
+        except BrokenOff as problem:
+            raise Unreachable(f"{self.url} did not answer in full ({problem})") from problem
+        except ValueError as problem:
+            raise Unreachable(_foreign(self.url, answer, problem)) from problem
+        self._adopt_clock(answer, arrived)
+        raise error
+
     @contextmanager
-    def _session(self) -> Iterator[requests.Session]:
-        # Kept between threads: one that lives for a single task would connect anew each time. A
-        # streamed answer holds its connection, not the session.
+    def _session(self) -> Iterator[_Session]:
+        # Kept between threads: one that lives for a single task would connect anew each time. An
+        # answer holds its connection, not the session.
         try:
             session = self._idle.pop()
         except IndexError:
-            session = requests.Session()
-            session.trust_env = False  # a proxy of the desktop's owner is not ours to use
+            session = _Session()
         try:
             yield session
         finally:
             self._idle.append(session)
 
-    def _adopt_clock(self, response: requests.Response) -> None:
-        date = response.headers.get("Date")
+    def _adopt_clock(self, answer: Answer, arrived: float) -> None:
+        date = answer.headers.get("Date")
         if not date:
             return
         try:
             theirs = parsedate_to_datetime(date).timestamp()
         except ValueError:
             return
-        offset = theirs + 0.5 - self._now()
+        offset = theirs + 0.5 - arrived
         # The header has whole seconds: a difference below that is noise.
         self.clock_offset_s = 0.0 if abs(offset) < 2.0 else offset
 
 
-def _remote_error(response: requests.Response) -> RemoteError:
-    try:
-        body = response.json()
-        return RemoteError(body["rc"], body["message"], response.status_code, body["detail"])
-    except (ValueError, KeyError, TypeError):
-        text = response.text[:200]
-        return RemoteError(
-            "internal", f"HTTP {response.status_code}: {text}", response.status_code, {}
-        )
+def _foreign(url: str, answer: Answer, problem: ValueError) -> str:
+    """What came instead of control's answer, for the person who must find out from where."""
+    kind = answer.headers.get("Content-Type", "")
+    came = f"{answer.status} ({kind})" if kind else f"{answer.status}"
+    if answer.status // 100 == 3 and "Location" in answer.headers:
+        came = f"{answer.status} to {answer.headers['Location']}"
+    shown = "".join(sign if sign.isprintable() else "?" for sign in came[:200])
+    return (
+        f"{url} answered {shown}: this is not control's answer ({problem}); a proxy or captive "
+        "portal may be in between"
+    )
