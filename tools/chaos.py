@@ -40,6 +40,7 @@ from tools.devmesh import (
     wait_until,
 )
 from tools.faults import KINDS, LOW_WATER, Clocks, Disks, Fault, Faults, enter_namespace
+from tools.intermediary import Intermediary
 
 OUTSTANDING = 12
 SETTLE_S = 15.0
@@ -90,12 +91,14 @@ def submitter(
                 continue
 
 
-def latecomer(mesh: DevMesh, seed: int, record: Record, stop: threading.Event) -> None:
+def latecomer(
+    mesh: DevMesh, url: str, seed: int, record: Record, stop: threading.Event
+) -> None:  # fmt: skip
     """A node that never sends a heartbeat: half of its results come twice, half after the lease."""
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
     enrolled = mesh.admin.enrol("late")
     client = NodeClient(
-        mesh.url, "late", enrolled.enrolment_secret, public_keys=enrolled.control_public_keys,
+        url, "late", enrolled.enrolment_secret, public_keys=enrolled.control_public_keys,
         backoff=Backoff(tries=8, base_s=0.1, cap_s=2.0),
     )  # fmt: skip
     request = models.RegisterRequest(node_id="late", ack=True, machine="late", slots=["cpu0"])
@@ -231,15 +234,18 @@ def campaign(
     started = time.monotonic()
     env = clocks.env if "clock" in kinds else lambda _who: {}
     control = {"low_water_bytes": LOW_WATER}
-    with DevMesh((), control=control, data=disks.data, env=env) as mesh:
+    with (
+        DevMesh((), control=control, data=disks.data, env=env) as mesh,
+        Intermediary(mesh.url) as between,
+    ):
         stamps, tasks = folder / "stamps", install_stamp(folder)
         for name in names:
             settings = {"task_paths": [str(tasks)], "max_concurrent_cpu": 2, "disk_low_mb": 1}
-            mesh.add_node(name, settings)
+            mesh.add_node(name, {**settings, "rae_endpoint": between.url})
         for name in names:
             mesh.wait_node(name, "online")
         clients = [
-            RaeClient(mesh.url, mesh.admin.add_token(f"s{number}", "submit").token)
+            RaeClient(between.url, mesh.admin.add_token(f"s{number}", "submit").token)
             for number in range(4)
         ]
         with ThreadPoolExecutor(5) as pool:
@@ -247,9 +253,10 @@ def campaign(
                 pool.submit(submitter, client, stamps, rng.randrange(2**32), record, stop)
                 for client in clients
             ]
-            workers.append(pool.submit(latecomer, mesh, rng.randrange(2**32), record, stop))
+            late = rng.randrange(2**32)
+            workers.append(pool.submit(latecomer, mesh, between.url, late, record, stop))
             try:
-                faults = Faults(mesh, rng, disks, clocks, kinds)
+                faults = Faults(mesh, rng, disks, clocks, between, kinds)
                 disturb(mesh, faults, rounds, rng, record, stop)
                 # Each restart of control grants leases more time; in the calm one does run out.
                 wait_until(lambda: record.refused, 60, "a late result got 409")
@@ -263,7 +270,8 @@ def campaign(
         _wait_for_the_end(mesh, record)
         counts = audit(mesh, stamps, record)
         logs = mesh.tails() if record.problems else ""
-    counts = {**dict(sorted(record.counts.items())), **counts}
+    told = {f"calls answered with {answer}": n for answer, n in sorted(between.told.items())}
+    counts = {**dict(sorted(record.counts.items())), **told, **counts}
     counts["seconds"] = round(time.monotonic() - started)
     print(("\r\x1b[K" if sys.stdout.isatty() else "") + "\n".join(
         f"{name:<44}{number:>8}" for name, number in counts.items()))  # fmt: skip

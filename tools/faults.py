@@ -1,4 +1,5 @@
-"""What chaos does to a mesh: kills, stops, full disks, stepped clocks, a cut append-only file.
+"""What chaos does to a mesh: kills, stops, full disks, stepped clocks, a cut append-only file,
+and answers that are not control's.
 
 A fault begins, lasts for a while and ends; `begin` answers False when it met nobody. Disks are
 small tmpfs in a mount namespace of their own, so nothing stays mounted, however chaos ends.
@@ -20,10 +21,11 @@ from pathlib import Path
 
 from rae_protocol.errors import RaeError
 from tools.devmesh import DevMesh, MeshError, is_alive, wait_until
+from tools.intermediary import Intermediary, at_random, honest
 
-KINDS = ("kill", "stop", "disk", "clock", "aof")
-# In a hundred rounds; kills are the likeliest thing in life, too.
-WEIGHTS = {"kill": 50, "stop": 20, "disk": 15, "clock": 9, "aof": 6}
+KINDS = ("kill", "stop", "disk", "clock", "aof", "intermediary")
+# Shares of the rounds; kills are the likeliest thing in life, too.
+WEIGHTS = {"kill": 50, "stop": 20, "disk": 15, "clock": 9, "aof": 6, "intermediary": 12}
 CLOCK_STEP_S = 600
 MIB = 1024 * 1024
 _INSIDE = "RAE_CHAOS_NAMESPACE"
@@ -45,13 +47,15 @@ class Fault:
 
 
 class Faults:
-    """Draws faults for a mesh. `disks` and `clocks` come from `Disks` and `Clocks`."""
+    """Draws faults for a mesh. `disks` and `clocks` come from `Disks` and `Clocks`; `between` is
+    what agents and submitters reach control through."""
 
     def __init__(
         self, mesh: DevMesh, rng: random.Random, disks: Disks, clocks: Clocks,
-        kinds: tuple[str, ...] = KINDS,
+        between: Intermediary, kinds: tuple[str, ...] = KINDS,
     ) -> None:  # fmt: skip
         self._mesh, self._rng, self._disks, self._clocks = mesh, rng, disks, clocks
+        self._between = between
         self._kinds = kinds
         self._away: set[str] = set()
 
@@ -180,6 +184,20 @@ class Faults:
 
         return Fault(f"Redis's file {'damaged' if damaged else 'cut'}", 0.0, begin)
 
+    def _intermediary(self) -> Fault:
+        share = self._rng.choice((0.1, 0.3, 0.6, 1.0))
+        lies = at_random(random.Random(self._rng.randrange(2**32)), share)  # noqa: S311 - reproducible, not secret
+
+        def begin() -> bool:
+            self._between.rule = lies
+            return True
+
+        def end() -> None:
+            self._between.rule = honest
+
+        name = f"intermediary answers {share:.0%} of the calls"
+        return Fault(name, self._rng.uniform(0.5, 9.0), begin, end)
+
 
 def fill(ballast: Path) -> None:
     """Leave no byte on the file's disk."""
@@ -271,7 +289,7 @@ def enter_namespace() -> None:
     if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode:
         raise MeshError(
             "full disks need a mount namespace, and this machine allows none; run it as root, or "
-            "leave them out with FAULTS=kill,stop,clock,aof"
+            "leave them out with FAULTS=kill,stop,clock,aof,intermediary"
         )
     os.environ[_INSIDE] = "1"
     os.execvp(command[0], [*command, sys.executable, "-m", "tools.chaos", *sys.argv[1:]])  # noqa: S606 - the same program
