@@ -12,6 +12,7 @@ import pytest
 from rae_protocol import models
 from rae_protocol.names import TaskState
 from tools.devmesh import DevMesh
+from tools.intermediary import LIES, Intermediary, Request, Script
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 
@@ -23,10 +24,10 @@ def submit_for(mesh: DevMesh, node_id: str, count: int) -> list[str]:
     return [ref.task_id for ref in mesh.rae.submit([task] * count)]
 
 
-def run_client(mesh: DevMesh, enrolled: models.Enrolled, command: list[str]) -> list[str]:
+def run_client(url: str, enrolled: models.Enrolled, command: list[str]) -> list[str]:
     """Its output; the secret goes through the environment, not the arguments."""
     done = subprocess.run(
-        [*command[:-1], mesh.url, enrolled.node_id, *command[-1].split()],
+        [*command[:-1], url, enrolled.node_id, *command[-1].split()],
         env={**os.environ, "SECRET": enrolled.enrolment_secret},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
@@ -50,7 +51,7 @@ def test_a_client_from_the_protocol_page_registers_polls_acks_and_delivers(
     ids = submit_for(control, "from-the-page", 3)
     public = enrolled.control_public_keys[0]
     client = [sys.executable, "-I", str(CLIENTS / "hmac_client.py"), f"{public} 3"]
-    output = run_client(control, enrolled, client)
+    output = run_client(control.url, enrolled, client)
     assert [line for line in output if line == "succeeded"] == ["succeeded"] * 3
     for task_id in ids:
         view = control.rae.task(task_id)
@@ -67,13 +68,38 @@ def test_a_client_from_the_protocol_page_registers_polls_acks_and_delivers(
 def test_a3_a_client_with_a_bearer_token_and_four_calls_finishes_tasks(control: DevMesh) -> None:
     enrolled = control.admin.enrol("only-curl", kind="bearer")
     ids = submit_for(control, "only-curl", 2)
-    output = run_client(control, enrolled, [str(CLIENTS / "bearer_client.sh"), "2"])
+    output = run_client(control.url, enrolled, [str(CLIENTS / "bearer_client.sh"), "2"])
     assert output == ["succeeded", "succeeded", ""]
     for task_id in ids:
         view = control.rae.task(task_id)
         assert (view.state, view.attempts, view.result) == (
             TaskState.SUCCEEDED, 1, {"by": "curl"},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["hmac", "bearer"])
+def test_a_client_behind_a_portal_waits_for_controls_own_answers(
+    control: DevMesh, kind: str
+) -> None:
+    enrolled = control.admin.enrol(f"portal-{kind}", kind=kind)
+    (task_id,) = submit_for(control, enrolled.node_id, 1)
+    command = {
+        "hmac": [sys.executable, "-I", str(CLIENTS / "hmac_client.py"),
+                 f"{(enrolled.control_public_keys or [''])[0]} 1"],
+        "bearer": [str(CLIENTS / "bearer_client.sh"), "1"],
+    }[kind]  # fmt: skip
+    lies = iter([lie for lie in LIES if not lie.reaches])
+    asked: set[str] = set()
+
+    def each_call_once(request: Request) -> bool:
+        new = request.path not in asked
+        asked.add(request.path)
+        return new
+
+    with Intermediary(control.url, Script(each_call_once, lies)) as portal:
+        assert "succeeded" in run_client(portal.url, enrolled, command)
+        assert portal.told.total() == len(asked)
+    assert control.rae.task(task_id).attempts == 1
 
 
 @pytest.mark.parametrize("kind", ["hmac", "bearer"])
