@@ -16,7 +16,7 @@ from rae_node import isolation
 from rae_node.cli import main
 from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
-from rae_protocol.errors import TABLE, RemoteError
+from rae_protocol.errors import TABLE, RemoteError, Unreachable
 from rae_protocol.models import Command
 from tests.unit.node.fakes import UNREACHABLE, Rig, until
 
@@ -481,6 +481,16 @@ def test_an_input_is_fetched_again_while_control_is_away(make_rig: MakeRig) -> N
     until(lambda: len(rig.control.of("fetch")) > 1, "two tries")
     rig.control.fail.clear()
     assert rig.outcome()[0].result["stdout"] == "x"
+
+
+def test_an_input_that_does_not_come_while_heartbeats_do_is_handed_back(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.control.fail["fetch"] = Unreachable("http://c answered 200 (text/html)")
+    rig.control.give(params={"command": "cat", "args": ["a"]}, inputs={"a": {}}, lease_ttl_s=2.0)
+    _, reason, detail, _ = until(lambda: rig.control.of("yield"), "the hand-back")[0]
+    assert reason == "deadline"
+    assert detail.startswith("Input 'a': http://c answered 200 (text/html)")
+    assert rig.control.of("result") == []
 
 
 def test_a_supervisor_that_dies_before_it_starts_the_task_is_the_nodes_fault(

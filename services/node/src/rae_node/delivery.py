@@ -92,8 +92,8 @@ class Delivery:
             why = "retry_on_disconnect is false" if gives_up else error.message
             self._log.warning(f"{entry.kind}_dropped", why=why, **attrs)
         else:
-            if not isinstance(error, Unreachable):
-                self._log.info("delivery_postponed", **attrs)
+            # Heartbeats may be answered all the while: then nothing else says what is wrong.
+            self._log.info("delivery_postponed", error=error.message, **attrs)
             self._spool.give_back(entry)
             return False
         self._spool.remove(entry)

@@ -81,7 +81,7 @@ class Poller:
                 self._log.error("task_not_accepted", error=error.message)
                 refused = True
             except RaeError as error:
-                self._log.info("poll_failed", rc=error.rc)
+                self._log.info("poll_failed", rc=error.rc, error=error.message)
             except Exception as error:  # the loop's one catch
                 self._log.error("poll_broke", error=repr(error))
             with self._changed:
