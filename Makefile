@@ -89,7 +89,7 @@ integration: venv  ## tests with real Redis, gunicorn and agents, WORKERS=2 at a
 
 CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
-chaos: venv  ## faults of every kind under load, then 5 minutes without control; ROUNDS=n SEED=n FAULTS=kill,stop,disk,clock,aof,intermediary
+chaos: venv  ## faults of every kind under load, then 5 minutes without control; ROUNDS=n SEED=n FAULTS=kill,stop,disk,clock,aof,intermediary,copy
 	$(CHAOS) --rounds $(ROUNDS)
 	$(BIN)/python -m tools.outage
 

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
 from tools.chaos_audit import Record, audit
 from tools.devmesh import (
+    SCALE,
     DevMesh,
     MeshError,
     exit_on_signals,
@@ -43,6 +45,8 @@ from tools.faults import KINDS, LOW_WATER, Clocks, Disks, Fault, Faults, enter_n
 from tools.intermediary import Intermediary
 
 OUTSTANDING = 12
+# As long as a node may be silent, and longer: then its task outlives its session.
+LEASE_TTLS_S = (120 / SCALE, 120 / SCALE, 120 / SCALE, 20.0)
 SETTLE_S = 15.0
 END_TIMEOUT_S = 180.0
 
@@ -70,6 +74,7 @@ def submitter(
                     },
                 },
                 "artifacts": [{"name": "bytes"}] if kib else [],
+                "lease_ttl_s": rng.choice(LEASE_TTLS_S),
                 "priority": rng.choice((4, 5, 5, 6)),
                 "depends_on": [ids[place - 1]] if chained and place else [],
             }
@@ -240,8 +245,11 @@ def campaign(
     ):
         stamps, tasks = folder / "stamps", install_stamp(folder)
         for name in names:
-            settings = {"task_paths": [str(tasks)], "max_concurrent_cpu": 2, "disk_low_mb": 1}
-            mesh.add_node(name, {**settings, "rae_endpoint": between.url})
+            settings = {
+                "task_paths": [str(tasks)], "max_concurrent_cpu": 2, "disk_low_mb": 1,
+                "rae_endpoint": between.url, "slow_retry_sec": 1,
+            }  # fmt: skip
+            mesh.add_node(name, settings)
         for name in names:
             mesh.wait_node(name, "online")
         clients = [
@@ -265,8 +273,7 @@ def campaign(
         for worker in workers:
             worker.result()
         mesh.wait_ready()
-        for name in names:
-            mesh.wait_node(name, "online")
+        wait_until(partial(_all_back, mesh, faults), 60, "all nodes are online again")
         _wait_for_the_end(mesh, record)
         counts = audit(mesh, stamps, record)
         logs = mesh.tails() if record.problems else ""
@@ -282,6 +289,15 @@ def campaign(
         return 1
     print(f"chaos: nothing lost, nothing twice (seed {seed})")
     return 0
+
+
+def _all_back(mesh: DevMesh, faults: Faults) -> bool:
+    """Whether every node is online; an agent that another one replaced has ended meanwhile."""
+    faults.revive()
+    try:
+        return {view.node_id for view in mesh.admin.nodes()} >= set(mesh.nodes)
+    except RaeError:
+        return False
 
 
 def _wait_for_the_end(mesh: DevMesh, record: Record) -> None:

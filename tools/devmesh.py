@@ -105,11 +105,21 @@ def processes_of(folder: Path) -> dict[int, str]:
 
 def is_alive(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
+    return _state_of(pid) not in {"", "Z", "X"}
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process."""
+    return _state_of(pid) == "T"
+
+
+def _state_of(pid: int) -> str:
+    """Its letter as in proc(5); empty when there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+        return ""
+    return stat.rpartition(")")[2].split()[0]
 
 
 @dataclass(slots=True)
@@ -348,9 +358,13 @@ class DevMesh:
         original = self.nodes[name]
         for part in ("agent", "spool"):
             shutil.copytree(original.root / part, folder / "nodes" / name / part)
-        credentials = self.credentials() | {"url": self.url.replace("127.0.0.1", "localhost")}
+        here, there = "//127.0.0.1:", "//localhost:"
+        credentials = self.credentials() | {"url": self.url.replace(here, there)}
         (folder / "credentials.json").write_text(json.dumps(credentials))
-        command = [str(folder) if word == str(self.data) else word for word in original.command]
+        command = [
+            str(folder) if word == str(self.data) else word.replace(here, there)
+            for word in original.command
+        ]
         command += _sets({"slow_retry_sec": 0.5})
         log = self._logs / f"copy-of-{name}.out"
         return Node(name, command, log, self._spawner, env=original.env, data=folder)

@@ -15,17 +15,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rae_protocol.errors import RaeError
-from tools.devmesh import DevMesh, MeshError, is_alive, wait_until
+from tools.devmesh import DevMesh, MeshError, Node, is_alive, is_stopped, wait_until
 from tools.intermediary import Intermediary, at_random, honest
 
-KINDS = ("kill", "stop", "disk", "clock", "aof", "intermediary")
+KINDS = ("kill", "stop", "disk", "clock", "aof", "intermediary", "copy")
 # Shares of the rounds; kills are the likeliest thing in life, too.
-WEIGHTS = {"kill": 50, "stop": 20, "disk": 15, "clock": 9, "aof": 6, "intermediary": 12}
+WEIGHTS = {"kill": 50, "stop": 20, "disk": 15, "clock": 9, "aof": 6, "intermediary": 12,
+           "copy": 8}  # fmt: skip
 CLOCK_STEP_S = 600
 MIB = 1024 * 1024
 _INSIDE = "RAE_CHAOS_NAMESPACE"
@@ -198,6 +200,35 @@ class Faults:
         name = f"intermediary answers {share:.0%} of the calls"
         return Fault(name, self._rng.uniform(0.5, 9.0), begin, end)
 
+    def _copy(self) -> Fault:
+        node = self._rng.choice(list(self._mesh.nodes.values()))
+        silent, farewell = self._rng.random() < 0.8, self._rng.random() < 0.5
+        copies: list[Node] = []
+
+        def begin() -> bool:
+            if not node.running:
+                return False
+            # Its disk is copied while nothing changes on it. Mostly its agent then stays silent for
+            # longer than a heartbeat may be missing, and what it started lives on.
+            node.signal(signal.SIGSTOP)
+            wait_until(lambda: not node.running or is_stopped(node.pid), 10, "the agent stops")
+            folder = Path(tempfile.mkdtemp(prefix="copy-", dir=self._mesh.data.parent))
+            copies.append(self._mesh.copy_node(node.name, folder))
+            copies[0].start()
+            if not silent:
+                node.signal(signal.SIGCONT)
+            return True
+
+        def end() -> None:
+            if farewell:
+                copies[0].stop()
+            else:
+                copies[0].kill()
+            node.signal(signal.SIGCONT)
+
+        name = "node copied to a second machine" + (", the first one silent" if silent else "")
+        return Fault(name, self._rng.uniform(8.0, 16.0), begin, end)
+
 
 def fill(ballast: Path) -> None:
     """Leave no byte on the file's disk."""
@@ -289,7 +320,7 @@ def enter_namespace() -> None:
     if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode:
         raise MeshError(
             "full disks need a mount namespace, and this machine allows none; run it as root, or "
-            "leave them out with FAULTS=kill,stop,clock,aof,intermediary"
+            "leave them out with FAULTS=kill,stop,clock,aof,intermediary,copy"
         )
     os.environ[_INSIDE] = "1"
     os.execvp(command[0], [*command, sys.executable, "-m", "tools.chaos", *sys.argv[1:]])  # noqa: S606 - the same program
