@@ -33,7 +33,6 @@ from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
 from tools.chaos_audit import Record, audit
 from tools.devmesh import (
-    SCALE,
     DevMesh,
     MeshError,
     exit_on_signals,
@@ -45,8 +44,8 @@ from tools.faults import KINDS, LOW_WATER, Clocks, Disks, Fault, Faults, enter_n
 from tools.intermediary import Intermediary
 
 OUTSTANDING = 12
-# As long as a node may be silent, and longer: then its task outlives its session.
-LEASE_TTLS_S = (120 / SCALE, 120 / SCALE, 120 / SCALE, 20.0)
+# Some tasks and their leases outlive the silence after which a node's session is over.
+LONG, LONG_TTL_S, LONG_S = 0.15, 20.0, (10.0, 17.0)
 SETTLE_S = 15.0
 END_TIMEOUT_S = 180.0
 
@@ -60,6 +59,7 @@ def submitter(
     while not stop.is_set():
         ids = [uuid7() for _ in range(rng.randint(1, 3))]
         chained, kib = rng.random() < 0.3, rng.choice((0, 0, 1, 200))
+        long = rng.random() < LONG
         bodies: list[dict[str, Any]] = [
             {
                 "task_id": task_id,
@@ -68,13 +68,13 @@ def submitter(
                     "task": "stamp",
                     "params": {
                         "stamps": str(stamps),
-                        "seconds": round(rng.uniform(0.02, 1.5), 2),
+                        "seconds": round(rng.uniform(*(LONG_S if long else (0.02, 1.5))), 2),
                         "fails": int(rng.random() < 0.2),
                         "kib": kib,
                     },
                 },
                 "artifacts": [{"name": "bytes"}] if kib else [],
-                "lease_ttl_s": rng.choice(LEASE_TTLS_S),
+                **({"lease_ttl_s": LONG_TTL_S} if long else {}),
                 "priority": rng.choice((4, 5, 5, 6)),
                 "depends_on": [ids[place - 1]] if chained and place else [],
             }
