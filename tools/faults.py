@@ -26,8 +26,9 @@ from tools.intermediary import Intermediary, at_random, honest
 
 KINDS = ("kill", "stop", "disk", "clock", "aof", "intermediary", "copy")
 # Shares of the rounds; kills are the likeliest thing in life, too.
-WEIGHTS = {"kill": 50, "stop": 20, "disk": 15, "clock": 9, "aof": 6, "intermediary": 12,
-           "copy": 8}  # fmt: skip
+WEIGHTS = {
+    "kill": 50, "stop": 20, "disk": 15, "clock": 9, "aof": 6, "intermediary": 30, "copy": 20,
+}  # fmt: skip
 CLOCK_STEP_S = 600
 MIB = 1024 * 1024
 _INSIDE = "RAE_CHAOS_NAMESPACE"

@@ -256,8 +256,11 @@ def test_what_passes_through_is_unchanged(control: DevMesh, between: Between) ->
     portal = between(control)
     straight = RaeClient(control.url, control.credentials()["submit_token"])
     through = RaeClient(portal.url, control.credentials()["submit_token"])
-    sha256 = through.upload_blob(os.urandom(2_000_000))
-    assert straight.upload_blob(b"x") == through.upload_blob(b"x")
+    content, methods = os.urandom(2_000_000), list[str]()
+    portal.rule = lambda request: methods.append(request.method)
+    sha256 = through.upload_blob(content)
+    assert through.upload_blob(content) == straight.upload_blob(content) == sha256
+    assert methods == ["HEAD", "PUT", "HEAD"]
     ref = through.submit([{"kind": "cli", "inputs": {"f": {"sha256": sha256}}}])[0]
     assert through.task(ref.task_id) == straight.task(ref.task_id)
     assert through.cancel(ref.task_id).state.value == "cancelled"
