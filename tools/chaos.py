@@ -277,8 +277,10 @@ def campaign(
         _wait_for_the_end(mesh, record)
         counts = audit(mesh, stamps, record)
         logs = mesh.tails() if record.problems else ""
-    told = {f"calls answered with {answer}": n for answer, n in sorted(between.told.items())}
-    counts = {**dict(sorted(record.counts.items())), **told, **counts}
+    replaced = {
+        f"calls answered with {answer}": n for answer, n in sorted(between.replaced.items())
+    }
+    counts = {**dict(sorted(record.counts.items())), **replaced, **counts}
     counts["seconds"] = round(time.monotonic() - started)
     print(("\r\x1b[K" if sys.stdout.isatty() else "") + "\n".join(
         f"{name:<44}{number:>8}" for name, number in counts.items()))  # fmt: skip

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rae_protocol.errors import RaeError
 from tools.devmesh import DevMesh, MeshError, Node, is_alive, is_stopped, wait_until
-from tools.intermediary import Intermediary, at_random, honest
+from tools.intermediary import Intermediary, at_random, pass_on
 
 KINDS = ("kill", "stop", "disk", "clock", "aof", "intermediary", "copy")
 # Shares of the rounds; kills are the likeliest thing in life, too.
@@ -189,14 +189,14 @@ class Faults:
 
     def _intermediary(self) -> Fault:
         share = self._rng.choice((0.1, 0.3, 0.6, 1.0))
-        lies = at_random(random.Random(self._rng.randrange(2**32)), share)  # noqa: S311 - reproducible, not secret
+        rule = at_random(random.Random(self._rng.randrange(2**32)), share)  # noqa: S311 - reproducible, not secret
 
         def begin() -> bool:
-            self._between.rule = lies
+            self._between.rule = rule
             return True
 
         def end() -> None:
-            self._between.rule = honest
+            self._between.rule = pass_on
 
         name = f"intermediary answers {share:.0%} of the calls"
         return Fault(name, self._rng.uniform(0.5, 9.0), begin, end)

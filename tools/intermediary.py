@@ -1,7 +1,7 @@
-"""A proxy between clients and control that lies when it is told to, as captive portals do.
+"""A proxy between clients and control that answers in control's place, as captive portals do.
 
-It passes every byte on unchanged. For each request a rule may choose a lie instead: the request
-never reaches control, or control acts on it and only its answer is replaced.
+It passes every byte on unchanged. For each request a rule may choose a replacement of the answer:
+the request never reaches control, or control acts on it and only its answer is replaced.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Lie:
+class Instead:
     """One of ANSWERS, and whether control gets the request all the same."""
 
     answer: str
@@ -53,30 +53,34 @@ class Lie:
         return f"{head}\r\n".encode() + (b"" if method == "HEAD" else body)
 
 
-LIES: Sequence[Lie] = [Lie(answer, reaches) for answer in ANSWERS for reaches in (False, True)]
-Rule = Callable[[Request], Lie | None]
+EVERY: Sequence[Instead] = [
+    Instead(answer, reaches) for answer in ANSWERS for reaches in (False, True)
+]
+Rule = Callable[[Request], Instead | None]
 
 
-def honest(_request: Request) -> None:
+def pass_on(_request: Request) -> None:
     """Nothing is replaced."""
 
 
 def at_random(rng: random.Random, share: float) -> Rule:
-    """Lies of every kind to this share of the requests."""
-    return lambda _request: rng.choice(LIES) if rng.random() < share else None
+    """Replace the answers of this share of the requests, by every kind."""
+    return lambda _request: rng.choice(EVERY) if rng.random() < share else None
 
 
 class Script:
-    """Lies to the requests that `concerns` picks, one after the other; then nothing but the truth.
+    """Replaces the answers of the requests that `concerns` picks, in this order, and then none.
 
-    `left` are those that were not told yet.
+    `left` are the replacements that are still to come.
     """
 
-    def __init__(self, concerns: Callable[[Request], bool], lies: Iterable[Lie] = LIES) -> None:
-        self.left = list(lies)
+    def __init__(
+        self, concerns: Callable[[Request], bool], given: Iterable[Instead] = EVERY
+    ) -> None:
+        self.left = list(given)
         self._concerns, self._lock = concerns, threading.Lock()
 
-    def __call__(self, request: Request) -> Lie | None:
+    def __call__(self, request: Request) -> Instead | None:
         with self._lock:
             return self.left.pop(0) if self.left and self._concerns(request) else None
 
@@ -88,13 +92,13 @@ class _Gone(Exception):
 class Intermediary:
     """Listens on a port of its own for control's URL; use it as a context manager.
 
-    `rule` may be changed at any time; `told` counts the lies.
+    `rule` may be changed at any time; `replaced` counts the answers by kind.
     """
 
-    def __init__(self, control: str, rule: Rule = honest) -> None:
+    def __init__(self, control: str, rule: Rule = pass_on) -> None:
         parts = urlsplit(control)
         self._control = (str(parts.hostname), int(parts.port or 80))
-        self.rule, self.told = rule, Counter[str]()
+        self.rule, self.replaced = rule, Counter[str]()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock, self._open = threading.Lock(), set[socket.socket]()
@@ -145,26 +149,26 @@ class Intermediary:
         method, target = head.split(b" ", 2)[:2]
         request = Request(method.decode("latin-1"), target.decode("latin-1").partition("?")[0])
         body = b"".join(client.body(head, has_body=True, until_closed=False))
-        lie = self.rule(request)
-        if lie is not None:
+        instead = self.rule(request)
+        if instead is not None:
             with self._lock:
-                self.told[lie.answer] += 1
-        if lie is None or lie.reaches:
+                self.replaced[instead.answer] += 1
+        if instead is None or instead.reaches:
             control.sock.sendall(head + body)
             answer = control.head()
             pieces = control.body(answer, has_body=request.method != "HEAD", until_closed=True)
-            if lie is None:
+            if instead is None:
                 client.sock.sendall(answer)
             for piece in pieces:
-                if lie is None:
+                if instead is None:
                     client.sock.sendall(piece)
             ends = b"connection: close" in answer.lower()
-            if lie is None and ends:
+            if instead is None and ends:
                 return False
         else:
             ends = False
-        if lie is not None:
-            client.sock.sendall(lie.raw(request.method))
+        if instead is not None:
+            client.sock.sendall(instead.raw(request.method))
         return not ends
 
 

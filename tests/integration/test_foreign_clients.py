@@ -12,7 +12,7 @@ import pytest
 from rae_protocol import models
 from rae_protocol.names import TaskState
 from tools.devmesh import DevMesh
-from tools.intermediary import LIES, Intermediary, Request, Script
+from tools.intermediary import EVERY, Intermediary, Request, Script
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 
@@ -88,7 +88,7 @@ def test_a_client_behind_a_portal_waits_for_controls_own_answers(
                  f"{(enrolled.control_public_keys or [''])[0]} 1"],
         "bearer": [str(CLIENTS / "bearer_client.sh"), "1"],
     }[kind]  # fmt: skip
-    lies = iter([lie for lie in LIES if not lie.reaches])
+    given = [one for one in EVERY if not one.reaches]
     asked: set[str] = set()
 
     def each_call_once(request: Request) -> bool:
@@ -96,9 +96,9 @@ def test_a_client_behind_a_portal_waits_for_controls_own_answers(
         asked.add(request.path)
         return new
 
-    with Intermediary(control.url, Script(each_call_once, lies)) as portal:
+    with Intermediary(control.url, Script(each_call_once, given)) as portal:
         assert "succeeded" in run_client(portal.url, enrolled, command)
-        assert portal.told.total() == len(asked)
+        assert portal.replaced.total() == len(asked)
     assert control.rae.task(task_id).attempts == 1
 
 

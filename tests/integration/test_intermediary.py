@@ -1,6 +1,6 @@
 """A captive portal or proxy between agents and control is never taken for control.
 
-Real control, agents and programs; `tools/intermediary.py` lies in between. The tasks write down
+Real control, agents and programs, with `tools/intermediary.py` in between. The tasks write down
 themselves when they live, on CLOCK_BOOTTIME.
 """
 
@@ -23,7 +23,7 @@ from rae_protocol.errors import Unreachable
 from tests.conftest import MakeMesh
 from tests.integration.test_fencing import TTL, Stamps, started
 from tools.devmesh import DevMesh, wait_until
-from tools.intermediary import LIES, Intermediary, Lie, Request, Rule, Script
+from tools.intermediary import EVERY, Instead, Intermediary, Request, Rule, Script
 
 Between = Callable[[DevMesh], Intermediary]
 BELIEVED = ("302", "empty 200")  # once, as answers to an ack
@@ -73,19 +73,19 @@ def test_an_ack_that_control_never_got_starts_no_program(
     portal = between(mesh)
     join(mesh, "n1", portal.url, stamps)
     mesh.wait_node("n1", "online")
-    acks = Script(calls("/tasks/ack"), [Lie(answer, reaches=False)] * 8)
+    acks = Script(calls("/tasks/ack"), [Instead(answer, reaches=False)] * 8)
     # With heartbeats control would say what it knows of the lease.
-    beats = Script(lambda request: bool(portal.told) and calls("/heartbeat")(request),
-                   [Lie("302", reaches=False)] * 6)  # fmt: skip
+    beats = Script(lambda request: bool(portal.replaced) and calls("/heartbeat")(request),
+                   [Instead("302", reaches=False)] * 6)  # fmt: skip
     portal.rule = first_of(acks, beats)
     task_id = mesh.rae.submit([stamps.body(TTL)])[0].task_id
-    wait_until(lambda: portal.told, 20, "the ack was answered by the portal")
+    wait_until(lambda: portal.replaced, 20, "the ack was answered by the portal")
     join(mesh, "n2", mesh.url, stamps)
     view = mesh.rae.wait(task_id, 60)
     assert view.state.value == "succeeded"
     stamps.alive_alone(task_id)
     assert 1 not in stamps.lived(task_id)
-    assert portal.told[answer] >= 4
+    assert portal.replaced[answer] >= 4
 
 
 @pytest.mark.parametrize("reaches", [False, True])
@@ -96,7 +96,9 @@ def test_whatever_answers_an_ack_the_task_runs_once(
     portal = between(mesh)
     join(mesh, "n1", portal.url, stamps)
     join(mesh, "n2", mesh.url, stamps)
-    acks = Script(calls("/tasks/ack"), [lie for lie in LIES if lie.reaches is reaches] * 2)
+    acks = Script(
+        calls("/tasks/ack"), [instead for instead in EVERY if instead.reaches is reaches] * 2
+    )
     portal.rule = acks
     mesh.wait_node("n1", "online")
     mesh.wait_node("n2", "online")
@@ -105,7 +107,7 @@ def test_whatever_answers_an_ack_the_task_runs_once(
         assert mesh.rae.wait(ref.task_id, 60).state.value == "succeeded"
         stamps.alive_alone(ref.task_id)
         assert len(stamps.ended(ref.task_id)) == 1
-    assert portal.told.total() >= 4
+    assert portal.replaced.total() >= 4
 
 
 def test_a_result_is_kept_until_control_has_it_and_the_first_one_stays(
@@ -115,7 +117,7 @@ def test_a_result_is_kept_until_control_has_it_and_the_first_one_stays(
     portal = between(mesh)
     join(mesh, "n1", portal.url, stamps)
     mesh.wait_node("n1", "online")
-    script = Script(calls("/tasks/result"), LIES)
+    script = Script(calls("/tasks/result"), EVERY)
     portal.rule = script
     bodies = [stamps.body(0.1), stamps.body(0.1), stamps.body(0.1)]
     bodies[1]["params"]["params"]["kib"] = 64
@@ -141,10 +143,10 @@ def test_a_yield_is_delivered_in_the_end(
     portal = between(mesh)
     join(mesh, "n1", portal.url, stamps)
     mesh.wait_node("n1", "online")
-    # A lease that outlives the lies: only the yield can bring the task back.
+    # A lease that outlasts the portal's answers: only the yield can bring the task back.
     task_id = mesh.rae.submit([stamps.body(3, lease_ttl_s=120)])[0].task_id
     started(stamps, task_id)
-    script = Script(calls("/tasks/yield"), [lie for lie in LIES if not lie.reaches])
+    script = Script(calls("/tasks/yield"), [instead for instead in EVERY if not instead.reaches])
     portal.rule = script
     mesh.nodes["n1"].owner("pause")
     wait_until(lambda: "yield_delivered" in events(mesh, "n1"), 60, "the yield was delivered")
@@ -165,8 +167,8 @@ def test_inputs_and_artifacts_come_from_control_alone(
     mesh.wait_node("n1", "online")
     rae = RaeClient(portal.url, mesh.credentials()["submit_token"])
     content = os.urandom(300_000)
-    uploads = Script(lambda request: "/blobs/" in request.path, LIES[:4])
-    downloads = Script(lambda request: "/inputs/" in request.path, LIES)
+    uploads = Script(lambda request: "/blobs/" in request.path, EVERY[:4])
+    downloads = Script(lambda request: "/inputs/" in request.path, EVERY)
     portal.rule = first_of(uploads, downloads)
     sha256 = rae.upload_blob(content)
     body = {
@@ -177,7 +179,7 @@ def test_inputs_and_artifacts_come_from_control_alone(
     view = mesh.rae.wait(mesh.rae.submit([body])[0].task_id, 60)
     assert (view.state.value, view.attempts) == ("succeeded", 1), view.error
     assert downloads.left == []
-    portal.rule = Script(lambda request: "/artifacts/" in request.path, LIES[:4])
+    portal.rule = Script(lambda request: "/artifacts/" in request.path, EVERY[:4])
     rae.fetch_artifact(view.task_id, "out.txt", tmp_path / "out.txt")
     expected = f"{hashlib.sha256(content).hexdigest()}  file.bin\n"
     assert (tmp_path / "out.txt").read_text() == expected
@@ -189,16 +191,16 @@ def test_a_node_behind_a_portal_registers_polls_and_beats_in_the_end(
     mesh = make_mesh()
     portal = between(mesh)
     scripts = [
-        Script(calls("/nodes/register"), LIES[:3]), Script(calls("/nodes/heartbeat"), LIES[3:6]),
-        Script(calls("/tasks/poll"), LIES[:6]), Script(calls("/tasks/log"), LIES),
-        Script(calls("/tasks/progress"), LIES),
+        Script(calls("/nodes/register"), EVERY[:3]), Script(calls("/nodes/heartbeat"), EVERY[3:6]),
+        Script(calls("/tasks/poll"), EVERY[:6]), Script(calls("/tasks/log"), EVERY),
+        Script(calls("/tasks/progress"), EVERY),
     ]  # fmt: skip
     portal.rule = first_of(*scripts)
     join(mesh, "n1", portal.url, stamps)
     mesh.wait_node("n1", "online", 60)
     task_id = mesh.rae.submit([stamps.body(0.5)])[0].task_id
     assert mesh.rae.wait(task_id, 60).state.value == "succeeded"
-    wait_until(lambda: not any(s.left for s in scripts[:3]), 60, "every lie was told")
+    wait_until(lambda: not any(s.left for s in scripts[:3]), 60, "the portal gave every answer")
     assert mesh.nodes["n1"].running
     assert mesh.admin.node("n1").state == "online"
     stamps.alive_alone(task_id)
@@ -214,7 +216,7 @@ def test_heartbeats_that_a_portal_answers_renew_nothing(
     task_id = mesh.rae.submit([stamps.body(1.5 * TTL)])[0].task_id
     started(stamps, task_id)
     portal.rule = lambda request: (
-        Lie("200 HTML", reaches=False) if calls("/heartbeat")(request) else None
+        Instead("200 HTML", reaches=False) if calls("/heartbeat")(request) else None
     )
     join(mesh, "n2", mesh.url, stamps)
     started(stamps, task_id, 2)
@@ -223,12 +225,14 @@ def test_heartbeats_that_a_portal_answers_renew_nothing(
     stamps.alive_alone(task_id)
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: f"{lie.answer}, {lie.reaches}")
-def test_a_person_is_told_that_it_was_not_control(
-    control: DevMesh, between: Between, lie: Lie
+@pytest.mark.parametrize(
+    "instead", EVERY, ids=lambda instead: f"{instead.answer}, {instead.reaches}"
+)
+def test_the_message_says_that_it_was_not_controls_answer(
+    control: DevMesh, between: Between, instead: Instead
 ) -> None:
     portal = between(control)
-    portal.rule = lambda _: lie
+    portal.rule = lambda _: instead
     rae = RaeClient(portal.url, control.credentials()["submit_token"], sleep=lambda _: None)
     with pytest.raises(Unreachable, match="this is not control's answer"):
         rae.tasks()
@@ -244,7 +248,7 @@ def raectl(url: str, token: str, *words: str) -> subprocess.CompletedProcess[str
 
 def test_raectl_ends_with_3_and_says_where_it_was_sent(control: DevMesh, between: Between) -> None:
     portal = between(control)
-    portal.rule = lambda _: Lie("302", reaches=False)
+    portal.rule = lambda _: Instead("302", reaches=False)
     token: Any = control.credentials()["admin_token"]
     done = raectl(portal.url, token, "tokens", "list")
     assert done.returncode == 3, done.stderr
@@ -264,4 +268,4 @@ def test_what_passes_through_is_unchanged(control: DevMesh, between: Between) ->
     ref = through.submit([{"kind": "cli", "inputs": {"f": {"sha256": sha256}}}])[0]
     assert through.task(ref.task_id) == straight.task(ref.task_id)
     assert through.cancel(ref.task_id).state.value == "cancelled"
-    assert portal.told.total() == 0
+    assert portal.replaced.total() == 0
