@@ -16,18 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rae_control.redis_server import find_server
 from tools import bench_ours as ours
+from tools.bench_parts import Kept, Report, Result, measure
 from tools.devmesh import MeshError, exit_on_signals, wait_until
 
 PEERS = ("rq Worker", "rq SimpleWorker", "Celery", "Ray")
-SECTIONS = ("latency", "lifecycles", "claims", "moving", "box", "rest")
+KEPT = Path("build")
+MISSED = "## Goals missed in this run"
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -41,36 +44,6 @@ def spread(values: Sequence[float]) -> str:
         f"p50 {statistics.median(values):.1f} ms, p99 {quantile(values, 0.99):.1f}, "
         f"max {max(values):.1f}"
     )
-
-
-class Report:
-    """Rows as they come, to the terminal and for the file."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.missed: list[str] = []
-
-    def section(self, title: str, *columns: str) -> None:
-        """A heading and a table's head."""
-        self._say("", f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
-
-    def row(self, *cells: str) -> None:
-        """A line of the table."""
-        self._say(f"| {' | '.join(cells)} |")
-
-    def goal(self, what: str, measured: str, goal: str, *, met: bool) -> None:
-        """A line that is held to DESIGN's number."""
-        self.row(what, measured, goal, "yes" if met else "**no**")
-        if not met:
-            self.missed.append(f"{what}: {measured}, wanted {goal}")
-
-    def text(self, *lines: str) -> None:
-        """A paragraph."""
-        self._say("", *lines)
-
-    def _say(self, *lines: str) -> None:
-        self.lines += lines
-        print("\n".join(lines), flush=True)
 
 
 class Peers:
@@ -118,7 +91,7 @@ class Peers:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def latency(report: Report, peers: Peers, *, quick: bool) -> None:
+def latency(report: Report, *, peers: Peers, quick: bool) -> None:
     """Submit to running on an idle node, beside the peers."""
     found = ours.latency(20 if quick else 200)
     p50 = statistics.median(found["running"])
@@ -150,7 +123,7 @@ def latency(report: Report, peers: Peers, *, quick: bool) -> None:
     report.goal("p99", f"{p99:.0f} ms", "≤ 500 ms", met=p99 <= 500)
 
 
-def lifecycles(report: Report, peers: Peers, *, quick: bool) -> None:
+def lifecycles(report: Report, *, peers: Peers, quick: bool) -> None:
     """Durable lifecycles a second."""
     number = 400 if quick else 3000
     singly, batched = ours.lifecycles(number, 1), ours.lifecycles(number, 100)
@@ -180,7 +153,7 @@ def lifecycles(report: Report, peers: Peers, *, quick: bool) -> None:
     )  # fmt: skip
 
 
-def claims(report: Report, _peers: Peers, *, quick: bool) -> None:
+def claims(report: Report, *, peers: Peers, quick: bool) -> None:
     """What a claim costs as the queue grows."""
     sizes = [1000, 3000, 10_000] if quick else [1000, 10_000, 100_000]
     found = ours.claims(sizes, 100 if quick else 300)
@@ -194,7 +167,7 @@ def claims(report: Report, _peers: Peers, *, quick: bool) -> None:
     report.goal(f"{sizes[0]:,} → {sizes[-1]:,}", f"{growth:.2f} x", "≤ 1.3 x", met=growth <= 1.3)
 
 
-def moving(report: Report, _peers: Peers, *, quick: bool) -> None:
+def moving(report: Report, *, peers: Peers, quick: bool) -> None:
     """Polls while artifacts arrive."""
     mib, number = 50, 2 if quick else 10
     found = ours.moving(mib, number)
@@ -205,7 +178,7 @@ def moving(report: Report, _peers: Peers, *, quick: bool) -> None:
     report.row(f"{mib * number} MB in {found['seconds'][0]:.1f} s", spread(found["busy"]))
 
 
-def rest(report: Report, peers: Peers, *, quick: bool) -> None:
+def rest(report: Report, *, peers: Peers, quick: bool) -> None:
     """What idleness costs."""
     seconds, polls = (20.0, 200) if quick else (300.0, 2000)
     worker = [str(peers.python), "-m", "rq.cli", "worker", "--quiet"]
@@ -232,7 +205,7 @@ def rest(report: Report, peers: Peers, *, quick: bool) -> None:
     report.goal(f"{polls:,} open polls", f"{held:.0f} MB", "≤ 200 MB", met=held <= 200)
 
 
-def box(report: Report, _peers: Peers, *, quick: bool) -> None:
+def box(report: Report, *, peers: Peers, quick: bool) -> None:
     """What a box costs, and how fast everything in it dies."""
     samples, kills = (20, 3) if quick else (200, 40)
     program = [sys.executable, "-m", "tools.bench_box", str(samples), str(kills)]
@@ -250,6 +223,12 @@ def box(report: Report, _peers: Peers, *, quick: bool) -> None:
     report.goal("a box's cost at the start, p50", f"{cost:.1f} ms", "≤ 40 ms", met=cost <= 40)
     what = f"kill to the end of 500 processes in 3 sessions, p95 of {kills}"
     report.goal(what, f"{gone:.1f} ms", "≤ 100 ms", met=gone <= 100)
+
+
+PARTS: Mapping[str, Callable[..., None]] = {
+    "latency": latency, "lifecycles": lifecycles, "claims": claims, "moving": moving,
+    "box": box, "rest": rest,
+}  # fmt: skip
 
 
 def machine() -> list[str]:
@@ -274,44 +253,65 @@ def machine() -> list[str]:
     ]
 
 
+def page(where: Sequence[str], results: Sequence[Result], old: Sequence[str]) -> str:
+    """The report as a page."""
+    runs = f"these are from a run that stopped before its end: {', '.join(old)}; every other"
+    lines = [
+        "# Benchmarks", "",
+        f"Written by `make bench`; {runs if old else 'every'} number is from one run.", "", "",
+        f"- {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", *where,
+    ]  # fmt: skip
+    lines += [line for result in results for line in result.lines]
+    missed = [f"- {line}" for result in results for line in result.missed]
+    lines += ["", MISSED, "", *(missed or ["None."])]
+    lines += ["", f"The parts took {sum(result.seconds for result in results):.0f} s."]
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Measure, and write docs/benchmarks.md.")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="default: %(default)s")
+    parser.add_argument("--only", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a look: small numbers, no file")
+    parser.add_argument(
+        "--resume", action="store_true", help="measure only what a run that failed lacks"
+    )
     parser.add_argument("--peers", type=Path, required=True, help="the peers' Python")
     parser.add_argument("--write", type=Path, help="where the report goes")
     args = parser.parse_args(argv)
     wanted = args.only.split(",")
-    if unknown := set(wanted) - set(SECTIONS):
-        parser.error(f"--only {','.join(unknown)}: known are {', '.join(SECTIONS)}")
+    if unknown := set(wanted) - set(PARTS):
+        parser.error(f"--only {','.join(unknown)}: known are {', '.join(PARTS)}")
     exit_on_signals()
-    report, peers, began = Report(), Peers(args.peers.absolute()), time.monotonic()
-    report.text(
-        "# Benchmarks", "", "Written by `make bench`; every number is from that one run.", ""
-    )
-    report.text(f"- {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", *machine())
-    report.text(
-        f"- peers: {peers.versions()}; their Redis with `appendfsync always`, Ray without a disk"
-    )
-    steps: dict[str, Callable[..., None]] = {
-        "latency": latency, "lifecycles": lifecycles, "claims": claims, "moving": moving,
-        "box": box, "rest": rest,
-    }  # fmt: skip
+    peers = Peers(args.peers.absolute())
+    where = [
+        *machine(), "",
+        f"- peers: {peers.versions()}; their Redis with `appendfsync always`, Ray without a disk",
+    ]  # fmt: skip
+    kept = Kept(KEPT / f"bench{'-quick' if args.quick else ''}.json", "\n".join(where))
+    if args.resume:
+        kept.load()
+    else:
+        kept.clear()
+    old = [name for name in wanted if name in kept.results]
+    if old:
+        print(f"kept from an earlier run in {kept.file}: {', '.join(old)}")
+    print("\n".join(where), flush=True)
+    parts = {name: partial(part, peers=peers, quick=args.quick) for name, part in PARTS.items()}
     try:
-        for name in wanted:
-            steps[name](report, peers, quick=args.quick)
+        failed = measure(wanted, parts, kept, time.monotonic)
     except KeyboardInterrupt:
+        print(f"\nbench: stopped. {kept.advice()}", file=sys.stderr)
         return 130
-    except (MeshError, subprocess.SubprocessError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+    if failed:
+        print("\n".join(["", *failed, kept.advice()]), file=sys.stderr)
         return 1
-    missed = [f"- {line}" for line in report.missed] or ["None."]
-    report.text("## Goals missed in this run", "", *missed)
-    report.text(f"The run took {time.monotonic() - began:.0f} s.")
+    text = page(where, [kept.results[name] for name in wanted], old)
+    print(f"\n{text[text.index(MISSED) :]}")
     if args.write and not args.quick:
-        args.write.write_text("\n".join(report.lines).strip() + "\n", encoding="utf-8")
-        print(f"\nwritten to {args.write}")
+        args.write.write_text(text, encoding="utf-8")
+        print(f"written to {args.write}")
+    kept.clear()
     return 0
 
 
