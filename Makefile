@@ -16,7 +16,20 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-fast test-long fast lab-tests e2e lab-parts test-escape escape-here lint lint-python lint-ansible unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
+.PHONY: help venv wheels vault demo test test-all lab-tests e2e site lab-parts test-escape escape-here lint lint-python lint-ansible unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
+
+# What a verb needs is looked for before any work, with the Python at hand: there may be no .venv yet.
+# Any Python 3 reads the second line; tools/preflight.py, which does the rest, needs 3.10.
+define preflight
+@command -v "$(PYTHON)" >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+  { echo "$(PYTHON) is missing. Installing python3-venv, as root" >&2; apt-get update -q >/dev/null; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv >/dev/null; }
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+  { echo "$(PYTHON) is missing or older than 3.10. Debian 12, Ubuntu 22.04 and newer have one:" >&2; \
+    echo "  sudo apt-get install -y --no-install-recommends python3-venv" >&2; \
+    echo "Elsewhere say make PYTHON=/path/to/python3.10" >&2; exit 1; }
+@"$(PYTHON)" -m tools.preflight $(1)
+endef
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -26,10 +39,9 @@ help:  ## this list
 venv: $(VENV)/.built  ## build the environment in .venv
 
 $(VENV)/.built: constraints.txt requirements-dev.txt $(wildcard services/*/pyproject.toml)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "$(PYTHON) is missing or older than 3.10; say make PYTHON=/path/to/python3.10" >&2; exit 1; }
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
+	$(call preflight,venv)
+	rm -rf "$(VENV)"
+	"$(PYTHON)" -m venv "$(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -r requirements-dev.txt
 	# The queue's tests run against the next RQ too, from a folder of its own.
@@ -42,27 +54,36 @@ wheels: venv  ## what hosts install from, into dist/wheelhouse; PYTHONS="3.11" f
 vault: venv  ## fresh secrets for an inventory, encrypted; INVENTORY=inventory/mesh
 	@$(BIN)/python -m tools.new_vault $(INVENTORY)
 
-demo: venv  ## control, two nodes, real work, an owner who comes back, an agent that dies
+demo:  ## control, two nodes, real work, an owner who comes back, an agent that dies
+	$(call preflight,demo)
+	@$(MAKE) --no-print-directory venv
 	@$(BIN)/python -m tools.demo
 
-# In this order, and not in one process: what a lab of the first holds in memory ends before the next.
-test: fast lab-tests e2e  ## everything: test-fast, then booted hosts, Molecule, and the whole site (root)
-
-test-fast: fast  ## all of it that needs no booted host: lint, chaos, escape suite, unit and integration tests
-	@echo "left out, for they boot hosts: tests/integration/lab, tests/e2e and Molecule; \`make test\` runs them, as root"
-
-fast: lint chaos-short escape-here
+test:  ## all that needs no booted host: lint, chaos, escape suite, unit and integration tests (12 minutes)
+	$(call preflight,test)
+	@$(MAKE) --no-print-directory lint chaos-short escape-here
 	@$(MAKE) --no-print-directory unit integration
+	@echo "make test: all passed; what needs booted hosts is in make test-all, for root"
+
+# In this order, and not in one process: what a lab of the first holds in memory ends before the next.
+test-all: export RAE_TEST_LONG = 1
+test-all:  ## make test, then booted hosts, Molecule, the whole site, Debian 13 and the long variants (root; hours)
+	$(call preflight,test-all)
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory lab-tests
+	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory lab-tests RAE_LAB_SUITE=trixie
 
 lab-tests: lab-parts
 	$(BIN)/python -m pytest tests/integration/lab $(PYTEST_ARGS)
 
-test-long: export RAE_TEST_LONG = 1
-test-long: test  ## make test with all 65,535 ports, all orders of reboots, control away for three minutes, site.yml on lent nodes, and hosts of Debian 13
-	$(MAKE) lab-tests RAE_LAB_SUITE=trixie
-
 e2e: venv lab-parts  ## Molecule's scenarios and the whole site on booted hosts (root)
 	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
+
+# What CI runs of e2e: the scenarios `default` and `enable_node`, each with a second run that changes
+# nothing, then a batch of work and verify.yml.
+site: venv lab-parts  ## one site on booted hosts: provision, lend, a batch, verify, second runs (root)
+	$(BIN)/python -m pytest tests/e2e/test_work.py $(PYTEST_ARGS)
 
 # What the lab's hosts are made of and install from; the first time minutes, and no test should wait for it.
 lab-parts: venv
@@ -103,7 +124,9 @@ escape-here: venv
 chaos-short: venv
 	$(CHAOS) --rounds 20
 
-bench: venv .venv-bench/.built  ## measure latency, throughput and rest beside rq, Celery and Ray; writes docs/benchmarks.md (15 minutes)
+bench:  ## measure latency, throughput and rest beside rq, Celery and Ray; writes docs/benchmarks.md (15 minutes)
+	$(call preflight,bench)
+	@$(MAKE) --no-print-directory venv .venv-bench/.built
 	$(BIN)/python -m tools.bench --peers .venv-bench/bin/python --write docs/benchmarks.md $(BENCH_ARGS)
 
 .venv-bench/.built: requirements-bench.txt

@@ -15,8 +15,8 @@ _TIMES = pytest.StashKey[dict[str, float]]()
 def pytest_collection_modifyitems() -> None:
     if not MOLECULE.exists():
         raise pytest.UsageError(
-            f"{MOLECULE} is missing: these tests need Molecule, and it needs Python 3.11 or newer; "
-            "make venv with one (PYTHON=…), or leave them out with make test-fast"
+            f"{MOLECULE} is missing: these tests need Molecule, and it needs Python 3.11 or newer: "
+            "say make venv PYTHON=/path/to/python3.11; make test leaves these tests out"
         )
 
 

@@ -60,12 +60,18 @@ def call(line: str, data: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_blocks_are_the_ones_that_these_tests_know() -> None:
-    assert MAKE == ["make", "make demo"]
+    assert MAKE == ["make demo", "make test", "make"]
     assert [shlex.split(line)[0] for line in SERVERS] == [
         ".venv/bin/rae-control",
         ".venv/bin/rae-node",
     ]
     assert {shlex.split(line)[0] for line in CALLS} == {".venv/bin/raectl"}
+
+
+def test_the_first_screen_has_the_demo_and_the_tests() -> None:
+    first = README.splitlines()[:25]
+    for verb in ("make demo", "make test"):
+        assert any(line.startswith(f"{verb} ") for line in first)
 
 
 def test_a_mesh_of_ones_own_runs_the_readmes_task(data: Path) -> None:
@@ -78,7 +84,7 @@ def test_a_mesh_of_ones_own_runs_the_readmes_task(data: Path) -> None:
 
 def test_make_alone_prints_its_verbs() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for verb in ("venv", "demo", "test", "chaos", "fmt", "lint", "clean"):
+    for verb in ("venv", "demo", "test", "test-all", "chaos", "fmt", "lint", "clean"):
         assert f"make {verb} " in done.stdout
 
 
