@@ -259,12 +259,7 @@ class Disks:
         """Make them all. Raises MeshError."""
         for where, size in self._wanted(nodes):
             where.mkdir(mode=0o700, parents=True, exist_ok=True)
-            done = subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=0700", "tmpfs", str(where)],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                raise MeshError(f"no small disk at {where}: {done.stderr.strip()}")
+            _mount("-t", "tmpfs", "-o", f"size={size}m,mode=0700", "tmpfs", str(where))
 
     def unmount(self) -> None:
         """Let go of them, so that the folder can be removed."""
@@ -313,15 +308,48 @@ def enter_namespace() -> None:
 
     Raises MeshError where the machine allows neither.
     """
-    if os.environ.get(_INSIDE):
+    if inside := os.environ.get(_INSIDE):
+        if inside == "user":
+            own_root()
         return
     command = ["unshare", "--mount", "--propagation", "private"]
-    if os.geteuid() != 0:
+    user = os.geteuid() != 0
+    if user:
         command += ["--user", "--map-root-user"]
     if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode:
         raise MeshError(
             "full disks need a mount namespace, and this machine allows none; run it as root, or "
             "leave them out with FAULTS=kill,stop,clock,aof,intermediary,copy"
         )
-    os.environ[_INSIDE] = "1"
+    os.environ[_INSIDE] = "user" if user else "root"
     os.execvp(command[0], [*command, sys.executable, "-m", "tools.chaos", *sys.argv[1:]])  # noqa: S606 - the same program
+
+
+def own_root(holder: Path = Path("/mnt")) -> None:
+    """Make a folder of our own the root, with all of the machine's in it. Raises MeshError.
+
+    A user namespace that a user without rights makes knows that user alone: `/` and /tmp belong to
+    an unknown one there, and agents rightly trust no task below such a folder.
+    """
+    here, hidden = Path.cwd(), os.open(holder, os.O_PATH)
+    _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(holder))
+    for entry in Path("/").iterdir():
+        place = holder / entry.name
+        if entry.is_symlink():
+            place.symlink_to(entry.readlink())
+        elif entry.is_dir():
+            place.mkdir()
+            source = f"/proc/{os.getpid()}/fd/{hidden}" if entry == holder else str(entry)
+            _mount("--rbind", source, str(place))
+    os.close(hidden)
+    files = Path("/chaos")
+    (holder / files.name).mkdir(mode=0o700)
+    os.chroot(holder)
+    os.chdir(here)
+    os.environ["TMPDIR"] = str(files)
+
+
+def _mount(*words: str) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MeshError(f"mount {' '.join(words)}: {done.stderr.strip()}")
