@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -62,12 +63,14 @@ class Box:
 
         The options go through a descriptor: in the box, anybody can read its first process's argv.
         """
-        inherited = {"--seccomp": self._rules, "--info-fd": self._tell, "--block-fd": self._hold}
+        inherited = {
+            "--seccomp": self._rules, "--json-status-fd": self._tell, "--block-fd": self._hold,
+        }  # fmt: skip
         words = self._argv[1:]
         for option, number in inherited.items():
             os.set_inheritable(number, True)
             words += [option, str(number)]
-        os.write(self._words, "\0".join(words).encode())
+        os.write(self._words, b"\0".join(map(os.fsencode, words)))
         os.lseek(self._words, 0, os.SEEK_SET)
         os.set_inheritable(self._words, True)
         return [self._argv[0], "--args", str(self._words), "--", *argv]
@@ -95,6 +98,18 @@ class Box:
             resource.prlimit(self.first, resource.RLIMIT_NPROC, (processes, processes))
         os.write(self._free, b"1")
         os.close(self._free)
+
+    def ran(self) -> bool:
+        """Whether its program was started. Call it when all of the box has ended.
+
+        bubblewrap says with which code a program ended, and nothing of one that it could not start.
+        """
+        os.set_blocking(self._told, False)
+        said = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self._told, 4096):
+                said += piece
+        return b"exit-code" in said
 
     def kill(self) -> bool:
         """SIGKILL to its first process: the kernel ends all others with it, pid_namespaces(7).

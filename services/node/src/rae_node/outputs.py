@@ -27,7 +27,7 @@ class Outputs:
 
     def __init__(self, folder: str, limit: int) -> None:
         self.limit, self.total = limit, 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._both = os.open(f"{folder}/exec.log", flags, 0o600)
         self._left = MAX_LOG_BYTES
         self.files: dict[int, int] = {}
@@ -68,6 +68,11 @@ class Outputs:
             return os.read(list(self.files)[1], 500).decode(errors="replace").strip()
         except OSError:
             return ""
+
+    def said(self) -> str:
+        """The last words on both, after all of it was pumped; for a problem's text."""
+        start = max(0, os.fstat(self._both).st_size - 500)
+        return os.pread(self._both, 500, start).decode(errors="replace").strip()
 
     @staticmethod
     def _write(target: int, data: bytes) -> None:

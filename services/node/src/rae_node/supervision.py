@@ -265,6 +265,11 @@ class Supervisor:
         ended = None if self.status is None else os.waitstatus_to_exitcode(self.status)
         if self.box is not None and ended is not None and 128 < ended <= 128 + signal.NSIG:
             ended = 128 - ended  # bubblewrap tells of a signal as shells do
+        exited = self.cause == "exit" and ended is not None and ended > 0
+        if exited and self.box is not None and not self.box.ran():
+            # Not the task's failure: bubblewrap could not start its program.
+            self.cause = "failed"
+            self.say({"problem": f"the program did not start in its box: {self.outputs.said()}"})
         code = ended if ended is not None and ended >= 0 else None
         number = -ended if ended is not None and ended < 0 else None
         if self.cause == "exit" and number == signal.SIGKILL and self.oom_kills() > self.ooms:
