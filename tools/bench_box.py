@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rae_node.box import prepared, tried
+from rae_node.box_paths import interpreter
 from rae_node.handle import Handle
 from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
 from rae_node.unit import UnitIsolation
@@ -55,7 +56,7 @@ class Bench:
         spec = Spec(
             f"lease-{self._number}", argv, {"PATH": "/usr/bin:/bin"}, workspace.work,
             workspace.path, workspace.logs, time.clock_gettime(time.CLOCK_BOOTTIME) + 60, limits,
-            shown=tuple(Path(folder).resolve() for folder in (sys.prefix, sys.base_prefix)),
+            shown=interpreter(),
         )  # fmt: skip
         handle = self._kinds[boxed].start(spec)
         return handle, replace(workspace, opener=handle.open)

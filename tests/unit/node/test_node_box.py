@@ -34,11 +34,17 @@ def test_a12_a_box_shows_its_workspace_as_workdir_and_of_it_no_logs() -> None:
     assert "--die-with-parent" in words and words[words.index("--cap-drop") + 1] == "ALL"
 
 
-def test_what_is_shown_besides_the_system_is_read_only_and_each_parent_comes_first() -> None:
-    shown = (Path("/opt/a/b"), Path("/usr/lib/x"), Path("/opt/a"))
-    words = BOX.arguments(Path("/w"), shown)
-    places = [place for place in pairs(words, "--ro-bind") if place.startswith(("/opt", "/usr/"))]
-    assert places == ["/opt/a", "/opt/a/b"]
+def test_what_is_shown_besides_the_system_is_read_only_and_once() -> None:
+    shown = (Path("/nowhere/a/b"), Path("/usr/lib/x"), Path("/nowhere/a"), Path("/nowhere/b"))
+    found = pairs(BOX.arguments(Path("/w"), shown), "--ro-bind")
+    places = [place for place in found.values() if place.startswith(("/nowhere", "/usr/lib"))]
+    assert places == ["/nowhere/a", "/nowhere/b"]
+
+
+@pytest.mark.parametrize("own", ["/tmp", "/dev/shm"])
+def test_what_is_shown_lies_over_the_folders_that_a_box_has_of_its_own(own: str) -> None:
+    words = BOX.arguments(Path("/w"), (Path(own, "x/.venv"),))
+    assert words.index(f"{own}/x/.venv") > words.index(own)
 
 
 @pytest.fixture

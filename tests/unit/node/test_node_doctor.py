@@ -73,6 +73,9 @@ FAILING: dict[str, tuple[Finding, tuple[str, ...]]] = {
     "a silent control": (rules.control("http://c", "", ["::1"], "gone")[1], ("gone", "tailscale")),
     "a wrong clock": (rules.clock(-61), ("-61 s", "set-ntp")),
     "weak isolation": (rules.isolation("process", "no", "unit"), ("min_isolation", "no task")),
+    "a folder that no box shows": (
+        rules.not_shown("a box cannot show /root; move the tasks"), ("/root", "move the tasks"),
+    ),
     "max_user_namespaces": (
         rules.namespaces({"/proc/sys/user/max_user_namespaces": "0\n"}, True),
         ("sysctl -w user.max_user_namespaces=10000",),

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rae_node.assemble import PACKAGE_DATA
+from rae_node.box_paths import below, mount_points
 from rae_node.errors import TaskFailure
 from rae_node.runners import python_child
 from rae_node.runners.python import PythonRunner
@@ -102,6 +103,18 @@ REFUSED = [
     ("*rest", {"rest": [1]}, "'rest' is not known"),
     ("a: str", {"a": ["x" * 500]}, "…; give it as str"),
 ]  # fmt: skip
+
+
+def test_of_a_task_that_is_a_link_its_file_is_shown_and_not_the_folder_it_lies_in(
+    plan: Plan, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path.resolve() / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "t.py").touch()
+    (tmp_path / "tasks" / "t.py").symlink_to(elsewhere / "t.py")
+    places = mount_points(plan("def run(): pass", {}).shown)
+    assert elsewhere / "t.py" in places and tmp_path / "tasks" in places
+    assert not below(elsewhere, places)
 
 
 @pytest.mark.parametrize(("takes", "params", "words"), REFUSED)

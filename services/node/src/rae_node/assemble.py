@@ -13,6 +13,7 @@ import yaml
 from rae_node import config as files
 from rae_node import procs
 from rae_node.agent import Agent
+from rae_node.box_view import view_of
 from rae_node.capabilities import describe, probe_machine
 from rae_node.config import NodeConfig, RuntimeConfig, SourceName
 from rae_node.gpu import NvmlChild
@@ -22,6 +23,7 @@ from rae_node.guard.sources.load import LoadSource, measure
 from rae_node.guard.sources.logind import LogindSource
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.guard.sources.tty import TtySource
+from rae_node.isolation import Isolation
 from rae_node.live import Live
 from rae_node.log import EventLog, LogFile
 from rae_node.outfit import Outfit
@@ -74,11 +76,10 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
     settings, rest = apply_settings(overrides)
     config, runtime = files.load_both(layout.config_file, layout.runtime_file, rest)
     allowed = allow_list(config, layout)
-    task_paths = [PACKAGE_DATA / "tasks"] if config.task_paths is None else config.task_paths
     log = open_log(config)
     layout.create()
     lock = AgentLock(layout, config.node_id, config.rae_endpoint)
-    isolation = strongest(layout, config.isolation)
+    isolation = isolation_here(layout, config, allowed)
     end_predecessors(layout, settings.predecessor_sec, log, isolation)
     client = NodeClient(
         config.rae_endpoint,
@@ -100,12 +101,26 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         machine=probe_machine(settings.probe_timeout_sec),
         machine_id=machine_id(layout),
         allowed=allowed,
-        task_folders=[Path(path) for path in task_paths],
+        task_folders=task_folders(config),
         sources=(*build_sources(config, lambda: live.runtime, settings, clock).values(), pause),
         pause=pause,
         log=log,
     )
     return Agent(outfit), lock
+
+
+def isolation_here(layout: Layout, config: NodeConfig, allowed: AllowList) -> Isolation:
+    """The best that works here and shows tasks what they need. Raises NodeError `not_shown`."""
+    source = config.enrolment_file or str(layout.agent / "enrolment.json")
+    secret = None if source.startswith(("env:", "credential:")) else Path(source)
+    view = view_of(layout, secret, allowed.programs(), task_folders(config))
+    return strongest(layout, config.isolation, view)
+
+
+def task_folders(config: NodeConfig) -> list[Path]:
+    """Where Python tasks lie."""
+    paths = [PACKAGE_DATA / "tasks"] if config.task_paths is None else config.task_paths
+    return [Path(path).absolute() for path in paths]
 
 
 def open_log(config: NodeConfig) -> EventLog:

@@ -15,18 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rae_node.box_paths import ETC, ROOTS, mount_points
+from rae_node.box_view import NOTHING, PROBE_ENV, View
 from rae_node.errors import NodeError
 from rae_node.runners.base import PATH
 from rae_node.syscalls import compiled
 from rae_node.workspace import CALL, FOLDERS, INSIDE, NOTE, Workspace
 
-_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-# What programs of a distribution look up there, and nothing that tells of this machine's people.
-_ETC = (
-    "/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d",
-    "/etc/localtime", "/etc/timezone", "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/fonts",
-    "/etc/magic", "/etc/mime.types", "/etc/OpenCL", "/etc/vulkan",
-)  # fmt: skip
 _PEOPLE = Path(__file__).parent / "data" / "box"
 _PROBE_S = 10.0
 _GPU_SHARED = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
@@ -58,8 +53,6 @@ class Box:
         words += ["--proc", "/proc", "--dev", "/dev"]
         for name in ("passwd", "group"):
             words += ["--ro-bind", str(_PEOPLE / name), f"/etc/{name}"]
-        for path in sorted({path for path in shown if not in_system(path)}):
-            words += ["--ro-bind", str(path), str(path)]
         for path in devices:
             words += ["--dev-bind", str(path), str(path)]
         there = Workspace(workspace)
@@ -68,6 +61,10 @@ class Box:
         words += ["--bind", str(there.output), f"{INSIDE}/output"]
         words += ["--bind", str(workspace / "tmp"), "/tmp"]  # noqa: S108 - the task's own
         words += ["--bind", str(workspace / "shm"), "/dev/shm"]  # noqa: S108 - the task's own
+        # After the task's own /tmp and /dev/shm, which would hide what lies there. The folders that
+        # bubblewrap makes for it in them are wiped with the workspace.
+        for path in mount_points(shown):
+            words += ["--ro-bind", str(path), str(path)]
         words += ["--ro-bind-try", str(workspace / CALL), f"{INSIDE}/{CALL}"]
         words += ["--bind-try", str(workspace / NOTE), f"{INSIDE}/{NOTE}"]
         words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", f"{INSIDE}/work"]
@@ -87,15 +84,35 @@ def prepared(path: str = PATH) -> Box:
     return Box(program, system(), seccomp.hex())
 
 
-def tried(box: Box, below: Path | None = None) -> Box:
-    """After `true` ran in it as a child of ours, with a folder that is made `below` this one.
+def tried(box: Box, below: Path | None = None, view: View = NOTHING) -> Box:
+    """After `true` and the view's probe ran in it, with a folder that is made `below` this one.
 
-    Raises NodeError `no_box` saying what is wrong, OSError.
+    Raises NodeError: `no_box` when no box can be made here, `not_shown` when it cannot show what
+    tasks need; OSError.
     """
     if os.geteuid() == 0:
         raise NodeError(
             "no_box", "the agent runs as root, and so would its tasks; use its own user"
         )
+    done = _run(box, below, ("/usr/bin/true",))
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()[-300:] or f"exit {done.returncode}"
+        raise NodeError(
+            "no_box",
+            f"bubblewrap cannot make a box here ({said}); check user.max_user_namespaces, and on "
+            "Ubuntu 23.10 and newer bwrap's AppArmor profile",
+        )
+    if view.shown:
+        view.check()
+        done = _run(box, below, view.probe, view.paths)
+        view.judged(done.returncode, os.fsdecode(done.stdout or done.stderr), "a box")
+    return box
+
+
+def _run(
+    box: Box, below: Path | None, argv: Sequence[str], shown: Sequence[Path] = ()
+) -> subprocess.CompletedProcess[bytes]:
+    """A program in a box of its own, to its end. Raises NodeError `no_box`, OSError."""
     with (
         tempfile.TemporaryDirectory(prefix=".box-", dir=below) as folder,
         # In memory: the agent has no folder for such files.
@@ -105,41 +122,29 @@ def tried(box: Box, below: Path | None = None) -> Box:
             (Path(folder) / name).mkdir()
         rules.write(bytes.fromhex(box.seccomp))
         rules.seek(0)
-        words = [box.program, *box.arguments(Path(folder)), "--seccomp", str(rules.fileno())]
+        words = [box.program, *box.arguments(Path(folder), shown)]
+        words += ["--seccomp", str(rules.fileno()), "--", *argv]
         try:
-            done = subprocess.run(
-                [*words, "--", "/usr/bin/true"], stdin=subprocess.DEVNULL, capture_output=True,
+            return subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, env=PROBE_ENV,
                 timeout=_PROBE_S, check=False, pass_fds=[rules.fileno()],
             )  # fmt: skip
         except (OSError, subprocess.SubprocessError) as error:
             raise NodeError("no_box", f"bubblewrap did not run: {error}") from error
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()[-300:] or f"exit {done.returncode}"
-        raise NodeError(
-            "no_box",
-            f"bubblewrap cannot make a box here ({said}); check user.max_user_namespaces, and on "
-            "Ubuntu 23.10 and newer bwrap's AppArmor profile",
-        )
-    return box
 
 
 def system() -> tuple[str, ...]:
     """Options that show this machine's programs and libraries, read-only."""
     words: list[str] = []
-    for name in _ROOTS:
+    for name in ROOTS:
         path = Path(name)
         if path.is_symlink():
             words += ["--symlink", str(path.readlink()), name]
         elif path.is_dir():
             words += ["--ro-bind", name, name]
-    for name in _ETC:
+    for name in ETC:
         words += ["--ro-bind-try", name, name]
     return tuple(words)
-
-
-def in_system(path: Path) -> bool:
-    """Whether every box shows this path anyway."""
-    return any(path.is_relative_to(root) for root in _ROOTS)
 
 
 def gpu_devices(

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from rae_node import doctor_rules as rules
 from rae_node.assemble import allow_list
+from rae_node.box_view import NOT_SHOWN
 from rae_node.capabilities import disk_free_mb
 from rae_node.checks import look
 from rae_node.config import NodeConfig, RuntimeConfig, load_both, refuse_public_http, resolve
 from rae_node.doctor_rules import Finding, Owned
-from rae_node.errors import NodeError
+from rae_node.errors import ConfigError, NodeError
 from rae_node.gpu import Gpu
 from rae_node.gpu import probe as probe_gpu
 from rae_node.guard.policy import Reading
@@ -107,8 +108,13 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     try:
         yield rules.isolation(*eyes.isolation(layout, config), config.min_isolation)
     except (OSError, NodeError) as error:
-        fix = "start the agent again; it does not say how it keeps tasks apart"
-        yield rules.bad("isolation", f"the agent does not answer: {error}", fix)
+        if isinstance(error, NodeError) and error.rc == NOT_SHOWN:
+            yield rules.not_shown(error.message)
+        elif isinstance(error, ConfigError):
+            yield rules.note("isolation", "waits for the allow-list, below")
+        else:
+            fix = "start the agent again; it does not say how it keeps tasks apart"
+            yield rules.bad("isolation", f"the agent does not answer: {error}", fix)
     switches = {file: eyes.text(file) for file in (*rules.NAMESPACE_FILES, *rules.USERNS_PROFILES)}
     yield rules.namespaces(switches, config.min_isolation != "process")
     declared = config.capabilities.gpu

@@ -148,6 +148,12 @@ def isolation(level: Level, why_not_more: str, minimum: Level) -> Finding:
     return bad("isolation", why, fix)
 
 
+def not_shown(problem: str) -> Finding:
+    """What boxes cannot show, or must not. The problem ends with its fix."""
+    what, _, fix = problem.rpartition("; ")
+    return bad("isolation", f"{what}. The agent does not start", fix)
+
+
 NAMESPACE_FILES = {
     "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl -w {key}=1"),
     "/proc/sys/user/max_user_namespaces": ("0", "sysctl -w {key}=10000"),

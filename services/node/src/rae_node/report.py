@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rae_node.assemble import allow_list, isolation_here
+from rae_node.box_view import NOT_SHOWN
 from rae_node.checks import look
 from rae_node.config import PLACEHOLDER, NodeConfig, RuntimeConfig, SourceName, load_both
 from rae_node.errors import NodeError
@@ -16,7 +18,6 @@ from rae_node.isolation import Level, at_least
 from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
 from rae_node.startup import read_enrolment
-from rae_node.unit import strongest
 
 UNIT = "rae-node.service"
 _TIMEOUT_S = 5.0
@@ -65,7 +66,7 @@ def isolation_of(layout: Layout, config: NodeConfig) -> tuple[Level, str]:
     if lock_held(layout):
         said = ask(socket_path(layout.root), {"verb": "status"})
         return said["isolation"], str(said["isolation_why"])
-    found = strongest(layout, config.isolation)
+    found = isolation_here(layout, config, allow_list(config, layout))
     return found.level, found.why
 
 
@@ -137,8 +138,10 @@ def _protection(
 def _isolation(layout: Layout, config: NodeConfig) -> Problems:
     try:
         level, why = isolation_of(layout, config)
-    except (OSError, NodeError):
-        return ()  # told by what looks at the agent, below
+    except NodeError as error:  # others are told by what looks at the agent, below
+        return (error.message,) if error.rc == NOT_SHOWN else ()
+    except OSError:
+        return ()
     if at_least(level, config.min_isolation):
         return ()
     told = f"isolation is '{level}', below min_isolation '{config.min_isolation}' of config.yaml"

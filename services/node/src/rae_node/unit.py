@@ -7,12 +7,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 from rae_node import proctree
 from rae_node.box import Box, prepared, tried
+from rae_node.box_view import NOT_SHOWN, NOTHING, PROBE_ENV, View
 from rae_node.errors import NodeError
 from rae_node.handle import Handle, Line
 from rae_node.isolation import Isolation, Level, Limits, ProcessIsolation, Spec, rlimits
@@ -67,31 +68,46 @@ class UnitIsolation:
             time.sleep(0.02)
         return killed + len(seen)
 
-    def tried(self, workdir: Path) -> UnitIsolation:
-        """After one task that does nothing. Raises NodeError `no_unit` saying what is wrong."""
+    def tried(self, workdir: Path, view: View = NOTHING) -> UnitIsolation:
+        """After a task that does nothing, and one that looks for what tasks need.
+
+        Raises NodeError: `no_unit` when units cannot be used, `not_shown` as `box.tried`.
+        """
+        code, said = self._trial(workdir, ("/usr/bin/true",))
+        if code != 0:
+            text = f"a trial task in rae-task@.service failed ({said}); look at its journal"
+            raise NodeError("no_unit", text)
+        if view.shown:
+            view.check()
+            view.judged(*self._trial(workdir, view.probe, view.paths), "rae-task@.service")
+        return self
+
+    def _trial(
+        self, workdir: Path, argv: tuple[str, ...], shown: tuple[Path, ...] = ()
+    ) -> tuple[int | None, str]:
+        """A task's exit code, None without one, and what it said. Raises NodeError `no_unit`."""
         try:
             workspace = Workspace.create(workdir, _PROBE, os.getpid(), boxed=True)
             limits = Limits(_TRIAL_S, 1 << 20, None, 0, "best-effort", 4, rlimits(1 << 20, 1 << 40))
             until = time.clock_gettime(time.CLOCK_BOOTTIME) + _TRIAL_S
             spec = Spec(
-                _PROBE, ("/usr/bin/true",), {}, workspace.work, workspace.path, workspace.logs,
-                until, limits,
+                _PROBE, argv, PROBE_ENV, workspace.work, workspace.path, workspace.logs, until,
+                limits, shown=shown,
             )  # fmt: skip
             handle = self.start(spec)
             handle.finished.wait(_TRIAL_S)
-            outcome, problem = handle.outcome, handle.problem
+            outcome, said = handle.outcome, handle.problem or ""
+            said = said or replace(workspace, opener=handle.open).tail(1 << 16)
             handle.wipe(_TRIAL_S)
             self.wipe(workspace.path)
         except OSError as error:
             fix = "install and start rae-task.socket"
             why = f"{self._sockets}/cpu.sock: {error.strerror or error}"
             raise NodeError("no_unit", f"{why}; {fix}") from error
-        if outcome is None or (outcome.cause, outcome.exit_code) != ("exit", 0):
-            ended = "it died" if outcome is None else f"{outcome.cause}, exit {outcome.exit_code}"
-            said = problem or ended
-            text = f"a trial task in rae-task@.service failed ({said}); look at its journal"
-            raise NodeError("no_unit", text)
-        return self
+        if outcome is None:
+            return None, said or "it died"
+        ended = f"{outcome.cause}, exit {outcome.exit_code}"
+        return (outcome.exit_code if outcome.cause == "exit" else None), said or ended
 
     def _connected(self, kind: str) -> Handle:
         line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -129,21 +145,28 @@ class UnitIsolation:
                 yield folder.name
 
 
-def strongest(layout: Layout, wanted: Level | Literal["auto"]) -> Isolation:
-    """The best that works here, no better than wanted; it knows why it is no better."""
+def strongest(layout: Layout, wanted: Level | Literal["auto"], view: View) -> Isolation:
+    """The best that works here, no better than wanted; it knows why it is no better.
+
+    Raises NodeError `not_shown` when its box cannot show what tasks need.
+    """
     if wanted == "process":
         return ProcessIsolation(layout.root, why="`isolation: process` in config.yaml")
     why = []
     try:
         if wanted != "bubblewrap":
-            return UnitIsolation(layout.root, prepared()).tried(layout.workdir)
+            return UnitIsolation(layout.root, prepared()).tried(layout.workdir, view)
     except NodeError as error:
+        if error.rc == NOT_SHOWN:
+            raise
         why.append(error.message)
     try:
         # The agent's unit has no /tmp to write to.
-        box = tried(prepared(), layout.run if layout.run.is_dir() else None)
+        box = tried(prepared(), layout.run if layout.run.is_dir() else None, view)
         return ProcessIsolation(layout.root, box, "; ".join(why))
     except NodeError as error:
+        if error.rc == NOT_SHOWN:
+            raise
         return ProcessIsolation(layout.root, why="; ".join([error.message, *why]))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rae_node.box_paths import interpreter
 from rae_node.errors import TaskFailure, first_problem
 from rae_node.workspace import CALL, INSIDE, NOTE, Workspace
 from rae_protocol.models import LeasedTask
@@ -65,9 +66,8 @@ def child_plan(program: str, call: dict[str, Any], workspace: Workspace, root: P
     (workspace.path / CALL).chmod(0o640)
     (workspace.path / NOTE).touch()  # a box shows what is there
     (workspace.path / NOTE).chmod(0o660)
-    shown = {Path(folder).resolve() for folder in (sys.prefix, sys.base_prefix, program)}
     argv = (sys.executable, "-I", "-B", program, str(root / CALL))
-    return Plan(argv, "note", shown=tuple(sorted(shown)))
+    return Plan(argv, "note", shown=(*interpreter(), Path(program)))
 
 
 P = TypeVar("P", bound=Params)

@@ -27,6 +27,10 @@ class AllowList:
         """Names of the programs that may run."""
         return sorted({entry.name for entry in self.entries if obstacle(entry) is None})
 
+    def programs(self) -> list[Path]:
+        """What a box must show of them."""
+        return [Path(entry.path) for entry in self.entries if obstacle(entry) is None]
+
     def missing(self) -> list[str]:
         """Names that are allowed but not installed."""
         there = {entry.name for entry in self.entries if Path(entry.path).is_file()}

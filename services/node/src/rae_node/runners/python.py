@@ -68,7 +68,8 @@ class PythonRunner:
             **{name: str(workspace.seen / name) for name in ("input", "output", "work")},
         }
         plan = child_plan(python_child.__file__, call, workspace, workspace.seen)
-        return replace(plan, shown=(*plan.shown, file.parent.resolve()))
+        # Of a file that is a link out of its folder, what it leads to, and nothing beside that.
+        return replace(plan, shown=(*plan.shown, file.parent, file))
 
     def _find(self, name: str) -> Path | None:
         for folder in self._folders:
