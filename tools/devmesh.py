@@ -337,9 +337,14 @@ class DevMesh:
 
     # Nodes
 
-    def add_node(self, name: str, settings: Mapping[str, object] | None = None) -> Node:
+    def add_node(
+        self,
+        name: str,
+        settings: Mapping[str, object] | None = None,
+        python: str = sys.executable,
+    ) -> Node:
         """Start an agent; `wait_node` waits for it."""
-        command = [*self._run_as, sys.executable, "-m", "rae_node", "run", "--dev"]
+        command = [*self._run_as, python, "-m", "rae_node", "run", "--dev"]
         command += ["--data", str(self.data)]
         command += ["--node-id", name, *_sets({**self._node_settings, **(settings or {})})]
         log = self._logs / f"node-{name}.out"

@@ -17,6 +17,7 @@ from rae_node.errors import NodeError
 from tools.devmesh import DevMesh, wait_until
 
 TASKS = Path(__file__).parent / "tasks"
+CHECKOUT = Path(__file__).resolve().parents[2]
 # Set where a test has booted a host for it, see tests/e2e/test_unit_level.py.
 LEVEL = os.environ.get("RAE_ESCAPE_LEVEL", "bubblewrap")
 DATA = Path(os.environ["RAE_ESCAPE_DATA"]) if LEVEL == "unit" else None
@@ -86,7 +87,8 @@ def facts(mesh: DevMesh) -> Iterator[dict[str, Any]]:
         yield {
             "agent": mesh.nodes["n1"].pid, "paths": [str(path) for path in paths],
             "port": int(mesh.url.rpartition(":")[2]), "abstract": name,
-            "home": str(Path("~root").expanduser()),
+            "homes": ["/home", *{str(Path(home).expanduser()) for home in ("~", "~root")}],
+            "checkout": str(CHECKOUT), "data": str(mesh.data),
         }  # fmt: skip
 
 
@@ -99,6 +101,6 @@ def bystander(mesh: DevMesh) -> Iterator[None]:
     wait_until(lambda: mesh.admin.task(task_id).state == "running", 20, "the bystander runs")
     yield
     view = mesh.admin.task(task_id)
-    assert (view.state, len(view.history)) == ("running", 1)
+    assert (view.state, len(view.history)) == ("running", 1), view.history
     assert (mesh.nodes["n1"].pid, mesh.nodes["n1"].running) == (agent, True)
     mesh.admin.cancel(task_id)

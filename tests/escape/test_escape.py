@@ -6,6 +6,7 @@ Every line is tried by real code from inside a real task, at level `bubblewrap`.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ CLEAN = "clean start"
 
 LOOKS = {
     "surroundings": CLEAN,  # first: others leave descriptors open
-    "other_homes": MOUNTS, "shadow": MOUNTS, "node_files": MOUNTS, "system_files": MOUNTS,
+    "home_folders": MOUNTS, "source_checkout": MOUNTS, "data_folder": MOUNTS,
+    "shadow": MOUNTS, "node_files": MOUNTS, "system_files": MOUNTS,
     "devices": MOUNTS, "agents_process": PIDS, "other_processes": PIDS, "init_of_box": PIDS,
     "mounting": FILTER, "new_namespaces": FILTER, "sockets": FILTER, "older_calls": FILTER,
     "terminal": FILTER, "hidden_descriptors": FILTER, "own_descriptors": FILTER,
@@ -83,6 +85,7 @@ def test_a_system_call_is_refused_before_the_kernel_looks_at_it(
 
 def test_outside_a_box_the_same_attempts_succeed(facts: dict[str, Any]) -> None:
     names = ["node_files", "other_processes", "network", "privileges"]
+    names += ["source_checkout", "data_folder"]
     free = attempts.run(None, [[name] for name in names], facts)
     assert {name for name in names if free[name].startswith("ESCAPED")} == set(names)
 
@@ -101,7 +104,7 @@ def test_a_bomb_hurts_nobody_but_its_task(mesh: DevMesh, bomb: str, record_prope
 
 def test_a_daemon_ends_with_its_task(mesh: DevMesh, record_property: Any) -> None:
     record_property("layer", PIDS)
-    marker = "86417.25"
+    marker = f"86417.{os.getpid()}"
     view = done(mesh, harm("daemon", marker=marker))
     assert view.state == "succeeded", view.error
     assert running(marker) == []
@@ -111,7 +114,7 @@ def test_files_that_one_task_holds_on_the_way_do_not_stop_those_of_another(
     mesh: DevMesh, record_property: Any
 ) -> None:
     record_property("layer", "supervisor")
-    marker = "86419.25"
+    marker = f"86419.{os.getpid()}"
     holder = mesh.rae.submit([harm("files_on_the_way", marker=marker)])[0].task_id
     wait_until(lambda: running(marker), 20, "all that the kernel takes is on the way")
     view = done(mesh, {**harm("leave_behind"), "artifacts": [{"name": "mark"}]})

@@ -89,18 +89,35 @@ def read_path(path: str) -> str:
     return denied(lambda: list(target.iterdir()) if target.is_dir() else target.open("rb").read(1))
 
 
-def other_homes(facts: Facts) -> str:
-    """/home, and the home of root; where an interpreter lies there, that alone is to be seen."""
-    ours = {
-        part
-        for prefix in (sys.prefix, sys.base_prefix)
-        for part in (Path(prefix), *Path(prefix).parents)
-    }
-    for home in ("/home", facts["home"]):
-        there = set(Path(home).iterdir()) if Path(home).exists() else set()
-        if there - ours:
-            raise Escaped(f"{there - ours}")
-    return "nothing is there"
+def rest_of(facts: Facts, folder: str) -> str:
+    """What is to be seen below a folder of the machine, besides what every such task needs.
+
+    A fact: other names of that.
+    """
+    needed = {sys.prefix, sys.base_prefix, sys.argv[0], os.path.dirname(__file__)}
+    needed |= set(facts.get("needed", ()))
+    needed |= {os.path.realpath(path) for path in needed}
+    above = {str(parent) for path in needed for parent in Path(path).parents}
+    for where, names, files in os.walk(folder):
+        for name in (*names, *files):
+            path = os.path.join(where, name)
+            if path not in needed and path not in above:
+                raise Escaped(path)
+        names[:] = [name for name in names if os.path.join(where, name) not in needed]
+    return f"nothing is in {folder}"
+
+
+def home_folders(facts: Facts) -> str:
+    """/home, and the homes of root and of who runs the agent."""
+    return ", ".join(rest_of(facts, home) for home in facts["homes"])
+
+
+def source_checkout(facts: Facts) -> str:
+    return rest_of(facts, facts["checkout"])
+
+
+def data_folder(facts: Facts) -> str:
+    return rest_of(facts, facts["data"])
 
 
 def shadow(facts: Facts) -> str:

@@ -253,7 +253,8 @@ def leave_behind() -> None:
 
 
 def look_for_marks() -> list[str]:
-    return [f for f in ("/tmp", "/dev/shm", "/workdir/work", "/workdir/output") if os.listdir(f)]
+    folders = ("/tmp", "/dev/shm", "/workdir/work", "/workdir/output")
+    return [folder for folder in folders if os.path.exists(f"{folder}/mark")]
 
 
 def run(ctx: Any, what: str, args: dict[str, Any]) -> Any:
