@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 import tempfile
@@ -45,9 +46,15 @@ def _fits(path: Path) -> bool:
 def socket_path(data: Path) -> Path:
     """Where the socket goes: beside the data, or in a private folder when that path is too long."""
     wanted = data / "redis.sock"
-    if len(str(wanted).encode()) <= SOCKET_PATH_MAX:
+    if _short(wanted):
         return wanted
-    return Path(tempfile.mkdtemp(prefix="rae-redis-")) / "redis.sock"
+    # $TMPDIR may be as long.
+    short = _short(Path(tempfile.gettempdir(), "rae-redis-01234567", "redis.sock"))
+    return Path(tempfile.mkdtemp(prefix="rae-redis-", dir=None if short else "/tmp")) / "redis.sock"  # noqa: S108 - a folder of its own there
+
+
+def _short(socket: Path) -> bool:
+    return len(os.fsencode(socket)) <= SOCKET_PATH_MAX
 
 
 def arguments(server: str, data: Path, socket: Path) -> list[str]:

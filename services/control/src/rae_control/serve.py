@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rae_control import __version__, care
 from rae_control.config import ControlConfig, load_config
@@ -126,7 +127,7 @@ class DevServer:
         url = f"http://127.0.0.1:{self._port}"
         self._write_credentials(url)
         redis_socket = socket_path(self._data)
-        redis_url = f"unix://{redis_socket}"
+        redis_url = f"unix://{quote(os.fsencode(redis_socket))}"
         (self._data / "run" / "redis.url").write_text(redis_url, encoding="utf-8")
         self._pid("serve", os.getpid())
         commands = {

@@ -114,7 +114,7 @@ def predecessors(root: Path) -> list[int]:
     Found by the mark in their environment (a supervisor always has it), or by working folder,
     program or open file inside the workspaces. Never the caller or its ancestors.
     """
-    workdir, mark = f"{root / 'workdir'}/", f"{ROOT_MARK}={root}".encode()
+    workdir, mark = f"{root / 'workdir'}/", os.fsencode(f"{ROOT_MARK}={root}")
     spared, pid = set(), os.getpid()
     while pid > 0:
         spared.add(pid)
