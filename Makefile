@@ -99,7 +99,7 @@ lint-python: venv
 	$(BIN)/lint-imports
 
 lint-ansible: venv
-	if [ -x $(BIN)/ansible-lint ]; then PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline; fi
+	if [ -x $(BIN)/ansible-lint ]; then LC_ALL=C.UTF-8 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline; fi
 
 # Both mostly wait. Not in one process: unit tests look at its children, and integration tests keep some.
 unit: venv  ## unit tests, WORKERS=2 at a time

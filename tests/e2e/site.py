@@ -43,6 +43,7 @@ class Site:
             "ANSIBLE_INVENTORY": str(self.inventory),
             "ANSIBLE_VAULT_PASSWORD_FILE": str(self.lab.folder / VAULT_PASSWORD),
             "PATH": f"{_BIN}:{os.environ['PATH']}",
+            "LC_ALL": "C.UTF-8",  # Ansible refuses a locale that is not there
         }
         process = subprocess.Popen(
             argv, cwd=CHECKOUT, env={**os.environ, **known}, text=True, stdin=subprocess.DEVNULL,

@@ -51,11 +51,12 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ],
     }
     (folder / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+    interpreter = json.dumps({"ansible_python_interpreter": sys.executable})
     done = subprocess.run(
         [Path(sys.executable).parent / "ansible-playbook", "--inventory=localhost,",
-         "--connection=local", f"--extra-vars=ansible_python_interpreter={sys.executable}",
+         "--connection=local", "--extra-vars", interpreter,
          folder / "play.yml"],
-        env={**os.environ, "ANSIBLE_HOME": str(folder)}, cwd=folder, text=True,
+        env={**os.environ, "ANSIBLE_HOME": str(folder), "LC_ALL": "C.UTF-8"}, cwd=folder, text=True,
         capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -493,7 +493,7 @@ def test_a_message_that_does_not_fit_on_the_disk_leaves_nothing_half_written(
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} -m rae_node probe | true"],
+        ["/bin/sh", "-c", f'"{sys.executable}" -m rae_node probe | true'],
         capture_output=True, check=False, timeout=30,
     )  # fmt: skip
     assert done.stderr == b""

@@ -251,7 +251,7 @@ def test_b4_a_python_without_the_agent_is_handed_over_to_the_installed_one(tree:
     assert "Traceback" not in alone.stderr
     installed = tree.layout.root / "current" / "bin"
     installed.mkdir(parents=True)
-    tree.program("python", f'exec {sys.executable} "$@"')
+    tree.program("python", f'exec "{sys.executable}" "$@"')
     (tree.programs / "python").rename(installed / "python")
     assert tree.run(USER, python=bare).returncode == 0
 

@@ -135,7 +135,7 @@ def test_too_much_memory_in_the_whole_tree_ends_the_task(
     box: ProcessIsolation, spec: MakeSpec
 ) -> None:
     code = "import time; x = b'x' * (300 << 20); time.sleep(60)"
-    given = spec(["/bin/sh", "-c", f'{sys.executable} -c "{code}" & wait'], memory_mb=150)
+    given = spec(["/bin/sh", "-c", f'"{sys.executable}" -c "{code}" & wait'], memory_mb=150)
     handle = finished(box.start(given))
     assert handle.outcome is not None and handle.outcome.cause == "memory"
 
