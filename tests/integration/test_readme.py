@@ -26,7 +26,7 @@ MAKE, SERVERS, CALLS = (
 
 def command(line: str, data: Path) -> list[str]:
     """A line of the README with this environment's programs and a folder of the test's own."""
-    words = shlex.split(line.replace(".venv/bin/", f"{BIN}/"))
+    words = [word.replace(".venv/bin/", f"{BIN}/") for word in shlex.split(line)]
     return [str(data) if word == "data" else word for word in words]
 
 
