@@ -12,7 +12,7 @@ import requests
 from rae_control.backup import check_folder
 from tests.conftest import MakeMesh
 from tests.integration.stamps import Stamps, started
-from tools.devmesh import DevMesh, install_stamp, wait_until
+from tools.devmesh import DevMesh, wait_until
 
 
 def rae_control(*words: str) -> None:
@@ -24,22 +24,19 @@ def rae_control(*words: str) -> None:
 def test_after_a_restore_nodes_stop_old_work_and_the_tasks_run_again(
     make_mesh: MakeMesh, tmp_path: Path
 ) -> None:
-    tasks = install_stamp(tmp_path)
-    mesh = make_mesh("n1", node={"task_paths": [str(tasks)]})
-    stamps = tmp_path / "stamps"
-    params = {"task": "stamp", "params": {"stamps": str(stamps), "seconds": 10}}
-    task = mesh.rae.submit([{"kind": "python", "params": params}])[0].task_id
-    wait_until(lambda: mesh.rae.task(task).state.value == "running", 20, "it runs")
-    archive = tmp_path / "backup.tar"
+    stamps, archive = Stamps(tmp_path), tmp_path / "backup.tar"
+    mesh = make_mesh("n1", node={"task_paths": [str(stamps.tasks)]})
+    task = mesh.rae.submit([stamps.body(60)])[0].task_id
+    started(stamps, task)
     rae_control("backup", str(archive), "--data", str(mesh.data))
     lost = mesh.rae.submit([{"kind": "never"}])[0].task_id
-    mesh.control.stop()
-    rae_control("restore", str(archive), "--data", str(mesh.data), "--force")
-    mesh.start_control()
-    view = mesh.rae.wait(task, 60)
-    assert (view.state.value, view.attempts) == ("succeeded", 2)
-    assert [attempt.state for attempt in view.history] == ["interrupted", "succeeded"]
+    restored(mesh, archive)
+    started(stamps, task, 2)
+    stamps.ran_apart(task)
+    view = mesh.rae.task(task)
+    assert [attempt.state for attempt in view.history] == ["interrupted", "running"]
     assert lost not in {view.task_id for view in mesh.rae.tasks().tasks}
+    mesh.rae.cancel(task)
     assert check_folder(mesh.data, deep=True) == []
 
 
