@@ -210,7 +210,7 @@ class Faults:
             if not node.running:
                 return False
             # Its disk is copied while nothing changes on it. Mostly its agent then stays silent for
-            # longer than a heartbeat may be missing, and what it started lives on.
+            # longer than a heartbeat may be missing, and what it started keeps running.
             node.signal(signal.SIGSTOP)
             wait_until(lambda: not node.running or is_stopped(node.pid), 10, "the agent stops")
             folder = Path(tempfile.mkdtemp(prefix="copy-", dir=self._mesh.data.parent))

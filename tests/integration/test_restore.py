@@ -65,7 +65,7 @@ def test_a_task_submitted_after_the_backup_does_not_run_beside_its_first_attempt
     restored(mesh, archive)
     mesh.rae.submit([body])
     assert held(mesh)
-    assert "or until control has heard from n1" in mesh.rae.task("again").why[0]
+    assert "or until these nodes have reported: n1" in mesh.rae.task("again").why[0]
     before = len(stamps.lines("again"))
     wait_until(lambda: len(stamps.lines("again")) > before + 100, 20, "the first attempt goes on")
     assert mesh.rae.task("again").attempts == 0

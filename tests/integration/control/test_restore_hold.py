@@ -84,7 +84,7 @@ def test_a_task_that_the_backup_does_not_know_waits_until_its_node_has_reported(
     second(api)
     assert is_held(api, "n2")
     why = api.task("again")["why"][0]
-    assert "or until control has heard from n1. " in why
+    assert "or until these nodes have reported: n1. " in why
     assert api.client.get("/readyz").json["held"]["nodes"] == 1
     # Neither another node's word nor a registration is one: the agent may not know yet.
     beat(api, again, "n2")

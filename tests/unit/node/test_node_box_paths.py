@@ -180,9 +180,9 @@ def test_a_probe_that_fails_says_what_is_not_visible(
 ) -> None:
     view = View((Shown(Path("/opt/b"), "the program", "move it"),))
     with pytest.raises(NodeError) as caught:
-        view.judged(code, said, "a box")
+        view.require_success(code, said, "a box")
     assert words in caught.value.message
-    view.judged(0, "", "a box")
+    view.require_success(0, "", "a box")
 
 
 def test_the_interpreter_is_shown_by_each_of_its_names() -> None:

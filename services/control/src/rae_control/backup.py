@@ -239,7 +239,7 @@ def _unpack(archive: Path, target: Path, *, keys: bool) -> None:
 
 
 def end_hold(data: Path) -> bool:
-    """Every node is dead, says the operator: leases are given again. Whether there was a hold.
+    """Lift the hold of an earlier restore, on the operator's word; whether there was one.
 
     Raises ConfigError, LedgerLocked while control runs, DiskFull.
     """

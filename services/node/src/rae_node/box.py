@@ -105,7 +105,7 @@ def tried(box: Box, below: Path | None = None, view: View = NOTHING) -> Box:
     if view.shown:
         view.check()
         done = _run(box, below, view.probe, view.paths)
-        view.judged(done.returncode, os.fsdecode(done.stdout or done.stderr), "a box")
+        view.require_success(done.returncode, os.fsdecode(done.stdout or done.stderr), "a box")
     return box
 
 

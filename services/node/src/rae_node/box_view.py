@@ -74,7 +74,7 @@ class View:
                 text = f"a box cannot show {one.what} {one.path}: {why}"
                 raise _refusal(text, one.fix)
 
-    def judged(self, code: int | None, said: str, where: str) -> None:
+    def require_success(self, code: int | None, said: str, where: str) -> None:
         """Raises NodeError `not_shown` when the probe did not exit with 0. `where`: what hides."""
         if code == 0:
             return

@@ -138,7 +138,7 @@ def _protection(
 def _isolation(layout: Layout, config: NodeConfig) -> Problems:
     try:
         level, why = isolation_of(layout, config)
-    except NodeError as error:  # others are told by what looks at the agent, below
+    except NodeError as error:  # the checks of the agent below report the others
         return (error.message,) if error.rc == NOT_SHOWN else ()
     except OSError:
         return ()

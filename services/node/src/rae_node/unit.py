@@ -79,7 +79,7 @@ class UnitIsolation:
             raise NodeError("no_unit", text)
         if view.shown:
             view.check()
-            view.judged(*self._trial(workdir, view.probe, view.paths), "rae-task@.service")
+            view.require_success(*self._trial(workdir, view.probe, view.paths), "rae-task@.service")
         return self
 
     def _trial(

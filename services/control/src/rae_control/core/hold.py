@@ -1,8 +1,8 @@
-"""After a restore no lease is given while work of the lost past may be alive.
+"""After a restore control gives no lease while work that it does not know may be alive.
 
-The restored ledger does not know what was leased since the backup. Such a lease ends at the latest
-when the longest lease time that control allows has passed. It ended earlier where every agent that
-had a session has said that it knows the new incarnation: it kills all older work before that.
+The restored ledger lacks what was leased since the backup. Such a lease ends at the latest when the
+longest lease time that control allows has passed. It has ended earlier where every agent that had a
+session reports the new incarnation, because an agent kills all older work before it reports that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Hold:
         if self.waits_for is not None:
             names = sorted({node_id for node_id, _ in self.waits_for})
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            text += f", or until control has heard from {', '.join(names[:5])}{more}"
+            text += f", or until these nodes have reported: {', '.join(names[:5])}{more}"
         return f"{text}. `rae-control restore --nodes-are-dead` ends this."
 
 
