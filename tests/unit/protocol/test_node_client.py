@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rae_protocol import models, signing
-from rae_protocol.errors import RemoteError, Unreachable
+from rae_protocol.errors import EnvelopeError, RemoteError, Unreachable
 from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
 
@@ -201,3 +201,27 @@ def test_an_input_is_written_only_when_it_came_whole(
     assert server.requests[-1].target == (
         "/tasks/t1/inputs/dir/a%20b?attempt=1&lease_id=lease-0001"
     )
+
+
+@pytest.mark.parametrize("kind", ["bearer", "hmac"])
+def test_an_answer_to_a_poll_that_comes_twice_brings_no_task_the_second_time(
+    server: Any, answer: Any, kind: str
+) -> None:
+    # A proxy may repeat it, and the lease may be running, or its result on the way.
+    signer = signing.EnvelopeSigner(bytes(32))
+    leased = models.LeasedTask(
+        **LEASE.model_dump(), slot="cpu0", kind="cli", params={}, timeout_s=1, lease_ttl_s=120,
+        node_id="n1", incarnation="i1", issued_at=NOW, expires_at=NOW + 60,
+    )  # fmt: skip
+    body = leased.model_dump(mode="json", exclude_none=True)
+    task = signer.seal(models.canonical(body)) if kind == "hmac" else body
+    polled = json.dumps({"task": task, "reasons": [], "commands": []}).encode()
+    node = NodeClient(
+        server.url, "n1", "enrolment", kind=kind, public_keys=[signer.public_key], now=lambda: NOW
+    )
+    node.token = "session-token"
+    server.answers[:] = [answer(body=polled)]
+    first = node.poll(wait_s=0, slots=["cpu0"]).task
+    assert first is not None and first.lease_id == LEASE.lease_id
+    with pytest.raises(EnvelopeError, match="seen before"):
+        node.poll(wait_s=0, slots=["cpu0"])

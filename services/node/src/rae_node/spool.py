@@ -79,8 +79,11 @@ class Spool:
     def put(self, kind: Literal["result", "yield"], lease: LeaseRef, body: dict[str, Any]) -> None:
         """Keep a message, on disk before this returns; replaces one of the same lease.
 
-        Raises OSError.
+        A result is never replaced by a yield: the work is done. Raises OSError.
         """
+        known = self._entries.get(lease.lease_id)
+        if kind == "yield" and known is not None and known.kind == "result":
+            return
         part, final = self._folder / f"{lease.lease_id}{_PART}", self._folder / lease.lease_id
         record = {"kind": kind, "lease": lease.model_dump(), "body": body}
         try:

@@ -249,19 +249,18 @@ class NodeClient:
         )
 
     def _accept(self, given: dict[str, Any]) -> models.LeasedTask:
-        if not self._hmac:
-            return models.parse_leased(given)
         try:
-            task = models.parse_leased(signing.open_envelope(given, self._keys))
+            body = signing.open_envelope(given, self._keys) if self._hmac else given
+            task = models.parse_leased(body)
         except ValueError as error:
-            raise EnvelopeError(f"the envelope holds no task: {error}") from error
-        if task.node_id != self.node_id:
+            raise EnvelopeError(f"the answer holds no task: {error}") from error
+        if self._hmac and task.node_id != self.node_id:
             raise EnvelopeError(f"the task is meant for node {task.node_id}")
-        if task.expires_at <= self._now() + self._http.clock_offset_s:
+        if self._hmac and task.expires_at <= self._now() + self._http.clock_offset_s:
             raise EnvelopeError("the task's envelope has expired")
         with self._seen_lock:
-            if task.lease_id in self._seen:
-                raise EnvelopeError("the task's envelope was seen before")
+            if task.lease_id in self._seen:  # a proxy may repeat an answer
+                raise EnvelopeError("the task's lease was seen before")
             self._seen[task.lease_id] = None
             while len(self._seen) > _SEEN_MAX:
                 self._seen.popitem(last=False)
