@@ -336,3 +336,31 @@ def test_a_pause_lies_between_zero_and_the_cap(attempt: int, seed: int) -> None:
     backoff = Backoff(tries=9, base_s=0.25, cap_s=8.0)
     pause = backoff.delay(attempt, random.Random(seed))
     assert 0.0 <= pause <= min(8.0, 0.25 * 2.0 ** min(attempt, 30))
+
+
+def test_a_large_body_may_take_longer_than_connecting_may(waits: Waits) -> None:
+    size, got = 8 << 20, list[int]()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def slow() -> None:
+            with listener.accept()[0] as there:
+                there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+                head, _, rest = there.recv(65536).partition(b"\r\n\r\n")
+                assert b"Content-Length: %d" % size in head
+                left, began = size - len(rest), time.monotonic()
+                while left and (piece := there.recv(1 << 20)):
+                    left -= len(piece)
+                    # Twice as long as the limit for all of it.
+                    share = (size - left) / size
+                    pause.wait(max(0.0, began + 2 * share - time.monotonic()))
+                got.append(size - left)
+                there.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        pause = threading.Event()
+        thread = threading.Thread(target=slow)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        http = transport(url, waits, connect_timeout_s=1.0)
+        http.call("PUT", "/blobs/x", read=lambda _: None, auth=BearerAuth("t"), data=bytes(size))
+        thread.join()
+    assert got == [size]

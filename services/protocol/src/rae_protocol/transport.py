@@ -6,6 +6,7 @@ answers too, and nothing may be concluded from that.
 
 from __future__ import annotations
 
+import io
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from rae_protocol.errors import RemoteError, Unreachable
 
 T = TypeVar("T")
 
+_PIECE = 64 * 1024
 RETRY_STATUS = frozenset({429, 502, 503, 504})
 
 
@@ -52,6 +54,23 @@ class BearerAuth(AuthBase):
         if self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
         return request
+
+
+class _InPieces(AuthBase):
+    """After another one: a large body is sent piece by piece.
+
+    As one piece it would have to be on its way within the time limit for connecting, for that is
+    how urllib3 and `socket.sendall` count: a slow line could never send it.
+    """
+
+    def __init__(self, auth: AuthBase) -> None:
+        self._auth = auth
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        signed: requests.PreparedRequest = self._auth(request)
+        if isinstance(signed.body, bytes) and len(signed.body) > _PIECE:
+            signed.body = io.BytesIO(signed.body)  # type: ignore[assignment]
+        return signed
 
 
 class _Session(requests.Session):
@@ -126,7 +145,7 @@ class Transport:
                         params=params,
                         data=data,
                         files=files,
-                        auth=auth,
+                        auth=_InPieces(auth),
                         headers={"Content-Type": content_type} if content_type else None,
                         timeout=(self._connect, self._read + wait_s),
                         stream=True,
