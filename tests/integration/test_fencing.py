@@ -71,6 +71,21 @@ def test_a_whole_node_stopped_for_longer_than_the_lease_does_no_more_when_it_goe
     assert stamps.ended(task_id) == []
 
 
+def test_a_supervisor_that_is_stopped_while_its_lease_is_renewed_costs_its_task_nothing(
+    make_mesh: MakeMesh, stamps: Stamps
+) -> None:
+    mesh = make_mesh("n1", node={"task_paths": [str(stamps.tasks)]})
+    task_id = mesh.rae.submit([stamps.body(60, max_attempts=1)])[0].task_id
+    started(stamps, task_id)
+    for pid, command in mesh.leftovers().items():
+        if "supervisor.py" in command:
+            os.kill(pid, signal.SIGSTOP)
+    started(stamps, task_id, 2)  # the kernel ended the first one at the deadline that it knew
+    view = mesh.admin.task(task_id)
+    assert (view.failures, view.history[0].reason) == (0, "yield_deadline")
+    stamps.alive_alone(task_id)
+
+
 def test_a_stopped_supervisor_does_not_keep_its_task_alive(
     make_mesh: MakeMesh, stamps: Stamps
 ) -> None:

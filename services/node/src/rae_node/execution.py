@@ -25,7 +25,7 @@ from rae_node.handle import Handle, Outcome
 from rae_node.inputs import Inputs
 from rae_node.isolation import Spec
 from rae_node.link import Link
-from rae_node.outcome import artifacts_of, conclude, limits_of, time_limit
+from rae_node.outcome import artifacts_of, conclude, limits_of, sendable, time_limit
 from rae_node.outfit import Outfit
 from rae_node.runners.base import Plan, Runner, environment
 from rae_node.spool import Spool
@@ -232,6 +232,8 @@ class TaskRun:
         self._follow(handle, workspace)
         outcome = handle.outcome
         self._check_stop(outcome)
+        if outcome is None and handle.ended_at_deadline(self._clock.boot()):
+            raise HandBack("deadline", "the supervisor was stopped while a deadline passed")
         if outcome is None and self._ran():
             raise TaskFailure(
                 "E_LOST",
@@ -273,6 +275,7 @@ class TaskRun:
                 identity=plan.identity,
             )
             self._handle = self._outfit.isolation.start(spec)
+            self._handle.extend(self.deadline)
             self._enter("running", workspace)
             return self._handle
 
@@ -393,8 +396,3 @@ class TaskRun:
             self._log.error("spool_not_written", task_id=task_id, error=str(error))
             return
         self._bench.delivery.deliver(self.lease.lease_id)
-
-
-def sendable(text: str) -> str:
-    """Without half surrogate pairs, which a file's name may have and no message may."""
-    return text.encode(errors="replace").decode()

@@ -17,6 +17,7 @@ from typing import Any
 from rae_node.errors import TaskFailure
 
 _OPEN_S = 10.0
+_KERNEL_S = 2.0  # from a deadline until the supervisor's end is known here, at most
 _PIECE = 1 << 16
 
 
@@ -67,6 +68,7 @@ class Handle:
         self._numbers = itertools.count()
         self._asked: dict[int, queue.Queue[dict[str, Any]]] = {}
         self._files: deque[int] = deque()
+        self._deadlines: list[float] = []
         threading.Thread(target=self._listen, name="supervisor-says", daemon=True).start()
 
     def send(self, order: dict[str, Any]) -> None:
@@ -77,7 +79,15 @@ class Handle:
 
     def extend(self, deadline: float) -> None:
         """Move the deadline (CLOCK_BOOTTIME), only ever later."""
+        self._deadlines.append(deadline)
         self.send({"deadline": deadline})
+
+    def ended_at_deadline(self, now: float) -> bool:
+        """Whether the supervisor, gone by `now`, ended as a deadline passed that was moved since.
+
+        The kernel ends one that is stopped and cannot read the new deadline (deadline.py).
+        """
+        return any(0 <= now - deadline <= _KERNEL_S for deadline in self._deadlines[:-1])
 
     def kill(self) -> None:
         """Ask for the end of everything; returns at once, `gone` tells."""

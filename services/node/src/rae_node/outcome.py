@@ -167,3 +167,8 @@ def _note(workspace: Workspace) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return note if isinstance(note, dict) else None
+
+
+def sendable(text: str) -> str:
+    """Without half surrogate pairs, which a file's name may have and no message may."""
+    return text.encode(errors="replace").decode()
