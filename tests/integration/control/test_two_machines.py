@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import gevent
+
 from rae_control.mesh import Mesh
 from tests.integration.control.conftest import ECHO, Api, ManualClock, until
 
@@ -96,6 +98,28 @@ def test_the_same_machine_s_next_agent_frees_its_tasks_at_once(api: Api) -> None
     ref = running(api)
     assert api.register("n1", instance="i2").status_code == 200
     assert api.task(ref["task_id"])["state"] == "queued"
+
+
+def test_a_heartbeat_that_comes_while_its_lease_is_ended_gets_it_back_as_over(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1", slots=[f"cpu{number}" for number in range(20)])
+    api.submit(*[{**ECHO} for _ in range(20)])
+    slots = "slots=" + ",".join(f"cpu{number}" for number in range(20))
+    refs = [api.take("n1", slots) for _ in range(20)]
+    pass_time(mesh, clock, 119)
+    clock.advance(2)
+    answers: list[dict[str, Any]] = []
+    beat = {"node_id": "n1", "leases": refs}
+    late = gevent.spawn(
+        lambda: answers.append(api.node("n1", "POST", "/nodes/heartbeat", beat).json)
+    )
+    mesh.reaper.tick()  # waits for its commits, and the heartbeat comes between them
+    late.join()
+    over = {command["lease_id"] for command in answers[0]["commands"]}
+    open_now = {lease.lease_id for lease in mesh.leases}
+    assert {ref["lease_id"] for ref in refs} == over | open_now
+    assert not over & open_now
 
 
 def bearer(api: Api, secret: str) -> dict[str, str]:

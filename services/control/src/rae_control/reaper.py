@@ -50,7 +50,7 @@ class Reaper:
             return
         for lease in state.leases.unacked(now, state.config.ack_timeout_s):
             state.write(partial(ledger_tasks.unack, lease_id=lease.lease_id))
-        for lease in state.leases.expired(now):
+        for lease in state.leases.end_expired(now):
             # In silence the node kept its own, earlier deadline. A node that goes on sending
             # heartbeats without a list never said that this lease is over.
             holder = state.nodes.get(lease.node_id)
@@ -73,6 +73,7 @@ class Reaper:
             pass
         if state.hold_over():
             log.info("hold_ended", extra=facts())
+        state.keep_hold()
 
     def _silent_nodes(self, now: float) -> None:
         state = self._state

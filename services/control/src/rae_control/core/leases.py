@@ -19,7 +19,8 @@ from dataclasses import dataclass
 class Lease:
     """One open lease. Times on the boot clock, in seconds.
 
-    `named`: the latest heartbeat that renewed it had it in its list.
+    `named`: the latest heartbeat that renewed it had it in its list. `ending`: the reaper ends it
+    now, so no heartbeat renews it any more.
     """
 
     lease_id: str
@@ -34,6 +35,7 @@ class Lease:
     claimed: float
     acked: float | None
     named: bool = True
+    ending: bool = False
 
     def expires(self) -> float:
         """When control takes the task back."""
@@ -41,7 +43,7 @@ class Lease:
 
     def renew_unnamed(self, now: float) -> None:
         """A heartbeat without a list: renewed, but never beyond the run's limit and two ttls."""
-        if self.acked is not None:
+        if self.acked is not None and not self.ending:
             bound = self.acked + self.timeout_s + self.ttl_s
             self.renewed = max(self.renewed, min(now, bound))
             self.named = False
@@ -85,7 +87,7 @@ class LeaseTable:
         stale = []
         for lease_id in lease_ids:
             lease = self._by_id.get(lease_id)
-            if lease is None or lease.node_id != node_id:
+            if lease is None or lease.node_id != node_id or lease.ending:
                 stale.append(lease_id)
             elif lease.acked is not None:
                 lease.renewed, lease.named = now, True
@@ -104,9 +106,12 @@ class LeaseTable:
             if lease.acked is None and now - lease.claimed > ack_timeout_s
         ]
 
-    def expired(self, now: float) -> list[Lease]:
-        """Leases to take back."""
-        return [lease for lease in self._by_id.values() if now > lease.expires()]
+    def end_expired(self, now: float) -> list[Lease]:
+        """Leases to take back. From here on a heartbeat that lists one gets it back as over."""
+        found = [lease for lease in self._by_id.values() if lease.ending or now > lease.expires()]
+        for lease in found:
+            lease.ending = True
+        return found
 
     def grant(self, seconds: float) -> None:
         """Control did not run for a while: that time does not count."""
