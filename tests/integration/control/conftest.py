@@ -37,6 +37,7 @@ class ManualClock:
     def __init__(self) -> None:
         self.offset = 0.0
         self._start = time.time()
+        self._boot = 1000.0
 
     def step(self, seconds: float) -> None:
         """Set the wall clock: no time passes."""
@@ -46,7 +47,11 @@ class ManualClock:
         return self._start + self.offset
 
     def boot(self) -> float:
-        return 1000.0 + self.offset
+        return self._boot + self.offset
+
+    def reboot(self) -> None:
+        """The boot clock begins anew."""
+        self._boot = 5.0 - self.offset
 
     def advance(self, seconds: float) -> None:
         self.offset += seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rae_control import backup
 from rae_control.app import create_app
 from rae_control.config import ControlConfig
 from rae_control.errors import ConfigError, LedgerLocked
+from rae_control.ledger.store import connect, copy_to
 from rae_control.mesh import Mesh
 from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build
 
@@ -41,6 +42,9 @@ def restart(
 def archive(api: Api, mesh: Mesh, tmp_path: Path) -> Path:
     """A backup that knows n1, and nothing of the task that n1 begins after it."""
     api.join("n1")
+    with closing(connect(mesh.data / "ledger.db", readonly=True)) as db:
+        copy_to(db, tmp_path / "old.db")
+    api.enrol("late")
     file = tmp_path / "b.tar"
     backup.backup(mesh.data, file)
     api.submit(TASK)
@@ -112,7 +116,7 @@ def test_a_report_from_a_second_machine_says_nothing_about_the_first_one(
     assert is_held(api, "n2")
 
 
-@pytest.mark.parametrize("lost", ["unreadable", "another folder", "another past"])
+@pytest.mark.parametrize("lost", ["unreadable", "another folder", "another past", "an old copy"])
 def test_without_the_ledger_that_was_lost_the_longest_lease_decides(
     api: Api, mesh: Mesh, archive: Path, clock: ManualClock, restart: Restart, tmp_path: Path,
     lost: str,
@@ -126,6 +130,9 @@ def test_without_the_ledger_that_was_lost_the_longest_lease_decides(
         if lost == "another past":
             data.mkdir()
             restart(data).close()
+        if lost == "an old copy":
+            data.mkdir()
+            (tmp_path / "old.db").rename(data / "ledger.db")
     restore(archive, data, clock)
     # Time passes in three runs of control, and the wall clock is set.
     for seconds in (1200, 1200, 1197):
@@ -142,6 +149,33 @@ def test_without_the_ledger_that_was_lost_the_longest_lease_decides(
     assert api.register("n1").status_code == 200
     again.reaper.tick()
     assert api.take("n1")["task_id"] == "again"
+
+
+def test_a_control_host_that_reboots_again_and_again_does_not_begin_the_wait_anew(
+    api: Api, mesh: Mesh, archive: Path, clock: ManualClock, restart: Restart
+) -> None:
+    restore(archive, mesh.data, clock)
+    left = []
+    for _ in range(4):
+        clock.reboot()
+        again = restart(mesh.data)
+        assert again.hold is not None
+        left.append(again.hold.left(clock.boot()))
+        for _ in range(900):
+            clock.advance(1)
+            again.reaper.tick()
+    assert [round(seconds, -2) for seconds in left] == [3600, 2700, 1800, 900]
+
+
+def test_an_agent_that_left_with_a_goodbye_has_reported(
+    api: Api, mesh: Mesh, archive: Path, clock: ManualClock, restart: Restart
+) -> None:
+    restore(archive, mesh.data, clock)
+    restart(mesh.data)
+    assert api.register("n1").status_code == 200
+    assert api.client.get("/readyz").json["held"]["nodes"] == 1
+    assert api.node("n1", "POST", "/nodes/goodbye", {"node_id": "n1"}).status_code == 200
+    assert "held" not in api.client.get("/readyz").json
 
 
 def test_a_client_that_cannot_report_keeps_the_tasks_back_for_the_longest_lease(

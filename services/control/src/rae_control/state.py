@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import apsw
 import gevent
@@ -33,6 +33,7 @@ from rae_protocol.errors import RaeError
 from rae_protocol.models import Held
 
 T = TypeVar("T")
+HOLD_KEPT_EVERY_S = 60.0
 
 
 class Signals:
@@ -92,6 +93,7 @@ class State(ABC):
         self.fences: dict[str, float] = {}
         self.backlog: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
         self.states: Counter[str] = Counter()
+        self._hold_kept: dict[str, Any] = {}
         self._load()
         self.writer = LedgerWriter(self.ledger, self._moved, metrics.committed)
 
@@ -150,10 +152,17 @@ class State(ABC):
         found = self.ledger.read(lambda db: ledger_hold.resume(db, wall, now, longest))
         if found is None:
             return None
-        hold, record = found
+        hold, self._hold_kept = found
         # On a full disk the older record stays: from it a later start counts no less.
-        self.ledger.transact([partial(ledger_hold.keep, hold=record)])
+        self.ledger.transact([partial(ledger_hold.keep, hold=self._hold_kept)])
         return hold
+
+    def keep_hold(self) -> None:
+        """Note now and then how much of a restore's hold has passed: a reboot must not undo it."""
+        now = self.clock.boot()
+        if self.hold is not None and now - self._hold_kept["boot"] >= HOLD_KEPT_EVERY_S:
+            self._hold_kept = ledger_hold.moved_on(self._hold_kept, self.clock.wall(), now)
+            self.write(partial(ledger_hold.keep, hold=self._hold_kept))
 
     def hold_over(self) -> bool:
         """Whether a restore's hold has just ended, for good."""

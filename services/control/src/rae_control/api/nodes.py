@@ -61,6 +61,8 @@ def blueprint(mesh: Mesh) -> Blueprint:
         request = http.parse_json(models.Goodbye, body)
         _same_node(entry, request.node_id)
         row = mesh.write(partial(_goodbye, entry=entry, limits=mesh.limits, seen=mesh.clock.wall()))
+        if mesh.hold is not None and row["token_sha256"] == entry.token_sha256:
+            mesh.hold.confirm(entry.node_id, entry.machine)  # nothing of any past runs there
         return http.answer(node_view(mesh, mesh.node_changed(row)))
 
     @bp.get("/nodes")

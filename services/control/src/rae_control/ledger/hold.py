@@ -24,12 +24,13 @@ class Past:
     """What a ledger knows of the work that it gave out.
 
     `places`: where it may be alive, None when that is not known; `longest_s`: its longest lease;
-    `lineage`: its incarnation and those before it.
+    `lineage`: its incarnation and those before it; `last_event`: how far its history goes.
     """
 
     places: set[Place] | None
     longest_s: float
     lineage: tuple[str, ...]
+    last_event: int
 
 
 def past(db: apsw.Connection) -> Past:
@@ -46,7 +47,8 @@ def past(db: apsw.Connection) -> Past:
     if stored is not None:  # an earlier restore, whose hold may not be over
         places = merged((places, _places(stored["waits_for"])))
         longest = max(longest, stored["seconds"])
-    return Past(places, longest, lineage)
+    last = fetch(db, "SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+    return Past(places, longest, lineage, last[0]["seq"] if last else 0)
 
 
 def begin(tx: Tx, incarnation: str, boot: float | None, mine: Past, replaced: Past | None) -> None:
@@ -54,8 +56,13 @@ def begin(tx: Tx, incarnation: str, boot: float | None, mine: Past, replaced: Pa
 
     `replaced`: what the ledger that was there knows, None if it could not be read.
     """
-    # A ledger that does not go back to the backup's incarnation knows nothing of what followed it.
-    follows = replaced is not None and mine.lineage[-1] in replaced.lineage
+    # A ledger with another past, or one that ends before the backup, such as an old copy, knows
+    # nothing of what followed the backup.
+    follows = (
+        replaced is not None
+        and mine.lineage[-1] in replaced.lineage
+        and replaced.last_event >= mine.last_event
+    )
     sides = [mine.places, replaced.places if replaced is not None and follows else None]
     waits_for, longest = merged(sides), mine.longest_s
     lineage = list(mine.lineage)
@@ -82,11 +89,15 @@ def resume(
     stored = _stored(db)
     if stored is None:
         return None
-    seconds = max(stored["seconds"], longest_s)
-    passed = stored["elapsed"] + elapsed((stored["wall"], stored["boot"]), (wall, boot))
-    waits_for = _places(stored["waits_for"])
-    fresh = {**stored, "seconds": seconds, "elapsed": passed, "wall": wall, "boot": boot}
-    return Hold(boot + max(0.0, seconds - passed), waits_for), fresh
+    fresh = moved_on({**stored, "seconds": max(stored["seconds"], longest_s)}, wall, boot)
+    left = max(0.0, fresh["seconds"] - fresh["elapsed"])
+    return Hold(boot + left, _places(stored["waits_for"])), fresh
+
+
+def moved_on(stored: dict[str, Any], wall: float, boot: float) -> dict[str, Any]:
+    """What to `keep` now that time has passed, or a reboot would begin it anew."""
+    passed = elapsed((stored["wall"], stored["boot"]), (wall, boot))
+    return {**stored, "elapsed": stored["elapsed"] + passed, "wall": wall, "boot": boot}
 
 
 def keep(tx: Tx, hold: dict[str, Any]) -> None:

@@ -36,10 +36,12 @@ _READ_BY_TASKS = f"INSERT OR IGNORE INTO task_blobs {READS};"
 # client that names none. An SQL expression over a row of `nodes`.
 SESSION = "session "
 HOLDER = f"coalesce(machine, '{SESSION}' || substr(token_sha256, 1, 16))"
+# Older attempts of nodes that name a machine stay without one: a second machine may have registered
+# since, so no machine's word about them counts.
 _HOLDERS = f"""
 ALTER TABLE attempts ADD COLUMN machine TEXT;
 UPDATE attempts SET machine = (SELECT {HOLDER} FROM nodes n WHERE n.node_id = attempts.node_id)
-    WHERE ended_at IS NULL OR lease_id IN (SELECT fence FROM tasks WHERE fence IS NOT NULL);
+    WHERE ended_at IS NULL AND node_id IN (SELECT node_id FROM nodes WHERE machine IS NULL);
 """
 
 # From each older version to the one after it.
