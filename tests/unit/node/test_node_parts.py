@@ -243,13 +243,19 @@ def test_a_copy_of_a_machine_s_disk_has_another_name(layout: Layout, tmp_path: P
     name = startup.machine_id(layout, file, ours)
     copy = card("copy", "eth0", "pci", "0", "02:00:00:00:00:02")
     assert startup.machine_id(layout, file, copy) != name
-    # Neither an adapter that is plugged in nor a wireless card nor an address by software counts.
+    # Neither an adapter that is plugged in nor an address that software chose counts.
     card("ours", "usb0", "usb", "0", "02:00:00:00:00:03")
     card("ours", "eth1", "pci", "3", "02:00:00:00:00:04")
-    card("ours", "wlan0", "pci", "0", "02:00:00:00:00:05")
-    (ours / "wlan0" / "phy80211").mkdir()
     (ours / "lo").mkdir()
     assert startup.machine_id(layout, file, ours) == name
+    # Of a wireless card the radio's address counts, whatever its interface is called by now.
+    names = set()
+    for interface, radio in (("05", "06"), ("07", "06"), ("07", "08")):
+        wireless = card(f"laptop{interface}{radio}", "wlan0", "pci", "3", interface)
+        (wireless / "wlan0" / "phy80211").mkdir()
+        (wireless / "wlan0" / "phy80211" / "macaddress").write_text(radio)
+        names.add(startup.machine_id(layout, file, wireless))
+    assert len(names) == 2
 
 
 def test_an_unusable_enrolment_says_what_to_do(tmp_path: Path) -> None:
@@ -513,3 +519,16 @@ def test_a_guard_that_breaks_stops_the_work_and_looks_again(make_rig: MakeRig) -
     guard._deadlines = deadlines
     guard.look_now(0.0, 5)
     assert guard.decision.safe
+
+
+def test_a_result_that_waits_is_never_replaced_by_a_yield(
+    layout: Layout, quiet_log: EventLog
+) -> None:
+    spool = Spool(layout.spool, quiet_log)
+    lease = LeaseRef(task_id="t", attempt=1, lease_id="0123456789abcdef")
+    spool.put("yield", lease, {"reason": "owner"})
+    spool.put("result", lease, {**lease.model_dump(), "status": "succeeded"})
+    spool.put("yield", lease, {"reason": "deadline"})
+    entry = spool.take()
+    assert entry is not None and entry.kind == "result"
+    assert entry.result().status == "succeeded"

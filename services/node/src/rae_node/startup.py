@@ -98,7 +98,7 @@ def machine_id(
 
     Control closes leases by it: an agent has seen to it that nothing of its predecessor lives, but
     only of one with the same folder on the same machine. A copied disk brings its machine-id along,
-    so the addresses of the built-in wired network cards are part of the word.
+    so the addresses of the built-in network cards are part of the word.
     """
     try:
         text = source.read_text(encoding="ascii").strip()
@@ -116,14 +116,15 @@ def machine_id(
 def _card_addresses(cards: Path) -> Iterator[str]:
     """Addresses of built-in cards that stay: none that is plugged in or chosen by software.
 
-    Wireless cards are left out, because NetworkManager gives them random addresses now and then.
+    A wireless card's is its radio's: NetworkManager gives the interface random ones now and then.
     """
     for card in cards.glob("*"):
         try:
             bus = (card / "device" / "subsystem").resolve(strict=True).name
+            radio = card / "phy80211" / "macaddress"
             kept = (card / "addr_assign_type").read_text().strip() == _PERMANENT
-            if bus != "usb" and kept and not (card / "phy80211").exists():
-                yield (card / "address").read_text().strip()
+            if bus != "usb" and (kept or radio.exists()):
+                yield (radio if radio.exists() else card / "address").read_text().strip()
         except OSError:  # no hardware, or gone meanwhile
             continue
 
