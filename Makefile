@@ -21,7 +21,7 @@ CODE := services/protocol/src services/control/src services/node/src tools tests
 # What a verb needs is looked for before any work, with the Python at hand: there may be no .venv yet.
 # Any Python 3 reads the second line; tools/preflight.py, which does the rest, needs 3.10.
 define preflight
-@command -v "$(PYTHON)" >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+@command -v "$(PYTHON)" >/dev/null || [ "$(PYTHON)" != python3 ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
   { echo "$(PYTHON) is missing. Installing python3-venv, as root" >&2; apt-get update -q >/dev/null; \
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv >/dev/null; }
 @"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -189,3 +189,15 @@ def test_the_interpreter_is_shown_by_each_of_its_names() -> None:
     places = mount_points(interpreter())
     for name in (sys.prefix, sys.base_prefix, sys.executable, os.path.realpath(sys.executable)):
         assert below(Path(name), (*places, Path("/usr")))
+
+
+@pytest.mark.parametrize("name", [".local", ".local/share", ".config", ".ssh"])
+def test_where_programs_keep_keys_in_a_home_folder_is_not_shown_as_a_whole(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    every = private(layout)
+    own = tmp_path / "home" / name
+    assert f"{name} in the home folder of" in str(why_not(own, every))
+    if name == ".local/share":
+        assert why_not(own / "python" / "3.11", every) is None

@@ -20,6 +20,7 @@ from typing import IO, TypeVar, cast
 
 import apsw
 
+from rae_control.core.hold import WAY_OUT
 from rae_control.errors import BackupDamaged, ConfigError, ControlError, DiskFull, LedgerTooNew
 from rae_control.files import PIECE
 from rae_control.ledger import check, hold
@@ -55,8 +56,7 @@ _REVOKE_AGAIN = (
 _HOLD = (
     "Control leases no task until every agent that may still work for the lost past has reported,"
     " or until the longest lease has passed (max_lease_ttl_s); `/readyz` and `raectl why` show"
-    " until when. If all nodes are off: stop control, run `rae-control restore --nodes-are-dead`,"
-    " start it."
+    f" until when. If all nodes are off: {WAY_OUT}."
 )
 # What a restore replaces; anything else in the folder (nodes of `serve --dev`) is not its business.
 _OURS = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", "blobs", "logs", *SECRETS)

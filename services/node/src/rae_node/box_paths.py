@@ -30,6 +30,8 @@ _CLOSED = (
 )
 _MOST_LINKS = 40  # as the kernel has it, see path_resolution(7)
 _SOURCES = ("services", "node", "src", "rae_node")
+# Folders of a home folder in which programs keep passwords, keys and histories.
+_OWN = (".local", ".local/share", ".config", ".cache", ".ssh", ".gnupg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,9 @@ def private_places(layout: Layout, secret: Path | None, package: Path) -> list[P
     homes = {one.pw_dir: f"the home folder of {one.pw_name}" for one in pwd.getpwall()}
     homes[os.environ.get("HOME", "")] = "the home folder of the agent's user"
     # Those of system accounts, such as /usr/games, hold no user's files; some have none.
-    people = (Private(Path(home), what) for home, what in sorted(homes.items()) if home[:1] == "/")
+    people = [Private(Path(home), what) for home, what in sorted(homes.items()) if home[:1] == "/"]
+    # What is deeper in these, such as an interpreter in ~/.local/share/python, may be shown.
+    people += [Private(one.path / name, f"{name} in {one.what}") for one in people for name in _OWN]
     found = [one for one in people if not in_system(one.path)]
     found += [Private(Path(name), "the home folders") for name in ("/home", "/root")]
     found += [Private(layout.root, "the data folder"), Private(layout.agent, "the node's settings")]

@@ -85,12 +85,18 @@ def json_of(
     """Reads a body of this model; `right` is whether it answers what was asked."""
 
     def read(answer: Answer) -> M:
-        value = models.parse_answer(model, answer.body(most))
+        value = _parsed(model, answer.body(most))
         if not right(value):
-            raise ValueError(f"the {model.__name__} in it answers something else")
+            raise ValueError("it answers something else")
         return value
 
     return read
+
+
+def _parsed(model: type[M], body: bytes) -> M:
+    if not body.lstrip().startswith(b"{"):  # a page: what a parser says of it helps no one
+        raise ValueError("its body is no JSON object")
+    return models.parse_answer(model, body)
 
 
 def about_task(task_id: str) -> Callable[[Answer], models.ResultAnswer]:
@@ -100,7 +106,7 @@ def about_task(task_id: str) -> Callable[[Answer], models.ResultAnswer]:
 
 def refusal(answer: Answer) -> RemoteError:
     """An error of control. Raises ValueError for anything else."""
-    body = models.parse_answer(models.ErrorBody, answer.body(MAX_SMALL_BYTES))
+    body = _parsed(models.ErrorBody, answer.body(MAX_SMALL_BYTES))
     if not _RC.fullmatch(body.rc) or not comes_with(body.rc, answer.status):
         raise ValueError(f"control does not answer {body.rc[:64]!r} with this status")
     after = answer.headers.get("Retry-After", "")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 Place = tuple[str, str]  # node_id and machine
+WAY_OUT = "stop control, run `rae-control restore --nodes-are-dead --data DIR`, start control"
 
 
 @dataclass(slots=True)
@@ -36,7 +37,7 @@ class Hold:
             names = sorted({node_id for node_id, _ in self.waits_for})
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             text += f", or until these nodes have reported: {', '.join(names[:5])}{more}"
-        return f"{text}. `rae-control restore --nodes-are-dead` ends this."
+        return f"{text}. If all nodes are off: {WAY_OUT}."
 
 
 def elapsed(then: tuple[float, float], now: tuple[float, float]) -> float:
