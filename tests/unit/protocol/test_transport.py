@@ -261,6 +261,42 @@ def test_an_endless_answer_costs_neither_memory_nor_time(
     assert sent[0] < 64 * 2**20
 
 
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: a\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", b"X: a\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;", b"a"),
+    ],
+    ids=["continue", "header", "headers", "trailers", "chunk extension"],
+)
+def test_an_answer_that_trickles_around_its_body_ends_in_time(
+    waits: Waits, head: bytes, drop: bytes
+) -> None:
+    over = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as caller, contextlib.suppress(OSError):
+            caller.recv(65536)
+            caller.sendall(head)
+            while not over.wait(0.05):  # the rhythm of who drips
+                caller.sendall(drop)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        http = transport(f"http://127.0.0.1:{listener.getsockname()[1]}", waits, read_timeout_s=0.5)
+        before = time.monotonic()
+        with pytest.raises(Unreachable):
+            http.call("GET", "/x", read=lambda found: found.body(2**20), auth=BearerAuth("token"))
+        spent = time.monotonic() - before
+        over.set()
+        thread.join()
+    assert spent < 5
+
+
 def test_a_connection_is_used_again_after_an_answer_that_was_controls(waits: Waits) -> None:
     served: list[int] = []
 

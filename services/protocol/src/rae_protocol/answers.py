@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError
 from rae_protocol import models
 from rae_protocol.errors import RemoteError, comes_with
 from rae_protocol.names import SHA256_PATTERN
+from rae_protocol.trickle import SLOWEST_BYTES_PER_S
 
 M = TypeVar("M", bound=models.Model)
 
@@ -28,8 +29,6 @@ MIB = 1024 * 1024
 MAX_ANSWER_BYTES = 64 * MIB
 MAX_TASK_BYTES = 32 * MIB
 MAX_SMALL_BYTES = MIB
-# An answer that comes more slowly than this, after its first read timeout, will not end in time.
-SLOWEST_BYTES_PER_S = 16 * 1024
 _PIECE = 64 * 1024
 _RC = re.compile(r"[a-z][a-z0-9_]{0,63}")
 

@@ -21,6 +21,7 @@ from requests.auth import AuthBase
 
 from rae_protocol.answers import Answer, BrokenOff, refusal
 from rae_protocol.errors import RemoteError, Unreachable
+from rae_protocol.trickle import PatientAdapter
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ class _Session(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.trust_env = False
+        self.mount("http://", PatientAdapter())
         self.headers["Accept-Encoding"] = "identity"
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
