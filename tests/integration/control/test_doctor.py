@@ -66,8 +66,9 @@ def test_m16_a_port_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 
 def test_each_thing_that_is_wrong_is_named_with_its_fix(folder: Path, port: int) -> None:
-    (folder / "root.key").chmod(0o644)
     (folder / "credentials.json").write_text("{}")
+    for name in ("root.key", "credentials.json"):  # whatever the umask
+        (folder / name).chmod(0o644)
     folder.chmod(0o777)
     with closing(apsw.Connection(str(folder / "ledger.db"))) as db:
         db.pragma("user_version", 99)
