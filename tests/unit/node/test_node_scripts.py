@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +69,18 @@ class Tree:
             command, env=self.env, capture_output=True, text=True, timeout=60, check=False, cwd="/"
         )
 
-    def check(self, script: str, *argv: str) -> tuple[int, list[str]]:
-        """Exit code and reasons of a guard script."""
-        done = self.run(script, *argv)
+    def check(self, script: str, *argv: str, python: str = sys.executable) -> tuple[int, list[str]]:
+        """Exit code and reasons of a guard script, once no terminal of this machine is in use.
+
+        Whoever types in one while the tests run is seen for some eight seconds.
+        """
+        end = time.monotonic() + 60
+        while "tty_active" in (found := self._verdict(script, argv, python))[1]:
+            assert time.monotonic() < end, "somebody types in a terminal of this machine"
+        return found
+
+    def _verdict(self, script: str, argv: Sequence[str], python: str) -> tuple[int, list[str]]:
+        done = self.run(script, *argv, python=python)
         assert done.returncode in {0, 1}, done.stderr
         found = json.loads(done.stdout)
         assert found["verdict"] == ("DO NOT RUN" if done.returncode else "SAFE TO RUN")
@@ -253,7 +263,7 @@ def test_b4_a_python_without_the_agent_is_handed_over_to_the_installed_one(tree:
     installed.mkdir(parents=True)
     tree.program("python", f'exec "{sys.executable}" "$@"')
     (tree.programs / "python").rename(installed / "python")
-    assert tree.run(USER, python=bare).returncode == 0
+    assert tree.check(USER, python=bare) == (0, [])
 
 
 def test_b4_without_an_installed_agent_too_the_environment_takes_no_part(
