@@ -21,7 +21,8 @@ import pytest
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import Unreachable
 from tests.conftest import MakeMesh
-from tests.integration.test_fencing import TTL, Stamps, started
+from tests.integration.stamps import Stamps, started
+from tests.integration.test_fencing import TTL
 from tools.devmesh import DevMesh, wait_until
 from tools.intermediary import EVERY, Instead, Intermediary, Request, Rule, Script
 

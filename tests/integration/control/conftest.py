@@ -155,6 +155,13 @@ def build(data: Path, server: Server, clock: ManualClock, config: ControlConfig)
     return mesh
 
 
+def tick(mesh: Mesh, clock: ManualClock, seconds: float) -> None:
+    """Let time pass as a running reaper sees it: second by second."""
+    for _ in range(int(seconds)):
+        clock.advance(1)
+        mesh.reaper.tick()
+
+
 @dataclass
 class Api:
     """Calls as RAE, an operator or a node would send them."""

@@ -10,7 +10,7 @@ import pytest
 from rae_control.config import ControlConfig
 from rae_control.mesh import Mesh
 
-from .conftest import ECHO, Api, ManualClock, Server, build, multipart, until
+from .conftest import ECHO, Api, ManualClock, Server, build, multipart, tick, until
 
 
 def test_a_task_goes_from_submit_to_result(api: Api) -> None:
@@ -58,13 +58,6 @@ def test_a_lease_without_ack_goes_back_and_costs_nothing(
     tick(mesh, clock, 3)
     view = api.task(task_id)
     assert (view["state"], view["failures"], view["interruptions"]) == ("queued", 0, 0)
-
-
-def tick(mesh: Mesh, clock: ManualClock, seconds: float) -> None:
-    """Let time pass as a running reaper sees it: second by second."""
-    for _ in range(int(seconds)):
-        clock.advance(1)
-        mesh.reaper.tick()
 
 
 def test_expired_lease_returns_the_task_to_its_lane(

@@ -7,16 +7,9 @@ from typing import Any
 import gevent
 
 from rae_control.mesh import Mesh
-from tests.integration.control.conftest import ECHO, Api, ManualClock, until
+from tests.integration.control.conftest import ECHO, Api, ManualClock, tick, until
 
 SECOND = {"machine": "m2", "instance": "i2"}
-
-
-def pass_time(mesh: Mesh, clock: ManualClock, seconds: float) -> None:
-    """Let the reaper look once a second."""
-    for _ in range(int(seconds)):
-        clock.advance(1)
-        mesh.reaper.tick()
 
 
 def running(api: Api, ttl: float = 3600) -> dict[str, Any]:
@@ -29,7 +22,7 @@ def running(api: Api, ttl: float = 3600) -> dict[str, Any]:
 def move(api: Api, mesh: Mesh, clock: ManualClock) -> None:
     """The first machine falls silent, and the second one takes the node_id."""
     assert api.register("n1", **SECOND).json["rc"] == "node_id_in_use"
-    pass_time(mesh, clock, 122)
+    tick(mesh, clock, 122)
     assert api.register("n1", **SECOND).status_code == 200
 
 
@@ -37,9 +30,9 @@ def waits_for_the_first_machine(api: Api, mesh: Mesh, clock: ManualClock, task_i
     """The task starts again only once its first lease could not last any more."""
     assert api.task(task_id)["state"] == "waiting"
     assert api.poll("n1").get("task") is None
-    pass_time(mesh, clock, 100)
+    tick(mesh, clock, 100)
     assert api.task(task_id)["state"] == "waiting"
-    pass_time(mesh, clock, 3502)
+    tick(mesh, clock, 3502)
     assert api.task(task_id)["state"] == "queued"
 
 
@@ -89,7 +82,7 @@ def test_the_first_machine_s_own_return_frees_its_task_at_once(
 ) -> None:
     ref = running(api)
     move(api, mesh, clock)
-    pass_time(mesh, clock, 122)
+    tick(mesh, clock, 122)
     assert api.register("n1", instance="i4").status_code == 200
     assert api.task(ref["task_id"])["state"] == "queued"
 
@@ -107,7 +100,7 @@ def test_a_heartbeat_that_comes_while_its_lease_is_ended_gets_it_back_as_over(
     api.submit(*[{**ECHO} for _ in range(20)])
     slots = "slots=" + ",".join(f"cpu{number}" for number in range(20))
     refs = [api.take("n1", slots) for _ in range(20)]
-    pass_time(mesh, clock, 119)
+    tick(mesh, clock, 119)
     clock.advance(2)
     answers: list[dict[str, Any]] = []
     beat = {"node_id": "n1", "leases": refs}
@@ -151,7 +144,7 @@ def test_a_goodbye_speaks_for_its_own_session_where_no_machine_is_named(
     second = bearer(api, secret)
     api.client.post("/nodes/goodbye", json={"node_id": "plain"}, headers=second)
     assert api.task(task_id)["state"] == "waiting"
-    pass_time(mesh, clock, 122)
+    tick(mesh, clock, 122)
     assert api.task(task_id)["state"] == "queued"
 
 
@@ -164,7 +157,7 @@ def test_a_lease_that_only_unnamed_heartbeats_held_is_fenced_when_it_ends(
     until(lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"))
     states = []
     for _ in range(60 + 3 * 120 + 2):
-        pass_time(mesh, clock, 1)
+        tick(mesh, clock, 1)
         api.client.post("/nodes/heartbeat", json={"node_id": "plain"}, headers=headers)
         states.append(api.task(task_id)["state"])
     changes = [state for state, before in zip(states, [None, *states], strict=False)
@@ -181,7 +174,7 @@ def test_a_lease_that_heartbeats_name_lives_beyond_its_task_s_time_limit(
     api.submit({**ECHO, "timeout_s": 1})
     ref = api.take("n1")
     for _ in range(20):
-        pass_time(mesh, clock, 30)
+        tick(mesh, clock, 30)
         api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1", "leases": [ref]})
     assert api.result("n1", ref).json["state"] == "succeeded"
     assert api.task(ref["task_id"])["attempts"] == 1
