@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -32,11 +32,15 @@ class Request:
 
 @dataclass(slots=True)
 class ScriptedServer:
-    """Serves `answers` one by one (the last one for ever) and keeps every request."""
+    """Serves `answers` one by one (the last one for ever) and keeps every request.
+
+    `adds` gives headers that only the request decides.
+    """
 
     url: str = ""
     answers: list[Answer] = field(default_factory=lambda: [Answer()])
     requests: list[Request] = field(default_factory=list)
+    adds: Callable[[Request, Answer], dict[str, str]] = lambda _request, _answer: {}
 
     def next_answer(self) -> Answer:
         """Take the next one."""
@@ -52,13 +56,15 @@ def server() -> Iterator[ScriptedServer]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            state.requests.append(Request(self.command, self.path, dict(self.headers), body))
+            request = Request(self.command, self.path, dict(self.headers), body)
+            state.requests.append(request)
             answer = state.next_answer()
             if answer.cut == "before":
                 self.close_connection = True
                 return
             self.send_response_only(answer.status)
-            for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+            headers = {"Content-Length": str(len(answer.body)), **answer.headers}
+            for name, value in (headers | state.adds(request, answer)).items():
                 self.send_header(name, value)
             self.end_headers()
             if answer.cut == "after":

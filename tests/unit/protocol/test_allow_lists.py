@@ -114,10 +114,19 @@ def test_arguments_that_could_leave_the_workspace_are_refused_whatever_a_pattern
 @pytest.mark.parametrize(
     "arg",
     ["a.txt", "d/a.txt", "-c:v", "--opt=a/b", "a..b", "-", "", "a=b", ":", "...", "%", "+%Y-%m-%d",
-     "50%d", "1,3-4", "a b", "-d:", "x~", "a.mp4"],
+     "50%done.txt", "d/100%dry.csv", "%d/a.txt", "50%d", "1,3-4", "a b", "-d:", "x~", "a.mp4"],
 )  # fmt: skip
 def test_arguments_inside_the_workspace_pass(arg: str) -> None:
     assert leaves_workspace(arg) is None
+
+
+@pytest.mark.parametrize(
+    "arg",
+    ["a%d.txt", "a%03d.txt", "a%03done.txt", "%d-a.txt", "50%done%d.txt", "50%done%3d.txt",
+     "50%done.png", "50%done.mp4", "50%done.txt.png", "50%done.TXT", "%d%done.txt", "%%d.jpg"],
+)  # fmt: skip
+def test_a_pattern_of_ffmpeg_that_stands_for_many_files_is_refused(arg: str) -> None:
+    assert leaves_workspace(arg) == "stands for many files"
 
 
 @given(st.text(max_size=20), st.text(max_size=10))

@@ -116,6 +116,15 @@ def test_a_signature_refused_for_the_clock_is_made_anew_three_times(
     assert waits == pauses
 
 
+def test_control_says_how_long_to_wait_after_its_start(
+    node: NodeClient, server: Any, answer: Any, waits: list[float]
+) -> None:
+    later = answer(401, refuse("retry_signed"), {"Retry-After": "6"})
+    server.answers[:] = [later, answer(body=REGISTERED)]
+    node.register(models.RegisterRequest(node_id="n1"))
+    assert waits == [6.0]
+
+
 def test_the_fourth_signature_is_not_tried(node: NodeClient, server: Any, answer: Any) -> None:
     server.answers[:] = [answer(401, refuse("retry_signed"))]
     with pytest.raises(RemoteError):

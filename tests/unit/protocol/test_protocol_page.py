@@ -124,6 +124,18 @@ def test_the_vector_of_a_later_call_matches() -> None:
     assert v["key_hex"] == vectors()["session"]["key_hex"]
 
 
+def test_the_vector_of_an_answer_matches() -> None:
+    v = vectors()["answer"]
+    digest = hashlib.sha256(v["body"].encode()).hexdigest()
+    fields = signing.parse_answer(v["header"])
+    key = bytes.fromhex(v["key_hex"])
+    answered = signing.Answered(v["nonce"], v["content_type"], v["status"], digest)
+    assert signing.answer_matches(fields, key, answered)
+    made = signing.signed_answer(key, answered, float(fields.ts))
+    assert made.header() == v["header"]
+    assert v["nonce"] == vectors()["later_call"]["nonce"]
+
+
 def test_the_envelope_vector_opens_and_is_a_task() -> None:
     v = vectors()["envelope"]
     assert base64.b64decode(v["sealed"]["payload"]).decode() == v["payload"]
@@ -136,7 +148,9 @@ def test_the_envelope_vector_opens_and_is_a_task() -> None:
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["register", "session", "later-call", "envelope"])
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=["register", "session", "later-call", "answer", "envelope"]
+)
 def test_the_openssl_commands_print_what_the_page_says(block: str) -> None:
     expected = [line.removeprefix("# → ") for line in block.splitlines() if line.startswith("# → ")]
     assert expected

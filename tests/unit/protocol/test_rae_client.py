@@ -94,6 +94,16 @@ def test_a_log_without_following_ends_with_what_is_there(
     assert server.requests[0].target == "/tasks/t1/log?offset=0&wait=0"
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "ż" * 127])
+def test_an_artifact_may_have_a_name_as_long_as_names_can_be(
+    rae: RaeClient, server: Any, answer: Any, tmp_path: Path, name: str
+) -> None:
+    tag = {"ETag": f'"{hashlib.sha256(b"whole").hexdigest()}"'}
+    server.answers[:] = [answer(200, b"whole", tag)]
+    assert rae.fetch_artifact("t1", name, tmp_path / name) == 5
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
 def test_an_artifact_replaces_its_file_only_when_it_came_whole(
     rae: RaeClient, server: Any, answer: Any, tmp_path: Path
 ) -> None:
@@ -145,3 +155,35 @@ def test_a_token_is_made_once_even_if_the_answer_is_lost(
     with pytest.raises(Unreachable):
         rae.add_token("alice", "submit")
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_a_lost_answer_to_a_requeue_is_not_repeated_and_says_where_to_look(
+    rae: RaeClient, server: Any, answer: Any, cut: str
+) -> None:
+    server.answers[:] = [answer(body=json.dumps(VIEW).encode(), cut=cut)]
+    with pytest.raises(Unreachable, match=r"may have acted all the same.*`raectl task t1`"):
+        rae.requeue("t1")
+    assert len(server.requests) == 1
+
+
+def test_the_feed_is_read_on_with_its_incarnation_and_shows_what_was_lost(
+    rae: RaeClient, server: Any, answer: Any
+) -> None:
+    page = {"events": [], "next": 7, "lost": True, "incarnation": "abc"}
+    old = {"events": [], "next": 7}
+    gone = {"rc": "unknown_cursor", "message": "words", "detail": {"newest": 3}}
+    server.answers[:] = [
+        answer(body=json.dumps(page).encode()), answer(body=json.dumps(old).encode()),
+        answer(410, json.dumps(gone).encode()),
+    ]  # fmt: skip
+    first = rae.events(5)
+    assert first.lost
+    assert not rae.events(first.next, incarnation=first.incarnation).lost
+    with pytest.raises(RemoteError) as caught:
+        rae.events(7, task_id="t1", incarnation="abc")
+    assert (caught.value.rc, caught.value.detail) == ("unknown_cursor", {"newest": 3})
+    assert [request.target for request in server.requests] == [
+        "/events?after=5&wait=0", "/events?after=7&wait=0&incarnation=abc",
+        "/tasks/t1/events?after=7&wait=0&incarnation=abc",
+    ]  # fmt: skip

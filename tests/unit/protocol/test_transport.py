@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import random
 import socket
@@ -13,9 +14,11 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rae_protocol import answers
 from rae_protocol.errors import TABLE, RemoteError, Unreachable
 from rae_protocol.transport import Backoff, BearerAuth, Transport
 
@@ -119,6 +122,24 @@ def test_nobody_there_is_unreachable_with_a_hint(waits: Waits) -> None:
     assert len(waits) == 3
 
 
+def test_what_must_not_be_done_twice_is_repeated_only_while_nothing_was_done(
+    server: Any, answer: Any, waits: Waits
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = transport(f"http://127.0.0.1:{free.getsockname()[1]}", waits)
+        with pytest.raises(Unreachable) as refused:
+            get(nobody, retry="unsent")
+    assert (refused.value.unsent, len(waits)) == (True, 3)
+    server.answers[:] = [
+        answer(503, error("not_ready")), answer(429, error("rate_limited")), answer(cut="before"),
+        answer(),
+    ]  # fmt: skip
+    with pytest.raises(Unreachable) as lost:
+        get(transport(server.url, waits), retry="unsent")
+    assert (lost.value.unsent, len(server.requests)) == (False, 3)
+
+
 def test_silence_ends_with_the_read_timeout(waits: Waits) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -142,12 +163,38 @@ def test_an_absurd_retry_after_is_capped_and_nonsense_ignored(
 ) -> None:
     server.answers[:] = [
         answer(429, error("rate_limited"), {"Retry-After": "999999"}),
-        answer(429, error("rate_limited"), {"Retry-After": "Fri, 01 Jan 2027 00:00:00 GMT"}),
+        answer(429, error("rate_limited"), {"Retry-After": "soon"}),
+        answer(429, error("rate_limited"), {"Retry-After": "Fri, 99 Jan 2027 00:00:00 GMT"}),
         answer(),
     ]
     get(transport(server.url, waits), retry=True)
     assert waits[0] <= 60.1
     assert waits[1] <= 0.2
+    assert waits[2] <= 0.4
+
+
+def test_retry_after_may_be_a_date_and_counts_from_the_answers_own(
+    server: Any, answer: Any, waits: Waits
+) -> None:
+    date, later = "Fri, 01 Jan 2027 00:00:00 GMT", "Fri, 01 Jan 2027 00:00:07 GMT"
+    past = "Fri, 01 Jan 2027 00:00:00 GMT"
+    server.answers[:] = [
+        answer(429, error("rate_limited"), {"Date": date, "Retry-After": later}),
+        answer(429, error("rate_limited"), {"Date": later, "Retry-After": past}),
+        answer(),
+    ]
+    get(transport(server.url, waits), retry=True)
+    assert 7.0 <= waits[0] <= 7.1
+    assert waits[1] <= 0.2
+
+
+@given(st.text(max_size=40))
+def test_no_retry_after_breaks_the_call(text: str) -> None:
+    response = requests.Response()
+    response.status_code, response.raw = 429, io.BytesIO()
+    response.headers["Retry-After"] = text
+    wait = answers._retry_after_s(answers.Answer(response, 1.0))
+    assert wait is None or 0 <= wait < 1e12
 
 
 def test_a_redirect_is_not_followed_and_says_where_it_would_lead(

@@ -96,7 +96,7 @@ RAE: dict[str, tuple[Callable[[RaeClient, Path], object], bool]] = {
     "result": (lambda c, _: c.result("t1"), True),
     "fetch_artifact": (lambda c, folder: c.fetch_artifact("t1", "a", folder / "got"), True),
     "cancel": (lambda c, _: c.cancel("t1"), True),
-    "requeue": (lambda c, _: c.requeue("t1"), True),
+    "requeue": (lambda c, _: c.requeue("t1"), False),
     "upload_blob": (lambda c, _: c.upload_blob(CONTENT), True),
     "nodes": (lambda c, _: c.nodes(), True),
     "node": (lambda c, _: c.node("n1"), True),

@@ -20,6 +20,9 @@ _MOST_BYTES = 4096
 # backslashes are what filters of ffmpeg take away.
 _QUOTES = "['\"\\\\]"
 _VALUE = rf"(?:^\s*|[=,;|]){_QUOTES}*"
+# Where ffmpeg puts a number: `%d`, `%03d`. It takes the one in `50%done.png` for that, too; but not
+# in a text, which it neither reads nor writes in numbers by itself.
+_NUMBERED = r"%(?:[0-9]+d|d(?![A-Za-z][^/%]*\.(?:txt|csv|tsv|log|md|json)$))"
 # What no argument may hold, whatever a pattern says. The letters of a protocol are ffmpeg's, whose
 # `subfile,` and `name%03d.mp4` are meant, too.
 _NEVER = (
@@ -29,7 +32,7 @@ _NEVER = (
     (rf"(?:{_VALUE}|:{_QUOTES}*)/", "is or holds an absolute path"),
     (rf"(?:{_VALUE}|:{_QUOTES}*)~", "names a home folder"),
     (rf"(?:{_VALUE}|{_QUOTES}|[:/])\.\.(?:$|{_QUOTES}|[=,;|:/])", "leaves the workspace"),
-    (r"%[0-9]*d[^/]*\.[A-Za-z0-9]+$", "stands for many files"),
+    (rf"{_NUMBERED}[^/]*\.[A-Za-z0-9]+$", "stands for many files"),
 )
 
 

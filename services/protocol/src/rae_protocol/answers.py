@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,14 +39,21 @@ class BrokenOff(ValueError):
 
 
 class Answer:
-    """An answer whose body is still to be read, once."""
+    """An answer whose body is still to be read, once.
+
+    `check` says what control's clock was, from what it signed; None where nothing is signed. Given
+    the SHA-256 of the body it raises ValueError for an answer that is not control's.
+    """
 
     def __init__(
         self,
         response: requests.Response,
         patience_s: float,
+        check: Callable[[Callable[[], str]], float | None] = lambda _: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.signed_at: float | None = None
+        self._check = check
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         self._raw = response.raw
@@ -75,7 +83,17 @@ class Answer:
             found += piece
             if len(found) > most:
                 raise ValueError(f"its body has more than {most} bytes")
+        self.signed_at = self._check(lambda: hashlib.sha256(found).hexdigest())
         return bytes(found)
+
+    def named(self) -> str | None:
+        """The SHA-256 of the body as the ETag gives it, for who compares the bytes with it."""
+        tag = self.headers.get("ETag", "")
+        name = tag[1:-1] if tag[:1] == tag[-1:] == '"' else ""
+        if not re.fullmatch(SHA256_PATTERN, name):
+            return None
+        self.signed_at = self._check(lambda: name)
+        return name
 
 
 def json_of(
@@ -108,16 +126,36 @@ def refusal(answer: Answer) -> RemoteError:
     body = _parsed(models.ErrorBody, answer.body(MAX_SMALL_BYTES))
     if not _RC.fullmatch(body.rc) or not comes_with(body.rc, answer.status):
         raise ValueError(f"control does not answer {body.rc[:64]!r} with this status")
+    return RemoteError(
+        body.rc, body.message, answer.status, body.detail, retry_after_s=_retry_after_s(answer)
+    )
+
+
+def _retry_after_s(answer: Answer) -> float | None:
+    """Seconds, also where the header has a date, as proxies write it; None for anything else."""
     after = answer.headers.get("Retry-After", "")
-    wait = float(after) if re.fullmatch("[0-9]{1,9}", after) else None
-    return RemoteError(body.rc, body.message, answer.status, body.detail, retry_after_s=wait)
+    if re.fullmatch("[0-9]{1,9}", after):
+        return float(after)
+    end = _moment(after)
+    if end is None:
+        return None
+    sent = _moment(answer.headers.get("Date", ""))  # who wrote the one has this clock
+    return max(0.0, end - (time.time() if sent is None else sent))
+
+
+def _moment(text: str) -> float | None:
+    """A date of a header in unix seconds."""
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def has_blob(sha256: str) -> Callable[[Answer], None]:
     """Reads the answer to HEAD of a blob: it names the content."""
 
     def read(answer: Answer) -> None:
-        if _named(answer) != sha256:
+        if answer.named() != sha256:
             raise ValueError("its ETag does not name the blob")
 
     return read
@@ -130,7 +168,7 @@ def file_at(target: Path, most: int, sha256: str | None = None) -> Callable[[Ans
     """
 
     def read(answer: Answer) -> int:
-        named = _named(answer)
+        named = answer.named()
         if named is None or sha256 not in {None, named}:
             raise ValueError("its ETag does not name the content")
         size, digest = save(answer.pieces(), target, most)
@@ -194,10 +232,3 @@ def save(
             target.unlink(missing_ok=True)
             raise
     return size, digest.hexdigest()
-
-
-def _named(answer: Answer) -> str | None:
-    """The SHA-256 that the ETag gives."""
-    tag = answer.headers.get("ETag", "")
-    name = tag[1:-1] if tag[:1] == tag[-1:] == '"' else ""
-    return name if re.fullmatch(SHA256_PATTERN, name) else None

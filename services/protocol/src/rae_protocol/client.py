@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 from rae_protocol import answers, models
@@ -33,7 +33,9 @@ class RaeClient:
     """Everything a submitter or an operator may ask of control.
 
     Methods raise RemoteError with control's rc, or Unreachable. Submits carry ids made here, so
-    they may be repeated after a lost answer without running anything twice.
+    they may be repeated after a lost answer without running anything twice. What is not safe to
+    repeat (`requeue`, `add_token`) is sent again only when control has surely not acted; after a
+    lost answer Unreachable tells how to find out.
     """
 
     def __init__(
@@ -87,11 +89,22 @@ class RaeClient:
                 raise TimeoutError(f"task {task_id} is still {view.state.value}")
 
     def events(
-        self, after: int = 0, wait_s: float = 0.0, task_id: str | None = None
+        self,
+        after: int = 0,
+        wait_s: float = 0.0,
+        task_id: str | None = None,
+        incarnation: str | None = None,
     ) -> models.EventList:
-        """Transitions after a cursor; waits for the first one up to `wait_s`."""
+        """Transitions after a cursor; waits for the first one up to `wait_s`.
+
+        Pass `next` and `incarnation` of the answer before. `lost` in the answer says that events
+        after the cursor were removed; RemoteError `unknown_cursor`, that control was restored
+        since and the events must be read from 0 again.
+        """
         path = _task(task_id) + "/events" if task_id else "/events"
-        params = {"after": after, "wait": f"{wait_s:g}"}
+        params: dict[str, Any] = {"after": after, "wait": f"{wait_s:g}"}
+        if incarnation is not None:
+            params["incarnation"] = incarnation
         return self._get(path, json_of(models.EventList), params, wait_s)
 
     def stream_log(
@@ -118,9 +131,9 @@ class RaeClient:
 
     def fetch_artifact(self, task_id: str, name: str, target: Path) -> int:
         """Write an artifact to a file (replaced as a whole). Returns its size in bytes."""
-        partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+        # Not the artifact's name and more: it may be as long as a name can be.
+        partial = target.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.part")
         path = f"{_task(task_id)}/artifacts/{quote(name)}"
-        partial.unlink(missing_ok=True)
         try:
             size = self._get(path, answers.file_at(partial, MAX_RESULT_BYTES))
             partial.replace(target)
@@ -133,8 +146,12 @@ class RaeClient:
         return self._task_verb(task_id, "cancel", reason)
 
     def requeue(self, task_id: str, reason: str | None = None) -> models.TaskView:
-        """Queue a failed, cancelled or expired task again, with fresh counters."""
-        return self._task_verb(task_id, "requeue", reason)
+        """Queue a failed, cancelled or expired task again, with fresh counters.
+
+        A repeat could start it once more after it has ended again: not repeated.
+        """
+        look = f"`raectl task {task_id}` (GET /tasks/{task_id}) shows its state and its attempts"
+        return self._task_verb(task_id, "requeue", reason, look)
 
     def upload_blob(self, content: bytes | Path) -> str:
         """Upload bytes or a file (at most 16 MiB) unless control has it. Returns the SHA-256."""
@@ -173,7 +190,9 @@ class RaeClient:
     def add_token(self, name: str, role: str) -> models.TokenView:
         """Make a token; its text is in this answer and nowhere else. Not repeated."""
         read = json_of(models.TokenView, right=lambda found: found.name == name)
-        return self._post("/tokens", models.canonical({"name": name, "role": role}), read)
+        body = models.canonical({"name": name, "role": role})
+        look = f"if `raectl tokens list` shows {name}, revoke it, for its text is lost"
+        return self._post_once("/tokens", body, read, look)
 
     def tokens(self) -> list[models.TokenView]:
         """All tokens, without their texts."""
@@ -191,9 +210,14 @@ class RaeClient:
         """What /readyz says. Raises RemoteError `not_ready`."""
         return self._call("GET", "/readyz", read=json_of(models.Ready)).model_dump()
 
-    def _task_verb(self, task_id: str, verb: str, reason: str | None) -> models.TaskView:
+    def _task_verb(
+        self, task_id: str, verb: str, reason: str | None, look: str | None = None
+    ) -> models.TaskView:
+        path, read = f"{_task(task_id)}/{verb}", _view_of(task_id)
         body = models.canonical({"reason": reason} if reason else {})
-        return self._post(f"{_task(task_id)}/{verb}", body, _view_of(task_id), retry=True)
+        if look is None:
+            return self._post(path, body, read, retry=True)
+        return self._post_once(path, body, read, look)
 
     def _get(
         self,
@@ -204,8 +228,23 @@ class RaeClient:
     ) -> T:
         return self._call("GET", path, read=read, params=params, retry=True, wait_s=wait_s)
 
+    def _post_once(self, path: str, data: bytes, read: Callable[[Answer], T], look: str) -> T:
+        """For what must not be done twice; `look` tells how to find out whether it was done."""
+        try:
+            return self._post(path, data, read, retry="unsent")
+        except Unreachable as error:
+            if error.unsent:
+                raise
+            way_out = f"Control may have acted all the same; before you try again: {look}."
+            raise Unreachable(error.cause or "", way_out=way_out) from error
+
     def _post(
-        self, path: str, data: bytes, read: Callable[[Answer], T], *, retry: bool = False
+        self,
+        path: str,
+        data: bytes,
+        read: Callable[[Answer], T],
+        *,
+        retry: bool | Literal["unsent"],
     ) -> T:
         return self._call(
             "POST", path, read=read, data=data, content_type="application/json", retry=retry

@@ -26,18 +26,22 @@ TABLE: dict[str, tuple[int, str]] = {
     ),
     "skew": (
         401,
-        "timestamp outside allowed skew; adopt the offset of the Date header and resend.",
+        "timestamp outside allowed skew; adopt the offset of control's clock and resend.",
     ),
     "replayed_nonce": (401, "This nonce was used before; sign again with a fresh one."),
-    "retry_signed": (401, "Control has just started; sign again in a second."),
+    "retry_signed": (401, "Control has just started; wait Retry-After, then sign again."),
     "register_again": (401, "The session is over; POST /nodes/register, then go on."),
     "superseded": (401, "A newer agent with this node_id took over; stop this one."),
-    "not_enrolled": (401, "This node may not register; run `raectl nodes enrol NODE`."),
+    "not_enrolled": (
+        401,
+        "Give the node its enrolment's secret; `raectl nodes enrol NODE` prints it, also after"
+        " a revoke.",
+    ),
     "forbidden": (403, "The token's role does not allow this; use one with the role named here."),
     "wrong_node": (403, "The token belongs to another node; use the node's own."),
     "wrong_peer": (
         403,
-        "Run the node on its own machine, or mend control's tailnet_names.",
+        "Run the node on its own machine, or fix control's tailnet_names.",
     ),
     "not_found": (404, "Nothing is here; look the path up in protocol.md."),
     "unknown_task": (404, "No such task for this token; check the id."),
@@ -50,22 +54,32 @@ TABLE: dict[str, tuple[int, str]] = {
         405,
         "The path knows other methods; use one that the `Allow` header lists.",
     ),
-    "stale_lease": (409, "The lease is not open any more; drop the work, it is done elsewhere."),
+    "stale_lease": (
+        409,
+        "The lease is not open any more; drop the work: it belongs to another attempt, or to none.",
+    ),
     "task_id_taken": (409, "This task_id belongs to another submitter; choose another."),
     "task_conflict": (409, "This task_id exists with another body; choose another."),
-    "already_finished": (409, "The task has ended; requeue it or submit a new one."),
+    "already_finished": (409, "Nothing is left to cancel; submit a new task to run it again."),
     "not_requeueable": (
         409,
-        "Only failed, cancelled or expired tasks queue again; else submit anew.",
+        "Try again when that has changed, or submit a new task.",
     ),
     "node_id_in_use": (409, "Another machine with this node_id is alive; stop it or wait for it."),
     "node_revoked": (409, "The node was revoked; enrol it again first."),
     "token_exists": (409, "A live token with this name exists; revoke it or take another name."),
+    "unknown_cursor": (
+        410,
+        "Control was restored and never gave this cursor; start over with `after=0`.",
+    ),
     "length_required": (411, "Send a Content-Length; chunked bodies are not taken."),
     "body_too_large": (413, "The body is too large; send less, protocol.md has the limits."),
+    "body_too_slow": (503, "The body came too slowly; send it again, protocol.md has the limits."),
     "unsupported_media": (415, "Send application/json, or multipart/form-data for a result."),
+    "log_gap": (416, "Bytes of the log are missing before these; send it from `detail.offset` on."),
     "too_many_lanes": (429, "Too many different kinds of waiting work; wait for some to finish."),
     "queue_full": (429, "Too many tasks of this submitter are queued; wait for some to finish."),
+    "blobs_full": (429, "Too many bytes of this submitter are stored; wait until tasks end."),
     "rate_limited": (429, "Too many requests; slow down."),
     "internal": (500, "Control made a mistake; look its request_id up in control's log."),
     "disk_low": (503, "Control's disk is nearly full; free space, nothing was taken."),
@@ -108,6 +122,9 @@ def field_in_words(kind: str, said: str) -> str:
         return "is missing; add it"
     if kind == "extra_forbidden":
         return "is not known; remove it"
+    if kind in {"int_type", "float_type"}:
+        whole = "whole " if kind == "int_type" else ""
+        return f"must be a {whole}decimal number without quotes; change it"
     said = re.sub(r"^(Input|String) should", "must", said.removeprefix("Value error, "))
     return f"{said}; change it"
 
@@ -193,9 +210,16 @@ class Unreachable(RaeError):
 
     rc = "unreachable"
 
-    def __init__(self, cause: str) -> None:
+    def __init__(
+        self,
+        cause: str,
+        *,
+        unsent: bool = False,
+        way_out: str = "Check the URL and that control runs.",
+    ) -> None:
         super().__init__("unreachable", cause)
-        self.way_out = "Check the URL and that control runs."
+        self.unsent = unsent  # not even a connection came about: control has done nothing
+        self.way_out = way_out
         self.args = (self.message,)
 
 

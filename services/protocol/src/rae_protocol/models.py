@@ -102,7 +102,7 @@ def parse(model: type[M], value: Any) -> M:
     Raises RaeError `invalid_body`; its detail lists each field with what is wrong.
     """
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=tasks.SENT)
     except ValidationError as error:
         problems = [
             {

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, StringConstraints, WithJsonSchema
 
 TASK_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 NODE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+TOKEN_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"  # noqa: S105 - no secret
 SLOT_PATTERN = r"^(cpu|gpu)[0-9]{1,3}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 RESERVED_TASK_IDS = frozenset({"poll", "ack", "progress", "log", "result", "yield"})
@@ -20,6 +21,7 @@ MAX_REGISTER_BYTES = 256 * 1024
 MAX_NESTING = 32
 MAX_VALUES = 250_000
 MAX_TASKS_PER_CALL = 1000
+MAX_NEEDS_PER_CALL = 20_000
 MAX_BLOB_BYTES = 16 * 1024 * 1024
 MAX_RESULT_BYTES = 64 * 1024 * 1024
 MAX_LOG_BYTES = 10 * 1024 * 1024
@@ -79,6 +81,7 @@ def _node_id(value: str) -> str:
 
 TaskId = Annotated[str, StringConstraints(pattern=TASK_ID_PATTERN), AfterValidator(_task_id)]
 NodeId = Annotated[str, StringConstraints(pattern=NODE_ID_PATTERN), AfterValidator(_node_id)]
+TokenName = Annotated[str, StringConstraints(pattern=TOKEN_NAME_PATTERN)]
 Slot = Annotated[str, StringConstraints(pattern=SLOT_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
 # The schema says a little less than `relative_path` does: it cannot count bytes.

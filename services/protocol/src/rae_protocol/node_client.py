@@ -8,49 +8,86 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
-from requests.auth import AuthBase
 
 from rae_protocol import answers, models, signing
 from rae_protocol.errors import EnvelopeError, RemoteError
-from rae_protocol.transport import Backoff, BearerAuth, Transport
+from rae_protocol.transport import Backoff, BearerAuth, Caller, Transport
 
 T = TypeVar("T")
 SIGN_TRIES = 3
+# What anybody in between may say of the time, before control has signed anything.
+UNSIGNED_OFFSET_MAX_S = 86400.0
 _SEEN_MAX = 4096
+_MOST_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """What a poll brought: at most one task, the reasons when none, and orders."""
+    """What a poll brought: at most one task, the reasons when none, and orders.
+
+    `periods` are those by which the task is leased.
+    """
 
     task: models.LeasedTask | None
     reasons: Sequence[models.Reason]
     commands: Sequence[models.Command]
+    wanted: models.Wanted | None = None
+    periods: models.Periods = field(default_factory=models.Periods)
 
 
-class _RegisterAuth(AuthBase):
+class _Signing(Caller):
+    """Signs each request, and takes an answer that is signed to that request."""
+
+    def __init__(self, client: NodeClient, key: bytes) -> None:
+        self._client, self._key = client, key
+
+    def check(self, response: requests.Response, body_sha256: Callable[[], str]) -> float | None:
+        given = response.headers.get(signing.ANSWER_HEADER)
+        if given is None:
+            if self._client.answers_are_signed:
+                raise ValueError("it is not signed, and control signs its answers to this node")
+            return None  # an older control
+        fields = signing.parse_answer(given)
+        request = response.request
+        answered = signing.Answered(
+            signing.parse_signature(self._header(request)).nonce,
+            str(request.headers.get("Content-Type", "")), response.status_code, body_sha256(),
+        )  # fmt: skip
+        if not signing.answer_matches(fields, self._key, answered):
+            raise ValueError("its RAE-Answer is not control's signature of it")
+        self._client.answers_are_signed = True
+        return float(fields.ts)
+
+    def _header(self, request: requests.PreparedRequest) -> str:
+        return str(request.headers[signing.SIGNATURE_HEADER])
+
+
+class _RegisterAuth(_Signing):
     def __init__(self, client: NodeClient) -> None:
-        self._client = client
+        super().__init__(client, client.secret.encode())
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        fields = self._client.signed(self._client.secret.encode(), request)
+        fields = self._client.signed(self._key, request)
         request.headers["Authorization"] = f"{signing.REGISTER_SCHEME} {fields.header()}"
         return request
 
+    def _header(self, request: requests.PreparedRequest) -> str:
+        return str(request.headers["Authorization"]).partition(" ")[2]
 
-class _SessionAuth(AuthBase):
+
+class _SessionAuth(_Signing):
     def __init__(self, client: NodeClient, token: str) -> None:
-        self._client, self._token = client, token
+        super().__init__(client, signing.session_key(client.secret, token))
+        self._token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        key = signing.session_key(self._client.secret, self._token)
-        fields = self._client.signed(key, request)
+        fields = self._client.signed(self._key, request)
         request.headers["Authorization"] = f"Bearer {self._token}"
         request.headers[signing.SIGNATURE_HEADER] = fields.header()
         return request
@@ -61,6 +98,8 @@ class NodeClient:
 
     Methods raise RemoteError with control's rc, Unreachable, or (poll) EnvelopeError. Repeated
     automatically: what control takes twice without harm. Never repeated: register and poll.
+
+    From the first signed answer on, one without a signature is not control's (`Unreachable`).
     """
 
     def __init__(
@@ -79,19 +118,21 @@ class NodeClient:
         self.node_id = node_id
         self.secret = secret
         self.token: str | None = None
+        self.answers_are_signed = False
         self._hmac = kind == "hmac"
         self._keys = tuple(public_keys)
         self._now = now
         self._sleep = sleep
         self._http = Transport(
-            url, backoff=backoff, read_timeout_s=read_timeout_s, now=now, sleep=sleep
-        )
+            url, backoff=backoff, read_timeout_s=read_timeout_s, now=now, sleep=sleep,
+            unsigned_offset_max_s=UNSIGNED_OFFSET_MAX_S,
+        )  # fmt: skip
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._seen_lock = threading.Lock()
 
     @property
     def clock_offset_s(self) -> float:
-        """Control's clock minus ours, in seconds, 0 within two seconds."""
+        """Control's clock minus ours, in seconds; 0 below half a second (unsigned: below two)."""
         return self._http.clock_offset_s
 
     def signed(self, key: bytes, request: requests.PreparedRequest) -> signing.SignatureFields:
@@ -131,7 +172,7 @@ class NodeClient:
             "GET", "/tasks/poll", read=read, auth=self._auth(), params=params, wait_s=wait_s
         )
         task = None if answer.task is None else self._accept(answer.task)
-        return Polled(task, answer.reasons, answer.commands)
+        return Polled(task, answer.reasons, answer.commands, answer.wanted, answer)
 
     def ack(self, lease: models.LeaseRef) -> None:
         """Take the task on; work may start only after this returned."""
@@ -203,7 +244,7 @@ class NodeClient:
             retry=True,
         )
 
-    def _auth(self) -> AuthBase:
+    def _auth(self) -> Caller:
         if self.token is None:
             raise RemoteError("register_again", "The node has no session yet.", 401, {})
         return _SessionAuth(self, self.token) if self._hmac else BearerAuth(self.token)
@@ -234,7 +275,7 @@ class NodeClient:
                 if error.rc not in {"retry_signed", "skew"} or not left or options.get("files"):
                     raise
                 if error.rc == "retry_signed":
-                    self._sleep(1.0)
+                    self._sleep(min(error.retry_after_s or 1.0, _MOST_PAUSE_S))
         raise AssertionError("the last try returns or raises")
 
     def _is_poll(self, answer: models.PollAnswer) -> bool:

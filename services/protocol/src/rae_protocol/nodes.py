@@ -8,11 +8,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from rae_protocol.names import MAX_LOG_CHUNK, NodeId, RelativePath, Sha256, ShortText, Slot, TaskId
+from rae_protocol.names import (
+    MAX_LOG_CHUNK,
+    NodeId,
+    RelativePath,
+    Sha256,
+    ShortText,
+    Slot,
+    TaskId,
+    TokenName,
+)
 from rae_protocol.tasks import ArtifactSpec, Model, TaskError
 
 Number = Annotated[float, Field(ge=0, le=1e12)]
 Text = Annotated[str, StringConstraints(max_length=200)]
+Wanted = Literal["work", "drain"]
 LeaseId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 Attempt = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -77,6 +87,8 @@ class Capabilities(Model):
     llm: Annotated[list[Text], Field(max_length=64)] | None = None
     models: Annotated[list[Text], Field(max_length=256)] | None = None
     runners: Annotated[list[Text], Field(max_length=64)] | None = None
+    commands: Annotated[list[Text], Field(max_length=1024)] | None = None
+    python_tasks: Annotated[list[Text], Field(max_length=1024)] | None = None
     tags: Annotated[list[Text], Field(max_length=64)] | None = None
     versions: Annotated[dict[Text, Text], Field(max_length=64)] | None = None
 
@@ -112,6 +124,18 @@ class RegisterRequest(Model):
         return value
 
 
+Period = Annotated[float, Field(gt=0)]
+
+
+class Periods(Model):
+    """Control's periods, in seconds; they may change whenever it starts. None: an older control."""
+
+    heartbeat_interval_sec: Period | None = None
+    heartbeat_timeout_sec: Period | None = None
+    lease_margin_s: Period | None = None
+    ack_timeout_s: Period | None = None
+
+
 class Registered(Model):
     """What a node must know to go on. Periods in seconds."""
 
@@ -122,6 +146,7 @@ class Registered(Model):
     lease_margin_s: float
     ack_timeout_s: float
     incarnation: str
+    wanted: Wanted | None = None
     commands: list[Command] = Field(default_factory=list)
 
 
@@ -150,9 +175,13 @@ class Command(Model):
     reason: str | None = None
 
 
-class HeartbeatAnswer(Model):
-    """The listed leases that are not open any more come back as `cancel` commands."""
+class HeartbeatAnswer(Periods):
+    """The listed leases that are not open any more come back as `cancel` commands.
 
+    `wanted` is what the operator wants of the node now; a control that is older sends none.
+    """
+
+    wanted: Wanted | None = None
     commands: list[Command] = Field(default_factory=list)
     incarnation: str
 
@@ -194,10 +223,11 @@ class LeasedTask(Model):
     expires_at: float
 
 
-class PollAnswer(Model):
+class PollAnswer(Periods):
     """`task` is a LeasedTask, an envelope around one, or None with the reasons."""
 
     task: dict[str, Any] | None = None
+    wanted: Wanted | None = None
     reasons: list[Reason] = Field(default_factory=list)
     commands: list[Command] = Field(default_factory=list)
 
@@ -286,7 +316,11 @@ class Enrolled(Model):
 
 
 class NodeView(Model):
-    """A node as control tells it."""
+    """A node as control tells it.
+
+    `offered`: the slots that its open poll names and that hold no lease. `suspect`: tasks fail
+    there that succeed elsewhere.
+    """
 
     node_id: str
     state: Literal["online", "offline", "draining", "cordoned", "revoked", "enrolled"]
@@ -294,8 +328,10 @@ class NodeView(Model):
     kind: Literal["hmac", "bearer"]
     trusted: bool
     slots: list[str] = Field(default_factory=list)
+    offered: list[str] = Field(default_factory=list)
     running: list[str] = Field(default_factory=list)
     reason: str | None = None
+    suspect: str | None = None
     reasons: list[str] = Field(default_factory=list)
     last_seen: datetime | None = None
     version: str | None = None
@@ -319,7 +355,7 @@ class OperatorNote(Model):
 class TokenRequest(Model):
     """A new token for RAE or an operator. `name` is the submitter in the ledger."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+    name: TokenName
     role: Literal["submit", "read", "admin"]
 
 

@@ -1,6 +1,7 @@
 """Who said it: request signatures, derived secrets and signed task envelopes.
 
-Requests carry an HMAC over method, path, time, nonce and body; tasks travel in an Ed25519 envelope
+Requests carry an HMAC over method, path, time, nonce and body, and their answers one over that
+nonce, status, time and body; tasks travel in an Ed25519 envelope
 whose pre-authentication encoding is DSSE's (github.com/secure-systems-lab/dsse). Test vectors stand
 in `docs/protocol.md` and are checked against this module.
 """
@@ -27,6 +28,7 @@ from rae_protocol.errors import EnvelopeError, RaeError
 
 PAYLOAD_TYPE = "application/vnd.rae.task+json"
 SIGNATURE_HEADER = "RAE-Signature"
+ANSWER_HEADER = "RAE-Answer"
 REGISTER_SCHEME = "RAE-HMAC"
 _FIELD = re.compile(r'\s*([a-z]+)="?([A-Za-z0-9_.=-]*)"?\s*')
 
@@ -91,12 +93,9 @@ def parse_signature(value: str) -> SignatureFields:
 
     Raises RaeError `bad_signature` when a part is missing, doubled or malformed.
     """
-    found: dict[str, str] = {}
-    for part in value.split(","):
-        match = _FIELD.fullmatch(part)
-        if match is None or match[1] in found:
-            raise RaeError("bad_signature", "the signature header cannot be read")
-        found[match[1]] = match[2]
+    found = _parts(value)
+    if found is None:
+        raise RaeError("bad_signature", "the signature header cannot be read")
     if set(found) != {"keyid", "ts", "nonce", "sig"}:
         raise RaeError("bad_signature", "the signature header needs keyid, ts, nonce and sig")
     if not re.fullmatch(r"[0-9]{1,12}", found["ts"]):
@@ -112,6 +111,69 @@ def signature_matches(
     """Compare in constant time."""
     wanted = sign(key, method, target, fields.ts, fields.nonce, body_sha256)
     return hmac.compare_digest(wanted, fields.sig)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFields:
+    """The parts of `RAE-Answer`: control's clock in unix seconds, and the HMAC in hex."""
+
+    ts: str
+    mac: str
+
+    def header(self) -> str:
+        """The header's value."""
+        return f'ts="{self.ts}", mac="{self.mac}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an answer's signature covers besides its time.
+
+    The request's nonce and its Content-Type (as sent, empty where there was none: no signature of a
+    request covers it), the status, and the body's SHA-256 in hex.
+    """
+
+    nonce: str
+    content_type: str
+    status: int
+    body_sha256: str
+
+    def mac(self, key: bytes, ts: str) -> str:
+        """The HMAC in hex."""
+        parts = ("RAE1 answer", self.nonce, self.content_type, self.status, ts, self.body_sha256)
+        message = "\n".join(map(str, parts)).encode("utf-8", "surrogateescape")
+        return hmac.new(key, message, hashlib.sha256).hexdigest()
+
+
+def signed_answer(key: bytes, answered: Answered, now: float) -> AnswerFields:
+    """Sign an answer at a time (unix seconds) with the key that signed the request."""
+    ts = f"{now:.3f}"
+    return AnswerFields(ts, answered.mac(key, ts))
+
+
+def parse_answer(value: str) -> AnswerFields:
+    """Read the value of `RAE-Answer`. Raises ValueError when a part is missing or malformed."""
+    found = _parts(value)
+    if found is None or set(found) != {"ts", "mac"}:
+        raise ValueError("its RAE-Answer has not the parts ts and mac")
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", found["ts"]):
+        raise ValueError("the ts of its RAE-Answer is no time in unix seconds")
+    return AnswerFields(**found)
+
+
+def answer_matches(fields: AnswerFields, key: bytes, answered: Answered) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(answered.mac(key, fields.ts), fields.mac)
+
+
+def _parts(value: str) -> dict[str, str] | None:
+    found: dict[str, str] = {}
+    for part in value.split(","):
+        match = _FIELD.fullmatch(part)
+        if match is None or match[1] in found:
+            return None
+        found[match[1]] = match[2]
+    return found
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     model_validator,
 )
 
@@ -28,6 +29,7 @@ from rae_protocol.names import (
     TaskState,
     Word,
 )
+from rae_protocol.weburl import host_of
 
 
 class Model(BaseModel):
@@ -60,6 +62,17 @@ Mib = Annotated[int, Field(ge=0, le=16 * 1024 * 1024)]
 Gib = Annotated[float, Field(ge=0, le=16 * 1024)]
 
 
+SENT = "sent"  # a validation's context: the value comes from a caller, not from the ledger
+
+
+def _plain_url(value: str, info: ValidationInfo) -> str:
+    # The ledger's tasks were let in by the rules of their day and must stay readable. The node
+    # looks at each URL again.
+    if info.context == SENT:
+        host_of(value)
+    return value
+
+
 class InlineInput(Model):
     """The content itself, as text (UTF-8) or, for bytes, base64."""
 
@@ -76,7 +89,11 @@ class BlobInput(Model):
 class UrlInput(Model):
     """Fetched by the node, from hosts that its owner's configuration allows."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2000)]
+    url: Annotated[
+        str,
+        StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2000),
+        AfterValidator(_plain_url),
+    ]
     sha256: Sha256 | None = None
 
 
@@ -159,11 +176,13 @@ class TaskSpec(Model):
             raise ValueError("artifacts: two of them have the same name")
         if self.inputs_hash is not None and self.step_name is None:
             raise ValueError("inputs_hash: needs a step_name beside it")
-        for name in (*names, *self.inputs):
-            if any(
-                other != name and other.startswith(name + "/") for other in (*names, *self.inputs)
-            ):
-                raise ValueError(f"'{name}' cannot be a file and a folder at once")
+        files = {*names, *self.inputs}
+        for name in files:
+            end = name.find("/")
+            while end >= 0:
+                if name[:end] in files:
+                    raise ValueError(f"'{name[:end]}' cannot be a file and a folder at once")
+                end = name.find("/", end + 1)
         return self
 
 
@@ -268,10 +287,16 @@ class EventView(Model):
 
 
 class EventList(Model):
-    """Events after a cursor; ask again with `next`."""
+    """Events after a cursor; ask again with `next` and `incarnation`.
+
+    `lost`: events after the cursor were removed after their retention time. Control's
+    `incarnation` changes when it is restored: cursors from before are `unknown_cursor` then.
+    """
 
     events: list[EventView]
     next: int
+    lost: bool = False
+    incarnation: str | None = None
 
 
 class CancelRequest(Model):
@@ -310,7 +335,7 @@ class Held(Model):
 
 
 class Ready(Health):
-    """The ledger takes commits. While the queue is away, polls say `queue_unavailable`."""
+    """The ledger takes commits. While `queue` is unavailable, only `rq info` lags behind."""
 
     ledger: Literal["ok"]
     queue: Literal["ok", "unavailable"]

@@ -7,26 +7,30 @@ answers too, and nothing may be concluded from that.
 from __future__ import annotations
 
 import io
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import requests
 from requests.auth import AuthBase
+from urllib3.exceptions import NewConnectionError
 
 from rae_protocol.answers import Answer, BrokenOff, refusal
 from rae_protocol.errors import RemoteError, Unreachable
+from rae_protocol.session import PlainSession
 from rae_protocol.trickle import PatientAdapter
 
 T = TypeVar("T")
 
 _PIECE = 64 * 1024
 RETRY_STATUS = frozenset({429, 502, 503, 504})
+NOTHING_DONE_STATUS = frozenset({429, 503})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,18 @@ class Backoff:
         return rng.uniform(0, min(self.cap_s, self.base_s * 2.0 ** min(attempt, 30)))
 
 
-class BearerAuth(AuthBase):
+class Caller(AuthBase):
+    """Says who calls."""
+
+    def check(self, _response: requests.Response, _body_sha256: Callable[[], str]) -> float | None:
+        """Control's clock in unix seconds as the answer's signature has it; None: it has none.
+
+        Raises ValueError when the answer is not control's.
+        """
+        return None
+
+
+class BearerAuth(Caller):
     """A bearer token; also keeps `requests` from reading ~/.netrc."""
 
     def __init__(self, token: str | None) -> None:
@@ -74,26 +89,13 @@ class _InPieces(AuthBase):
         return signed
 
 
-class _Session(requests.Session):
-    """Takes each answer as it comes: no redirect, no cookie, no proxy of the desktop's owner."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trust_env = False
-        self.mount("http://", PatientAdapter())
-        self.headers["Accept-Encoding"] = "identity"
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """None. Even where it does not follow, `requests` reads the whole body of a redirect."""
-        return None
-
-
 class Transport:
     """Calls to one control host. One instance serves several threads.
 
     `retry=True` is only for calls that may be repeated: it repeats when no answer of control came,
-    and after 429/502/503/504, honouring `Retry-After`.
+    and after 429/502/503/504, honouring `Retry-After`. `retry="unsent"` is for all others: it
+    repeats only what control has surely not done, because no connection came about or control
+    itself answered 429 or 503.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Transport:
         backoff: Backoff = Backoff(),
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.time,
+        unsigned_offset_max_s: float = math.inf,
     ) -> None:
         self.url = url.rstrip("/")
         self.clock_offset_s = 0.0
@@ -113,8 +116,9 @@ class Transport:
         self._backoff = backoff
         self._sleep = sleep
         self._now = now
+        self._unsigned_max = unsigned_offset_max_s
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
-        self._idle: list[_Session] = []
+        self._idle: list[PlainSession] = []
 
     def call(
         self,
@@ -122,12 +126,12 @@ class Transport:
         path: str,
         *,
         read: Callable[[Answer], T],
-        auth: AuthBase,
+        auth: Caller,
         params: dict[str, Any] | None = None,
         data: bytes | None = None,
         files: list[tuple[str, tuple[str, Any, str]]] | None = None,
         content_type: str | None = None,
-        retry: bool = False,
+        retry: bool | Literal["unsent"] = False,
         wait_s: float = 0.0,
     ) -> T:
         """Send, and return what `read` makes of a 2xx answer.
@@ -139,6 +143,7 @@ class Transport:
         attempt = 0
         while True:
             pause = self._backoff.delay(attempt, self._rng)
+            sent = self._now()
             try:
                 with self._session() as session:
                     response = session.request(
@@ -154,30 +159,34 @@ class Transport:
                         allow_redirects=False,
                     )
                 with response:
-                    return self._answered(response, read)
+                    return self._answered(response, auth, read, sent)
             except requests.RequestException as error:
+                unsent = _is_unsent(error)
                 failure: RemoteError | Unreachable = Unreachable(
-                    f"{self.url} did not answer ({type(error).__name__})"
+                    f"{self.url} did not answer ({type(error).__name__})", unsent=unsent
                 )
                 failure.__cause__ = error
-                may_repeat = retry
+                may_repeat = retry is True or (retry == "unsent" and unsent)
             except Unreachable as error:
-                failure, may_repeat = error, retry
+                failure, may_repeat = error, retry is True
             except RemoteError as error:
-                failure, may_repeat = error, retry and error.status in RETRY_STATUS
+                busy = RETRY_STATUS if retry is True else NOTHING_DONE_STATUS
+                failure, may_repeat = error, bool(retry) and error.status in busy
                 pause += min(error.retry_after_s or 0.0, 60.0)
             attempt += 1
             if not may_repeat or attempt >= self._backoff.tries:
                 raise failure
             self._sleep(pause)
 
-    def _answered(self, response: requests.Response, read: Callable[[Answer], T]) -> T:
+    def _answered(
+        self, response: requests.Response, auth: Caller, read: Callable[[Answer], T], sent: float
+    ) -> T:
         """What control answered. Raises RemoteError, Unreachable when it was not control."""
-        arrived, answer = self._now(), Answer(response, self._read)
+        arrived, answer = self._now(), Answer(response, self._read, partial(auth.check, response))
         try:
             if 200 <= answer.status < 300:
                 value = read(answer)
-                self._adopt_clock(answer, arrived)
+                self._adopt_clock(answer, sent, arrived)
                 return value
             if answer.status < 400:
                 raise ValueError("control answers 2xx, 4xx or 5xx")
@@ -186,33 +195,48 @@ class Transport:
             raise Unreachable(f"{self.url} did not answer in full ({problem})") from problem
         except ValueError as problem:
             raise Unreachable(_foreign(self.url, answer, problem)) from problem
-        self._adopt_clock(answer, arrived)
+        self._adopt_clock(answer, sent, arrived)
         raise error
 
     @contextmanager
-    def _session(self) -> Iterator[_Session]:
+    def _session(self) -> Iterator[PlainSession]:
         # Kept between threads: one that lives for a single task would connect anew each time. An
         # answer holds its connection, not the session.
         try:
             session = self._idle.pop()
         except IndexError:
-            session = _Session()
+            session = PlainSession(PatientAdapter)
         try:
             yield session
         finally:
             self._idle.append(session)
 
-    def _adopt_clock(self, answer: Answer, arrived: float) -> None:
-        date = answer.headers.get("Date")
-        if not date:
+    def _adopt_clock(self, answer: Answer, sent: float, arrived: float) -> None:
+        theirs, exact, noise = answer.signed_at, 0.0, 0.5
+        if theirs is None:
+            theirs, exact, noise = _date(answer), 1.0, 2.0  # the header has whole seconds
+            if theirs is None or abs(theirs - arrived) > self._unsigned_max:
+                return
+        # Control wrote it between the two. Who delays an answer moves nothing that fits in there.
+        earliest, latest = theirs - arrived, theirs + exact - sent
+        if earliest - noise < self.clock_offset_s < latest + noise:
             return
-        try:
-            theirs = parsedate_to_datetime(date).timestamp()
-        except ValueError:
-            return
-        offset = theirs + 0.5 - arrived
-        # The header has whole seconds: a difference below that is noise.
-        self.clock_offset_s = 0.0 if abs(offset) < 2.0 else offset
+        offset = theirs + exact / 2 - arrived
+        self.clock_offset_s = 0.0 if abs(offset) < noise else offset
+
+
+def _date(answer: Answer) -> float | None:
+    """The answer's Date in unix seconds."""
+    try:
+        return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+    except ValueError:
+        return None
+
+
+def _is_unsent(error: requests.RequestException) -> bool:
+    """Whether there was no connection that could have carried the request."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
 
 
 def _foreign(url: str, answer: Answer, problem: ValueError) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import socket
 import time
-from typing import Any
+from typing import Any, ClassVar
 
-from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
+
+from rae_protocol.abort import Abortable, AbortableAdapter
 
 # An answer that comes more slowly than this, after its first read timeout, will not end in time.
 SLOWEST_BYTES_PER_S = 16 * 1024
@@ -37,7 +38,7 @@ class _Socket(socket.socket):
         return size
 
 
-class _Connection(HTTPConnection):
+class _Connection(Abortable, HTTPConnection):
     def connect(self) -> None:
         super().connect()
         plain, limit = self.sock, self.sock.gettimeout()
@@ -54,10 +55,7 @@ class _Pool(HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
-class PatientAdapter(HTTPAdapter):
+class PatientAdapter(AbortableAdapter):
     """For `http://`: the read timeout is the patience, beside `SLOWEST_BYTES_PER_S`."""
 
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        manager = self.poolmanager
-        manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "http": _Pool}
+    pools: ClassVar = {**AbortableAdapter.pools, "http": _Pool}

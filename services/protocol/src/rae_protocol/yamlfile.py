@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,15 @@ from rae_protocol.errors import RaeError, first_problem, in_words, listed
 MAX_BYTES = 1024 * 1024
 BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _MERGE = "tag:yaml.org,2002:merge"
+# What counts as a number. YAML 1.1 also has octal (010), hexadecimal, binary, base 60 (1:30) and
+# digits with _ between them: people mean something else by those, so they are text here.
+_DECIMAL = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9]*)"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?"
+    ),
+}
+_AS_WRITTEN = {*_DECIMAL, "tag:yaml.org,2002:timestamp"}
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -32,7 +42,15 @@ class BadFile(RaeError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Each value has one place and one line: no anchors, no aliases, no merge keys."""
+    """Each value has one place and one line: no anchors, no aliases, no merge keys.
+
+    Numbers are decimal; all else that YAML 1.1 takes for a number or a date is text as written.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML has it
+        first: [(tag, pattern) for tag, pattern in found if tag not in _AS_WRITTEN]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -45,10 +63,19 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
+            decimal = _DECIMAL.get(node.tag)  # `!!int 010` gets here without a resolver
+            if decimal is not None and not decimal.fullmatch(str(node.value)):
+                raise ValueError(node.value)
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError) as error:  # what `!!int ""` comes to
             what = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
             raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark) from error
+
+
+for _tag, _pattern in _DECIMAL.items():
+    _Loader.add_implicit_resolver(
+        _tag, re.compile(rf"(?:{_pattern.pattern})$"), list("-+.0123456789")
+    )
 
 
 def load(text: str) -> tuple[Any, yaml.Node | None]:
@@ -102,7 +129,7 @@ def parse_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error)
-        raise BadFile(f"{file}{line}: this is no valid YAML ({what}); mend that line") from error
+        raise BadFile(f"{file}{line}: this is no valid YAML ({what}); fix that line") from error
 
 
 def line_of(tree: yaml.Node | None, place: Sequence[str | int]) -> int | None:
