@@ -38,6 +38,7 @@ class ManualClock:
         self.offset = 0.0
         self._start = time.time()
         self._boot = 1000.0
+        self._boots = 1
 
     def step(self, seconds: float) -> None:
         """Set the wall clock: no time passes."""
@@ -49,8 +50,12 @@ class ManualClock:
     def boot(self) -> float:
         return self._boot + self.offset
 
+    def boot_id(self) -> str:
+        return f"boot {self._boots}"
+
     def reboot(self) -> None:
         """The boot clock begins anew."""
+        self._boots += 1
         self._boot = 5.0 - self.offset
 
     def advance(self, seconds: float) -> None:
@@ -145,13 +150,10 @@ def build(data: Path, server: Server, clock: ManualClock, config: ControlConfig)
         if not mesh.ledger.read(
             lambda db, n=name: db.execute("SELECT 1 FROM tokens WHERE name = ?", (n,)).get
         ):
-            row, _ = mesh.write(
-                lambda tx, n=name, r=role: ledger_nodes.add_token(tx, n, r, f"token-of-{n}")
-            )
-            mesh.auth.learn_token(row)
-    # Signatures from the second of the start are refused (retry_signed); be one second older.
-    clock.advance(1.5)
-    mesh.reaper.tick()
+            mesh.write(lambda tx, n=name, r=role: ledger_nodes.add_token(tx, n, r, f"token-of-{n}"))
+    # What an earlier control may have taken is refused (retry_signed); be older than that.
+    clock.advance(0.5)
+    tick(mesh, clock, 1 + config.skew_ahead_s)
     return mesh
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime, timezone
 from typing import Any
 
+import gevent
 import pytest
 
 from rae_control.config import ControlConfig
+from rae_control.ledger import nodes as ledger_nodes
 from rae_control.mesh import Mesh
 
 from .conftest import ECHO, Api, ManualClock, Server, build, multipart, tick, until
@@ -190,13 +193,50 @@ def test_c7_what_cannot_get_better_fails_at_once(api: Api, code: str) -> None:
     assert answer.json["state"] == "failed"
 
 
-def test_c7_no_gpu_is_queued_again_without_charge(api: Api) -> None:
+@pytest.mark.parametrize("way", ["result", "yield"])
+def test_c7_no_gpu_is_queued_again_without_charge(api: Api, way: str) -> None:
     api.join("n1")
     api.submit(ECHO)
     ref = api.take("n1")
-    api.result("n1", ref, "failed", error={"code": "E_NOGPU", "message": "gone"})
+    if way == "result":
+        error = {"code": "E_NOGPU", "message": "gone"}
+        answer = api.result("n1", ref, "failed", error=error)
+        assert api.result("n1", ref, "failed", error=error).json["state"] == "queued"
+    else:
+        answer = api.node("n1", "POST", "/tasks/yield", {**ref, "reason": "no_gpu"})
+        again = api.node("n1", "POST", "/tasks/yield", {**ref, "reason": "no_gpu"})
+        assert (again.status_code, again.json["state"]) == (200, "queued")
+    assert (answer.status_code, answer.json["state"]) == (200, "queued"), answer.json
     view = api.task(ref["task_id"])
-    assert (view["state"], view["failures"]) == ("queued", 0)
+    assert (view["state"], view["failures"], view["interruptions"]) == ("queued", 0, 0)
+
+
+def test_c7_a_task_that_no_node_has_a_gpu_for_waits_and_is_kept(
+    api: Api, clock: ManualClock
+) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    for number in range(4):
+        assert api.register("n1").status_code == 200
+        ref = api.take("n1")
+        api.result("n1", ref, "failed", error={"code": "E_NOGPU", "message": "gone"})
+        view = api.task(ref["task_id"])
+        assert view["state"] == ("queued" if number < 2 else "waiting")
+        clock.advance(3600)  # the longest pause
+    assert view["interruptions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("inventory", "declared", "gets_it"),
+    [(True, True, True), (True, None, False), (True, False, False), (False, True, False)],
+)
+def test_a10_trusted_work_goes_where_node_and_inventory_both_say_so(
+    api: Api, inventory: bool, declared: bool | None, gets_it: bool
+) -> None:
+    api.enrol("n1", trusted=inventory)
+    assert api.register("n1", trusted=declared).status_code == 200
+    api.submit({**ECHO, "requirements": {"trusted": True}})
+    assert (api.poll("n1").get("task") is not None) is gets_it
 
 
 def test_three_infrastructure_failures_in_a_row_cordon_a_node(api: Api) -> None:
@@ -277,7 +317,7 @@ def test_revoke_ends_the_session_and_the_tasks_wait_out_their_leases(
     ref = api.take("n1")
     assert api.rae("POST", "/nodes/n1/revoke", who="root").json["state"] == "revoked"
     assert api.result("n1", ref).json["rc"] == "register_again"
-    assert api.register("n1").json["rc"] == "node_revoked"
+    assert api.register("n1").json["rc"] == "not_enrolled"
     assert api.task(task_id)["state"] == "waiting"
     tick(mesh, clock, 121)
     assert api.task(task_id)["state"] == "queued"
@@ -367,6 +407,68 @@ def test_registering_again_keeps_what_is_unfinished_and_closes_the_rest(api: Api
     assert api.result("n1", kept).json["state"] == "succeeded"
 
 
+def graph(prefix: str, **more: Any) -> list[dict[str, Any]]:
+    """Two named steps and a last one, the last first, with ids of this run."""
+    out = {"artifacts": [{"name": "out", "max_mb": 1}]}
+    first, second = f"{prefix}-first", f"{prefix}-second"
+    last = {**ECHO, "task_id": f"{prefix}-last", "depends_on": [second, first]}
+    after = {"inputs": {"in": {"from_task": first, "artifact": "out"}}, "step_name": "second"}
+    return [
+        {**last, **more},
+        {**ECHO, **out, "task_id": second, **after},
+        {**ECHO, **out, "task_id": first, "step_name": "first"},
+    ]
+
+
+def test_a_graph_whose_steps_ran_before_is_taken_and_waits_for_those(api: Api) -> None:
+    api.join("n1")
+    api.submit(*graph("a"))
+    again = api.submit(*graph("b"))
+    assert [(ref["task_id"], ref["created"]) for ref in again] == [
+        ("b-last", True), ("a-second", False), ("a-first", False)
+    ]  # fmt: skip
+    # The very same call once more, after a lost answer.
+    assert [ref["created"] for ref in api.submit(*graph("b"))] == [False, False, False]
+    body = api.rae("GET", "/tasks/b-last").json
+    assert body["spec"]["depends_on"] == ["a-second", "a-first"]
+    ref = api.take("n1")
+    assert ref["task_id"] == "a-first"
+    meta = {**ref, "status": "succeeded", "artifacts": [{"name": "out"}]}
+    sent = api.node(
+        "n1", "POST", "/tasks/result", multipart(meta, "out", b"1"),
+        content_type="multipart/form-data; boundary=xyz",
+    )  # fmt: skip
+    assert sent.json["state"] == "succeeded"
+    ref = api.take("n1")
+    assert ref["task_id"] == "a-second"
+    assert api.result("n1", ref).json["state"] == "succeeded"
+    # What needs the first step's artifact finds it under the name that it has.
+    (late,) = api.submit(graph("c")[1], graph("c")[2])[:1]
+    assert (late["task_id"], late["created"]) == ("a-second", False)
+    assert {api.take("n1")["task_id"], api.take("n1")["task_id"]} == {"a-last", "b-last"}
+
+
+def test_two_tasks_of_one_key_in_one_call_are_one_task(api: Api) -> None:
+    one, two, other = api.submit(
+        {**ECHO, "idempotency_key": "k"}, {**ECHO, "idempotency_key": "k"}, ECHO
+    )
+    assert one["task_id"] == two["task_id"] != other["task_id"]
+    assert [one["created"], two["created"]] == [True, False]
+
+
+def test_a_requeue_never_makes_two_live_tasks_of_one_key(api: Api) -> None:
+    keyed = {**ECHO, "idempotency_key": "k"}
+    first = api.submit(keyed)[0]["task_id"]
+    api.rae("POST", f"/tasks/{first}/cancel")
+    second = api.submit(keyed)[0]["task_id"]
+    refused = api.rae("POST", f"/tasks/{first}/requeue")
+    assert (refused.status_code, refused.json["rc"]) == (409, "not_requeueable")
+    assert second in refused.json["message"]
+    api.rae("POST", f"/tasks/{second}/cancel")
+    assert api.rae("POST", f"/tasks/{first}/requeue").json["state"] == "queued"
+    assert api.submit(keyed)[0] == {"task_id": first, "state": "queued", "created": False}
+
+
 def test_idempotency_answers_with_the_first_task(api: Api) -> None:
     body = {**ECHO, "task_id": "mine"}
     assert api.submit(body)[0]["created"] is True
@@ -427,12 +529,102 @@ def test_log_chunks_are_kept_in_order_and_twice_is_harmless(api: Api) -> None:
         chunk = {**ref, "offset": offset, "data": base64.b64encode(text).decode()}
         assert api.node("n1", "POST", "/tasks/log", chunk).status_code == 200
     gap = {**ref, "offset": 100, "data": base64.b64encode(b"x").decode()}
-    assert api.node("n1", "POST", "/tasks/log", gap).status_code == 400
+    refused = api.node("n1", "POST", "/tasks/log", gap)
+    assert (refused.status_code, refused.json["rc"]) == (416, "log_gap")
+    assert refused.json["detail"] == {"offset": 13}
     api.result("n1", ref)
     answer = api.rae("GET", f"/tasks/{ref['task_id']}/log")
     assert answer.data == b"one two three"
     rest = api.rae("GET", f"/tasks/{ref['task_id']}/log?offset=13")
     assert (rest.data, rest.headers["X-RAE-Complete"]) == (b"", "1")
+
+
+def test_every_heartbeat_and_poll_says_whether_to_drain_however_often_that_changed(
+    api: Api,
+) -> None:
+    api.join("n1")
+
+    def beat() -> dict[str, Any]:
+        answer = api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1", "leases": []})
+        found: dict[str, Any] = answer.json
+        return found
+
+    assert (beat()["wanted"], api.poll("n1")["wanted"]) == ("work", "work")
+    for verb in ("drain", "resume", "drain"):
+        api.rae("POST", f"/nodes/n1/{verb}", {}, who="root")
+    first = beat()
+    assert [c["command"] for c in first["commands"]] == ["drain"]
+    assert first["wanted"] == "drain"
+    # That answer was lost, say: the next ones say it again.
+    assert (beat()["wanted"], api.poll("n1")["wanted"]) == ("drain", "drain")
+    assert api.register("n1").json["wanted"] == "drain"
+    api.rae("POST", "/nodes/n1/resume", {}, who="root")
+    assert api.poll("n1")["wanted"] == beat()["wanted"] == "work"
+
+
+def test_a_lost_order_to_stop_is_repeated_to_a_client_that_lists_no_leases(api: Api) -> None:
+    api.join("n1")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    ref = api.take("n1")
+    api.rae("POST", f"/tasks/{task_id}/cancel")
+    for _ in range(2):
+        answer = api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1"})
+        assert [c["lease_id"] for c in answer.json["commands"]] == [ref["lease_id"]]
+    api.node("n1", "POST", "/tasks/yield", {**ref, "reason": "cancelled"})
+    answer = api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1"})
+    assert answer.json["commands"] == []
+
+
+@pytest.mark.parametrize("verb", ["drain", "revoke"])
+def test_a_claim_that_waits_for_its_turn_gets_nothing_once_the_node_may_not_work(
+    api: Api, mesh: Mesh, verb: str
+) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    release = threading.Event()
+    # The writer is busy: the claim is decided on what memory knows, and waits.
+    busy = gevent.spawn(mesh.write, lambda _: release.wait(10))
+    gevent.sleep(0.01)
+    order = gevent.spawn(api.rae, "POST", f"/nodes/n1/{verb}", {}, who="root")
+    gevent.sleep(0.01)
+    claim = gevent.spawn(api.node, "n1", "GET", "/tasks/poll?slots=cpu0")
+    gevent.sleep(0.01)
+    release.set()
+    assert order.get(timeout=10).status_code == 200
+    assert "task" not in (claim.get(timeout=10).json or {})
+    busy.get()
+    assert api.rae("GET", "/tasks").json["tasks"][0]["state"] == "queued"
+
+
+def test_memory_of_nodes_and_tokens_follows_the_commits_and_not_the_callers(
+    mesh: Mesh, api: Api
+) -> None:
+    api.join("n1")
+    row, text = mesh.write(lambda tx: ledger_nodes.add_token(tx, "carol", "submit"))
+    headers = {"Authorization": f"Bearer {text}"}
+    assert api.client.get("/tasks", headers=headers).status_code == 200
+    # Nothing but the transactions themselves: no caller hands a row over afterwards.
+    mesh.write(lambda tx: ledger_nodes.set_draining(tx, "n1", "an update"))
+    assert mesh.nodes.get("n1").state == "draining"  # type: ignore[union-attr]
+    mesh.write(lambda tx: ledger_nodes.infrastructure(tx, "n1", "disk", 1))
+    assert mesh.nodes.get("n1").state == "cordoned"  # type: ignore[union-attr]
+    mesh.write(lambda tx: ledger_nodes.revoke(tx, "n1", "stolen"))
+    assert mesh.nodes.get("n1").state == "revoked"  # type: ignore[union-attr]
+    mesh.write(lambda tx: ledger_nodes.revoke_token(tx, row["token_id"]))
+    assert api.client.get("/tasks", headers=headers).status_code == 401
+
+
+def test_a_result_is_taken_only_once_its_log_is_on_the_disk(api: Api, mesh: Mesh) -> None:
+    api.join("n1")
+    api.submit(ECHO)
+    ref = api.take("n1")
+    log = mesh.data / "logs" / f"{ref['task_id']}.1.log"
+    log.symlink_to("/dev/null")  # takes every byte and cannot be synced
+    assert api.result("n1", ref).json["rc"] == "disk_low"
+    assert api.task(ref["task_id"])["state"] == "running"
+    log.unlink()
+    log.write_bytes(b"kept")
+    assert api.result("n1", ref).json["state"] == "succeeded"
 
 
 def test_drain_lets_work_finish_and_gives_no_more(api: Api) -> None:
@@ -449,3 +641,14 @@ def test_drain_lets_work_finish_and_gives_no_more(api: Api) -> None:
     api.rae("POST", "/nodes/n1/resume", who="root")
     assert [c["command"] for c in api.poll("n1")["commands"]] == ["resume"]
     assert api.take("n1")
+
+
+def test_heartbeats_and_polls_carry_the_periods_of_a_registration(api: Api) -> None:
+    api.enrol("n1")
+    names = {
+        "heartbeat_interval_sec", "heartbeat_timeout_sec", "lease_margin_s", "ack_timeout_s",
+    }  # fmt: skip
+    told = api.register("n1").json
+    beat = api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1"}).json
+    for answer in (beat, api.poll("n1")):
+        assert {name: answer.get(name) for name in names} == {name: told[name] for name in names}

@@ -54,7 +54,23 @@ def test_a_finished_task_cannot_be_cancelled(api: Api) -> None:
     api.join("n1")
     api.submit({**ECHO, "task_id": "t1"})
     assert api.result("n1", api.take("n1")).status_code == 200
-    refused(api.rae("POST", "/tasks/t1/cancel", {}), "already_finished")
+    answer = api.rae("POST", "/tasks/t1/cancel", {})
+    refused(answer, "already_finished")
+    assert "has ended: it is succeeded" in answer.json["message"]
+    assert "requeue" not in answer.json["message"]  # which would be refused
+    again = api.rae("POST", "/tasks/t1/requeue", {}).json["message"]
+    assert "t1 is succeeded, and only failed, cancelled and expired tasks queue again" in again
+
+
+def test_a_failed_task_that_may_not_queue_again_is_not_said_to_be_of_the_wrong_state(
+    api: Api,
+) -> None:
+    api.submit({**ECHO, "task_id": "t1"}, {**ECHO, "task_id": "t2", "depends_on": ["t1"]})
+    api.rae("POST", "/tasks/t1/cancel", {})
+    answer = api.rae("POST", "/tasks/t2/requeue", {})
+    refused(answer, "not_requeueable")
+    assert "it depends on t1, which did not succeed" in answer.json["message"]
+    assert "only failed" not in answer.json["message"].lower()
 
 
 def test_an_input_that_the_lease_does_not_have(api: Api) -> None:

@@ -300,4 +300,4 @@ def test_a_config_is_judged_without_a_start(tmp_path: Path) -> None:
     assert judge("retention_days: 30\n").returncode == 0
     wrong = judge("retention_days: 30\nheartbeat_interval_s: soon\n")
     assert wrong.returncode == 1
-    assert f"{file}:2: heartbeat_interval_s: must be a valid number" in wrong.stderr
+    assert f"{file}:2: heartbeat_interval_s: must be a decimal number" in wrong.stderr

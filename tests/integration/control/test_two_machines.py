@@ -178,3 +178,119 @@ def test_a_lease_that_heartbeats_name_lives_beyond_its_task_s_time_limit(
         api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1", "leases": [ref]})
     assert api.result("n1", ref).json["state"] == "succeeded"
     assert api.task(ref["task_id"])["attempts"] == 1
+
+
+def test_a_refused_result_says_that_its_cut_off_attempt_is_over(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    ref = running(api)
+    api.rae("POST", f"/tasks/{ref['task_id']}/cancel", {})
+    api.rae("POST", f"/tasks/{ref['task_id']}/requeue", {})
+    assert api.task(ref["task_id"])["state"] == "waiting"
+    other = {**ref, "lease_id": "another-lease"}
+    assert api.result("n1", other).json["rc"] == "stale_lease"
+    assert api.task(ref["task_id"])["state"] == "waiting"
+    assert api.result("n1", ref).json["rc"] == "stale_lease"
+    assert api.task(ref["task_id"])["state"] == "queued"
+    assert mesh.fences == {}
+
+
+def test_a_refused_result_of_a_copied_spool_leaves_the_first_machine_s_fence(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    ref = running(api)
+    move(api, mesh, clock)
+    assert api.result("n1", ref).json["rc"] == "stale_lease"
+    assert list(mesh.fences) == [ref["lease_id"]]
+    waits_for_the_first_machine(api, mesh, clock, ref["task_id"])
+
+
+def test_a_refused_result_without_a_lease_ends_the_fence_of_a_client_s_only_attempt(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    secret = api.enrol("plain", "bearer")
+    task_id = api.submit(ECHO)[0]["task_id"]
+    headers = bearer(api, secret)
+    outcome = {"task_id": task_id, "status": "succeeded"}
+    for over in ("queued", "waiting"):
+        until(lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"))
+        api.rae("POST", f"/tasks/{task_id}/cancel", {})
+        api.rae("POST", f"/tasks/{task_id}/requeue", {})
+        assert api.task(task_id)["state"] == "waiting"
+        answer = api.client.post("/tasks/result", json=outcome, headers=headers)
+        assert answer.json["rc"] == "stale_lease"
+        # The second time its first attempt may have sent this.
+        assert api.task(task_id)["state"] == over
+
+
+class Plain:
+    """A bearer client that knows four calls; its tasks would be kept alive for an hour."""
+
+    def __init__(self, api: Api, **extra: Any) -> None:
+        self._api, self._extra = api, extra
+        self._secret = api.enrol("plain", "bearer")
+        self.task_id = api.submit({**ECHO, "timeout_s": 3600})[0]["task_id"]
+        self.starts()
+        self.leased = until(lambda: self.polls().get("task"))
+
+    def starts(self, **more: Any) -> None:
+        body = {"node_id": "plain", "capabilities": {}, **self._extra, **more}
+        headers = {"Authorization": f"Bearer {self._secret}"}
+        answer = self._api.client.post("/nodes/register", json=body, headers=headers)
+        self._headers = {"Authorization": f"Bearer {answer.json['node_token']}"}
+
+    def polls(self, query: str = "") -> dict[str, Any]:
+        answer = self._api.client.get(f"/tasks/poll{query}", headers=self._headers)
+        found: dict[str, Any] = answer.json
+        return found
+
+    def beats(self, mesh: Mesh, clock: ManualClock, seconds: int, **more: Any) -> str:
+        """A heartbeat every second; the task's state after them."""
+        for _ in range(seconds):
+            tick(mesh, clock, 1)
+            beat = {"node_id": "plain", **more}
+            self._api.client.post("/nodes/heartbeat", json=beat, headers=self._headers)
+        return str(self._api.task(self.task_id)["state"])
+
+
+def test_a_client_of_one_slot_that_starts_again_keeps_its_dead_lease_for_one_ttl(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    plain = Plain(api)
+    assert plain.beats(mesh, clock, 300) == "running"
+    plain.starts()
+    assert plain.beats(mesh, clock, 119) == "running"  # never closed early
+    assert plain.beats(mesh, clock, 3) == "waiting"  # the one before may be alive: fenced
+    assert plain.beats(mesh, clock, 122) == "queued"
+
+
+def test_a_client_of_one_slot_that_asks_for_work_has_lost_its_lease(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    plain = Plain(api)
+    assert plain.beats(mesh, clock, 300) == "running"
+    assert plain.polls()["reasons"][0]["code"] == "slot_busy"
+    assert plain.beats(mesh, clock, 119) == "running"
+    assert plain.beats(mesh, clock, 3) == "waiting"
+
+
+def test_a_client_that_has_its_lease_keeps_it(api: Api, mesh: Mesh, clock: ManualClock) -> None:
+    plain = Plain(api, instance="the same")
+    ref = {name: plain.leased[name] for name in ("task_id", "attempt", "lease_id")}
+    plain.polls("?slots=")  # for orders alone
+    plain.starts()  # with a new token
+    assert plain.beats(mesh, clock, 300) == "running"
+    plain.starts(instance="another", unfinished=[ref])
+    assert plain.beats(mesh, clock, 300) == "running"
+    plain.polls()
+    assert plain.beats(mesh, clock, 1, leases=[ref]) == "running"
+    assert plain.beats(mesh, clock, 300) == "running"
+
+
+def test_a_client_of_two_slots_that_asks_for_work_has_its_other_lease(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    plain = Plain(api, slots=["cpu0", "cpu1"])
+    plain.polls()
+    plain.starts()
+    assert plain.beats(mesh, clock, 300) == "running"

@@ -102,7 +102,7 @@ def test_who_is_not_on_the_tailnet_or_has_no_secret_gets_no_further(
     refused(api.register("node1"), "wrong_peer")
     before = len(tailscaled.asked)
     api.secrets["node1"] = "of somebody else"
-    refused(api.register("node1"), "bad_signature")
+    refused(api.register("node1"), "not_enrolled")
     assert len(tailscaled.asked) == before
 
 

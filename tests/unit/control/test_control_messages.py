@@ -32,7 +32,7 @@ def test_every_kind_of_error_has_an_exit_code_of_its_own() -> None:
     [
         (["serve", "--dev", "--data", __file__], "choose another name"),
         (["serve", "--dev", "--data", "X", "--set", "colour=1"], "is not known; remove it"),
-        (["serve", "--dev", "--data", "X", "--set", "skew_s=soon"], "must be a valid number"),
+        (["serve", "--dev", "--data", "X", "--set", "skew_s=soon"], "must be a decimal number"),
         (["serve", "--dev", "--data", "X", "--set", "skew_s"], "write NAME=VALUE"),
         (["serve", "--dev", "--data", "X", "--config", "/nowhere"], "check the path"),
         (["serve", "--dev", "--data", "X", "--config", "/"], "name a file"),

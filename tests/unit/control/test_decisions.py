@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +55,16 @@ def test_a_wrong_setting_is_named_with_what_is_allowed() -> None:
         else:
             raise AssertionError(f"{sets} was taken")
     assert load_config(None, {"heartbeat_interval_s": "0.5"}).heartbeat_interval_s == 0.5
+
+
+@pytest.mark.parametrize("written", ["010", "1:30", "0x10", "1_000", "!!int 010", "'10'"])
+def test_a_number_of_controls_settings_is_decimal_or_refused(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "control.yaml"
+    file.write_text(f"ack_timeout_s: 5\ncordon_after: {written}\n")
+    with pytest.raises(ConfigError, match=r"control\.yaml:2: .*(decimal|no valid YAML)"):
+        load_config(file)
+    with pytest.raises(ConfigError, match=r"decimal|no YAML"):
+        load_config(None, {"cordon_after": written})
 
 
 def test_what_cannot_get_better_is_final_and_the_rest_backs_off() -> None:
@@ -184,3 +196,7 @@ def test_a_bucket_never_lets_more_through_than_rate_and_burst(steps: list[float]
         now += step
         passed += bucket.take(now) == 0.0
     assert passed <= 5 + 10 * now + 1
+
+
+def test_c7_a_missing_gpu_never_ends_a_task() -> None:
+    assert not after_interruption("E_NOGPU", 99, 99, LIMITS).final

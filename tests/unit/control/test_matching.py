@@ -58,6 +58,14 @@ def test_d4_every_capability_key_is_usable_as_a_requirement() -> None:
         assert len(missing({**fitting, name: wrong}, node)) == 1, name
 
 
+@pytest.mark.parametrize("name", ["davinci_available", "ui_session"])
+def test_d4_a_wish_for_no_such_thing_is_a_wish(name: str) -> None:
+    without, having = facts(D4, **{name: False}), facts(D4, **{name: True})
+    assert missing({name: False}, without) == [] and missing({name: True}, having) == []
+    assert missing({name: False}, having) and missing({name: True}, without)
+    assert missing({name: False}, NodeFacts("n")), "unknown meets no requirement"
+
+
 def test_d4_os_in_and_min_ram_gb() -> None:
     wanted: dict[str, object] = {"os_in": ["windows"], "min_ram_gb": 8}
     assert missing(wanted, facts(D4)) == ["it needs the system windows"]
@@ -103,13 +111,31 @@ def test_models_run_where_the_gpu_is() -> None:
     assert slot_kind(requirements, NodeFacts("n", slots=("cpu0",))) == "cpu"
 
 
-def test_sizes_round_up_to_whole_gb_so_that_lanes_stay_few() -> None:
+@pytest.mark.parametrize(
+    ("wish", "have_mb", "fits"),
+    [
+        ({"vram_mb": 14000}, 13700, False), ({"vram_mb": 14000}, 14000, True),
+        ({"vram_mb": 16376}, 16376, True), ({"vram_gb": 16}, 16376, True),
+        ({"vram_gb": 16}, 15400, False), ({"vram_gb": 13.5}, 13823, False),
+        ({"vram_gb": 13.5}, 13824, True), ({"vram_mb": 8192}, 8188, False),
+        ({"vram_gb": 8, "vram_mb": 9000}, 8999, False),
+    ],
+)  # fmt: skip
+def test_a_size_is_a_minimum_and_whole_gb_name_a_size_of_machines(
+    wish: dict[str, object], have_mb: float, fits: bool
+) -> None:
+    gpu = [{"vendor": "nvidia", "name": "RTX", "vram_mb": have_mb}]
+    assert (missing(wish, facts({"gpu": gpu})) == []) is fits
+
+
+def test_sizes_are_spelled_alike_so_that_lanes_stay_few() -> None:
     def canonical(**requirements: object) -> dict[str, object]:
         return canonical_requirements(
             TaskSpec(kind="cli", requirements=Requirements.model_validate(requirements))
         )
 
-    assert canonical(vram_mb=8000) == canonical(vram_mb=8192) == canonical(vram_gb=7.5)
+    assert canonical(vram_mb=7680) == canonical(vram_gb=7.5) != canonical(vram_gb=8)
+    assert canonical(vram_gb=8) == canonical(vram_gb=8.0)
     assert canonical(min_ram_gb=8) == canonical(ram_gb=8)
     assert canonical(os="linux") == canonical(os_in=["linux"])
     assert canonical(tags=["b", "a", "a"]) == canonical(tags=["a", "b"])

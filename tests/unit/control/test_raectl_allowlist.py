@@ -95,3 +95,12 @@ def test_show_without_a_file_writes_one_to_begin_with(
     assert "-i  followed by  .+" in shown
     assert main(["allowlist", "show", "--json", str(file)]) == 0
     assert json.loads(capsys.readouterr().out)[str(file)][0]["path"] == "/usr/bin/ffmpeg"
+
+
+@pytest.mark.parametrize("written", ["010", "1:30", "0x10"])
+def test_a_cap_that_is_no_decimal_number_is_refused_with_its_line(
+    file: Path, written: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(FILE.replace("max_runtime_s: 60", f"max_runtime_s: {written}"))
+    assert main(["allowlist", "show", str(file)]) == 2
+    assert f"{file}:8: entry 2: max_runtime_s: must be a" in capsys.readouterr().err

@@ -15,29 +15,25 @@ def node(
 
 
 def test_no_node_is_online() -> None:
-    assert why_queued(CLI, [], 0, True) == ["No node is online."]
-
-
-def test_redis_is_away() -> None:
-    assert "Redis" in why_queued(CLI, [node()], 0, False)[0]
+    assert why_queued(CLI, [], 0) == ["No node is online."]
 
 
 def test_no_node_fits_and_what_they_lack() -> None:
-    told = why_queued({**CLI, "tags": ["studio"]}, [node(), node("n2")], 0, True)
+    told = why_queued({**CLI, "tags": ["studio"]}, [node(), node("n2")], 0)
     assert told[0] == "None of the 2 online node(s) fits:"
-    assert "studio (2 of them lack it)" in told[1]
+    assert "studio (2 of them)" in told[1]
 
 
 def test_fitting_nodes_are_away_draining_or_busy() -> None:
     nodes = [node("a", who="owner"), node("b", state="draining"), node("c", free=())]
-    told = " ".join(why_queued(CLI, nodes, 0, True))
+    told = " ".join(why_queued(CLI, nodes, 0))
     assert "a fits, but its owner is there" in told
     assert "b fits, but it is draining" in told
-    assert "c fits, but all its slots of that kind are busy" in told
+    assert "c fits, but it offers no free slot of that kind" in told
 
 
 def test_others_are_before_it() -> None:
-    assert why_queued(CLI, [node()], 7, True)[0].startswith("7 task(s)")
+    assert why_queued(CLI, [node()], 7)[0].startswith("7 task(s)")
 
 
 def test_a_node_that_is_hindered_says_by_what() -> None:
@@ -48,25 +44,25 @@ def test_a_node_that_is_hindered_says_by_what() -> None:
         NodeNow(NodeFacts("b"), "cordoned", "open", ("cpu0",), note="3 infrastructure failures"),
         NodeNow(NodeFacts("c"), "online", "open", ("cpu0",), polls=False),
     ]
-    assert why_queued(CLI, nodes, 0, True) == [
+    assert why_queued(CLI, nodes, 0) == [
         "Node a fits, but its owner is there (session, input).",
         "Node b fits, but it is cordoned: 3 infrastructure failures.",
         "Node c fits, but it does not ask for work at this moment.",
     ]
     full = NodeNow(facts, "online", "open", ("gpu0",), vram_free_mb=6144)
-    told = why_queued(gpu, [full], 0, True)
-    assert told == ["Node g fits, but only 6.0 of 12 GB of VRAM are free now."]
+    told = why_queued(gpu, [full], 0)
+    assert told == ["Node g fits, but only 6.0 of the 11.4 GB of VRAM that it needs are free now."]
 
 
 def test_a10_a_node_whose_trust_is_not_confirmed_is_named() -> None:
     one = NodeNow(NodeFacts("n1"), "online", "open", ("cpu0",), claims_trust=True)
-    told = why_queued({**CLI, "trusted": True}, [one], 0, True)
-    assert told[1] == "it needs a trusted node (1 of them lack it)"
+    told = why_queued({**CLI, "trusted": True}, [one], 0)
+    assert told[1] == "it needs a trusted node (1 of them)"
     assert told[2] == "Node n1 calls itself trusted, but was not enrolled with --trusted."
 
 
 def test_a_node_that_is_gone_and_would_fit_is_named() -> None:
-    told = why_queued(CLI, [node("a", state="offline"), node("b", state="enrolled")], 0, True)
+    told = why_queued(CLI, [node("a", state="offline"), node("b", state="enrolled")], 0)
     assert told == ["No node is online.", "Node a would fit, but it is offline."]
 
 

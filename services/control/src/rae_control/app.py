@@ -36,8 +36,12 @@ def create_app(mesh: Mesh) -> Flask:
     app.register_error_handler(RaeError, partial(_known, mesh, Bucket(1.0, 50.0, 50.0, 0.0)))
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
+    app.extensions["bodies"] = http.Bodies()
+    app.before_request(partial(http.admit, mesh))
+    app.after_request(http.leave_unread)
     app.after_request(partial(_count, mesh))
     app.after_request(_no_store)
+    app.after_request(partial(http.sign_answer, mesh))
     app.teardown_request(http.close_streams)
     return app
 
@@ -55,10 +59,11 @@ def error_response(error: RaeError) -> Response:
 def _known(mesh: Mesh, bucket: Bucket, error: RaeError) -> Response:
     # Who may not come in is told, but not as often as he knocks.
     if error.status in {401, 403, 429, 503} and not bucket.take(mesh.clock.boot()):
+        why = error.__cause__ if isinstance(error.__cause__, RaeError) else error.cause
         log.warning(
             "request_refused",
             extra=facts(rc=error.rc, method=request.method, path=request.path[:200],
-                        peer=request.remote_addr, cause=error.cause),
+                        peer=request.remote_addr, cause=why and str(why)),
         )  # fmt: skip
     return error_response(error)
 

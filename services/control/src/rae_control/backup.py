@@ -209,8 +209,7 @@ def _unpack(archive: Path, target: Path, *, keys: bool) -> None:
                     )
                 path = target / member.name
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                mode = 0o600 if path.name in {*SECRETS, LEDGER} else 0o640
-                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(handle, "wb") as file:
                     if source is not None:
                         hashing = _Hashing(source)
@@ -359,6 +358,8 @@ def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:
                     "schema_is_current", f"schema {version}", "start control once: it migrates"
                 )
             ]
+        # What it sorts may be larger than the memory that a chore has.
+        db.pragma("temp_store", "file")
         # One snapshot for all of it, while commits go on.
         db.execute("BEGIN")
         found: list[check.Violation] = []

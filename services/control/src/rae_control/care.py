@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +17,7 @@ from rae_control.doctor import examine
 from rae_control.errors import ConfigError
 from rae_control.ledger.check import Violation
 from rae_protocol.errors import in_words
+from rae_protocol.terminal import complain, say, say_json
 
 Folder = Callable[[str], Path]
 
@@ -85,19 +84,19 @@ def _doctor(args: argparse.Namespace) -> int:
         )
     )
     if args.json:
-        print(json.dumps({"findings": [asdict(item) for item in found]}, indent=2))
+        say_json({"findings": [asdict(item) for item in found]})
     else:
-        print("\n".join(map(str, found)))
+        say("\n".join(map(str, found)))
     return 0 if all(item.ok for item in found) else 1
 
 
 def _chore(args: argparse.Namespace) -> int:
     config, data = load_config(args.config), args.data.absolute()
     if args.now:
-        print(chores.run(args.chore, str(data), config.backup_dir, config.backup_keep))
+        say(chores.run(args.chore, str(data), config.backup_dir, config.backup_keep))
         return 0
     fresh = chores.enqueue(*_redis(data), args.chore, data, config)
-    print(f"{args.chore}: {'the worker has it' if fresh else 'it waits or runs already'}")
+    say(f"{args.chore}: {'the worker has it' if fresh else 'it waits or runs already'}")
     return 0
 
 
@@ -121,9 +120,9 @@ def _check_config(args: argparse.Namespace) -> int:
     try:
         load_config(args.file)
     except ConfigError as error:
-        print(f"rae-control: {error}", file=sys.stderr)
+        complain("rae-control", str(error))
         return 1
-    print(f"{args.file} is good")
+    say(f"{args.file} is good")
     return 0
 
 
@@ -140,7 +139,7 @@ def _backup(args: argparse.Namespace) -> int:
     keys = "the keys are in it"
     if not (args.data / "root.key").exists():
         keys = "what tasks read and wrote is in it. The keys are not: your vault has them"
-    print(f"{args.file}: {count} files, {args.file.stat().st_size} bytes. Keep it secret: {keys}.")
+    say(f"{args.file}: {count} files, {args.file.stat().st_size} bytes. Keep it secret: {keys}.")
     return 0
 
 
@@ -154,13 +153,13 @@ def _restore(args: argparse.Namespace) -> int:
         )  # fmt: skip
     except OSError as error:
         raise ConfigError(
-            f"{args.data} cannot be written: {in_words(error)}; mend that, and run it again"
+            f"{args.data} cannot be written: {in_words(error)}; fix that, and run it again"
         ) from error
     if violations:
         _report(violations, as_json=False)
-        print("nothing was restored; take another backup", file=sys.stderr)
+        complain("rae-control", "nothing was restored; take another backup")
         return 1
-    print(f"{args.data} holds the backup. Start control; tasks that ran are given back by"
+    say(f"{args.data} holds the backup. Start control; tasks that ran are given back by"
           " themselves.")  # fmt: skip
     return 0
 
@@ -169,13 +168,13 @@ def _end_hold(args: argparse.Namespace) -> int:
     if not args.nodes_are_dead:
         raise ConfigError("name the backup to restore: `rae-control restore FILE --data DIR`")
     said = "leases are given as soon as control starts" if end_hold(args.data) else "nothing waits"
-    print(f"{args.data}: {said}")
+    say(f"{args.data}: {said}")
     return 0
 
 
 def _report(violations: list[Violation], *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps({"violations": [asdict(item) for item in violations]}, indent=2))
+        say_json({"violations": [asdict(item) for item in violations]})
     else:
-        print("\n".join(map(str, violations)) or "all is well")
+        say("\n".join(map(str, violations)) or "all is well")
     return 1 if violations else 0

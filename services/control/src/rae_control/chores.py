@@ -63,7 +63,9 @@ def _backup(folder: str | None, keep: int, data: Path) -> str:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         target = place / f"ledger-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}{SUFFIX}"
         count = backup(data, target)
-        for old in sorted(place.glob(f"ledger-*{SUFFIX}"))[:-keep]:
+        # Its name may be older than others': the clock may have been set back.
+        others = sorted(set(place.glob(f"ledger-*{SUFFIX}")) - {target})
+        for old in others[: max(0, len(others) + 1 - keep)]:
             old.unlink()
     return f"{target}: {count} files, {target.stat().st_size} bytes"
 

@@ -1,8 +1,8 @@
 """raectl: submit work, look at it, operate nodes and tokens; help to write allow-lists.
 
 Exit codes: 0 done, 1 control (or the allow-list) said no, 2 wrong usage, 3 control is not
-reachable, 4 the task did not succeed (`submit --wait`, `result`). Errors go to stderr, one
-sentence with a hint.
+reachable, 4 the task did not succeed (`submit --wait`, `result`), 130 stopped with Ctrl-C, 141
+the output's reader has gone (`raectl tasks | head`). Errors go to stderr, one sentence with a hint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from rae_control.cli_allowlist import add_verbs
 from rae_control.cli_submit import UsageError, add_options, spec_from, specs_from_file
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError, RemoteError, Unreachable, in_words
+from rae_protocol.models import TaskRef, TaskView
 from rae_protocol.names import MAX_TASKS_PER_CALL, TaskState
+from rae_protocol.terminal import complain, raw_writer, run_program, say, say_json
 
 OK, REFUSED, USAGE, UNREACHABLE, TASK_FAILED = range(5)
 # What `serve --dev` has written here, else what the control role has written on this host.
@@ -40,9 +42,9 @@ class Context:
     def show(self, value: Any, text: Callable[[], str]) -> None:
         """JSON for programs, else the text for people."""
         if self.args.json:
-            print(json.dumps(out.plain(value), indent=2, ensure_ascii=False))
+            say_json(out.plain(value))
         else:
-            print(text())
+            say(text())
 
 
 # Tasks
@@ -56,11 +58,13 @@ def _submit(ctx: Context) -> int:
         if ctx.args.json_file
         else [spec_from(ctx.client, ctx.args)]
     )
-    refs = [
-        ref
-        for start in range(0, len(specs), MAX_TASKS_PER_CALL)
-        for ref in ctx.client.submit(specs[start : start + MAX_TASKS_PER_CALL])
-    ]
+    refs = list[TaskRef]()
+    for start in range(0, len(specs), MAX_TASKS_PER_CALL):
+        made = ctx.client.submit(specs[start : start + MAX_TASKS_PER_CALL])
+        refs += made
+        if ctx.args.wait or len(specs) > MAX_TASKS_PER_CALL:
+            # What comes may be cut off, and then this is all that tells of them.
+            _complain(f"submitted {', '.join(ref.task_id for ref in made)}")
     if not ctx.args.wait:
         ctx.show(
             {"tasks": refs}, lambda: "\n".join(f"{ref.task_id}  {ref.state.value}" for ref in refs)
@@ -103,9 +107,14 @@ def _why(ctx: Context) -> int:
 
 
 def _log(ctx: Context) -> int:
-    for piece in ctx.client.stream_log(ctx.args.task_id, ctx.args.attempt, follow=ctx.args.follow):
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+    task_id, wanted = ctx.args.task_id, ctx.args.attempt
+    if wanted is not None and not 1 <= wanted <= (had := ctx.client.task(task_id).attempts):
+        text = f"{task_id} has {out.count(had, 'attempt')}, and none with the number {wanted}"
+        _complain(f"{text}; choose one that `raectl task` lists.")
+        return REFUSED
+    write = raw_writer()
+    for piece in ctx.client.stream_log(task_id, wanted, follow=ctx.args.follow):
+        write(piece)
     return OK
 
 
@@ -119,7 +128,7 @@ def _result(ctx: Context) -> int:
     if view.state is not TaskState.SUCCEEDED:
         ctx.show(view, lambda: out.outcome(view))
         return TASK_FAILED
-    print(json.dumps(ctx.client.result(ctx.args.task_id), indent=2, ensure_ascii=False))
+    say_json(ctx.client.result(ctx.args.task_id))
     return OK
 
 
@@ -144,19 +153,25 @@ def _artifacts(ctx: Context) -> int:
 def _verb(ctx: Context) -> int:
     """Cancel or requeue each; the first refusal does not keep the others from their turn."""
     call = ctx.client.cancel if ctx.args.verb == "cancel" else ctx.client.requeue
-    views, code = [], OK
+    views, code = list[TaskView](), OK
     for task_id in ctx.args.task_ids:
         try:
             views.append(call(task_id, ctx.args.reason))
         except Unreachable:
+            if views:  # whoever goes on by hand must know where
+                _show_states(ctx, views)
             raise
         except RaeError as error:
             _complain(f"{task_id}: {error.message}")
             code = REFUSED
-    if not views and not ctx.args.json:
-        return code
-    ctx.show({"tasks": views}, lambda: "\n".join(f"{v.task_id}  {v.state.value}" for v in views))
+    _show_states(ctx, views)
     return code
+
+
+def _show_states(ctx: Context, views: Sequence[TaskView]) -> None:
+    if views or ctx.args.json:
+        lines = "\n".join(f"{view.task_id}  {view.state.value}" for view in views)
+        ctx.show({"tasks": views}, lambda: lines)
 
 
 # Nodes and tokens
@@ -168,7 +183,11 @@ def _nodes(ctx: Context) -> int:
         ctx.show({"nodes": nodes}, lambda: out.node_table(nodes))
     elif ctx.args.verb == "enrol":
         kind = "bearer" if ctx.args.bearer else "hmac"
+        known = {node.node_id for node in ctx.client.nodes(include_all=True)}
         enrolled = ctx.client.enrol(ctx.args.node_id, kind, ctx.args.trusted)
+        if enrolled.node_id in known and not enrolled.trusted:
+            text = f"{enrolled.node_id} was enrolled before, and is not trusted from now on"
+            _complain(f"{text}; if it shall be, enrol it with --trusted.")
         ctx.show(enrolled, lambda: out.enrolled(enrolled))
     else:
         node = ctx.client.node_verb(ctx.args.node_id, ctx.args.verb, ctx.args.reason)
@@ -284,6 +303,9 @@ def _connect(args: argparse.Namespace) -> RaeClient:
     if token and not (token.isascii() and token.isprintable()):
         raise UsageError("RAE_TOKEN holds characters that no token has; copy it again")
     if file is None and url:
+        if token is None:
+            text = "RAE_URL is set and RAE_TOKEN is not"
+            raise UsageError(f"{text}; set both, or name a file with --credentials")
         return RaeClient(url, token)
     path = Path(file or os.environ.get("RAE_CREDENTIALS") or _default_credentials())
     try:
@@ -301,11 +323,15 @@ def _connect(args: argparse.Namespace) -> RaeClient:
 
 
 def _complain(sentence: str) -> None:
-    print(f"raectl: {sentence}", file=sys.stderr)
+    complain("raectl", sentence)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    return run_program("raectl", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     args.json = getattr(args, "json", False)
     try:
@@ -332,12 +358,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TimeoutError as error:
         _complain(f"{error}; wait longer with --timeout, or look with `raectl why ID`.")
         return REFUSED
-    except BrokenPipeError:
-        # `raectl tasks | head`: nobody reads on. Keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from rae_control.cli_submit import UsageError
 from rae_protocol.allowlist import Entry, Refusal, select
+from rae_protocol.terminal import say, say_json
 from rae_protocol.yamlfile import BadFile, read_entries
 
 EXAMPLE = r"""# An allow-list: a node reads every *.yaml of its folder agent/allowlist.d.
@@ -53,7 +53,7 @@ def _check(args: argparse.Namespace) -> int:
         answer = {"entry": found + 1}
     refused = isinstance(found, Refusal)
     answer = {"allowed": not refused, "message": text, **answer}
-    print(json.dumps(answer, ensure_ascii=False, indent=2) if args.json else text)
+    say_json(answer) if args.json else say(text)
     return 1 if refused else 0
 
 
@@ -61,15 +61,15 @@ def _show(args: argparse.Namespace) -> int:
     listed = {str(file): _read(file) for file in args.files}
     if args.json:
         dumped = {name: [one.model_dump() for one in found] for name, found in listed.items()}
-        print(json.dumps(dumped, ensure_ascii=False, indent=2))
+        say_json(dumped)
         return 0
     for name, entries in listed.items():
         for number, entry in enumerate(entries, start=1):
-            print(f"{name}, entry {number}: {entry.name} ({entry.path}), {entry.caps}")
+            say(f"{name}, entry {number}: {entry.name} ({entry.path}), {entry.caps}")
             for item in entry.args:
-                print("    " + "  followed by  ".join(item))
+                say("    " + "  followed by  ".join(item))
     if not listed:
-        print(EXAMPLE, end="")
+        say(EXAMPLE.rstrip("\n"))
     return 0
 
 

@@ -71,8 +71,8 @@ def task_detail(task: models.TaskView) -> str:
         ("state", task.state.value + (f" ({task.reason})" if task.reason else "")),
         ("kind", f"{task.kind}, priority {task.priority}, submitted by {task.submitter}"),
         ("age", f"{ago(task.created_at)}, last change {ago(task.updated_at)} ago"),
-        ("counters", f"{task.attempts} attempts, {task.failures} failures, "
-                     f"{task.interruptions} interruptions"),
+        ("counters", f"{count(task.attempts, 'attempt')}, {count(task.failures, 'failure')}, "
+                     f"{count(task.interruptions, 'interruption')}"),
     ]  # fmt: skip
     if task.spec is not None:
         facts.append(("params", json.dumps(task.spec.params, ensure_ascii=False)[:300]))
@@ -96,6 +96,11 @@ def task_detail(task: models.TaskView) -> str:
         )
         lines += ["", table(("TRY", "NODE", "SLOT", "STATE", "REASON", "TOOK"), rows)]
     return "\n".join(lines)
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _took(attempt: models.AttemptView) -> str:
@@ -143,11 +148,11 @@ def node_table(nodes: Sequence[models.NodeView]) -> str:
     if not nodes:
         return "No node is online. `raectl nodes list --all` shows every enrolled one."
     return table(
-        ("NODE", "STATE", "OWNER", "KIND", "TRUSTED", "SLOTS", "RUNNING", "SEEN", "REASON"),
+        ("NODE", "STATE", "OWNER", "KIND", "TRUSTED", "FREE", "RUNNING", "SEEN", "REASON"),
         (
             (n.node_id, n.state, n.availability.value if n.availability else "-", n.kind,
-             "yes" if n.trusted else "no", len(n.slots), len(n.running), ago(n.last_seen),
-             n.reason or ", ".join(n.reasons) or "-")
+             "yes" if n.trusted else "no", f"{len(n.offered)} of {len(n.slots)}", len(n.running),
+             ago(n.last_seen), n.reason or n.suspect or ", ".join(n.reasons) or "-")
             for n in nodes
         ),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError, in_words
+
+_ARTIFACT = re.compile(r"(?P<name>.+):(?P<type>[^:/]+/[^:/]+|)(?::(?P<mb>[^:]*))?", re.DOTALL)
 
 
 class UsageError(Exception):
@@ -29,7 +32,10 @@ def add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--json-file", metavar="FILE", help="raw bodies from a file, - for stdin")
     made.add_argument("--input", metavar="NAME=FILE", **repeated,
                       help="also NAME=task:ID/ARTIFACT and NAME=URL")  # fmt: skip
-    made.add_argument("--artifact", metavar="NAME[:TYPE[:MAX_MB]]", **repeated)
+    made.add_argument("--artifact", metavar="NAME[:TYPE[:MAX_MB]]", **repeated,
+                      help="a file to keep; TYPE such as text/plain, which *.txt and *.log have by"
+                      " themselves: one alone that is not written becomes the program's output"
+                      )  # fmt: skip
     made.add_argument("--require", metavar="NAME=VALUE", **repeated,
                       help='such as gpu=true, ram_gb=16, nodes=\'["n1"]\'')  # fmt: skip
     made.add_argument("--label", metavar="NAME=VALUE", **repeated)
@@ -93,8 +99,11 @@ def _input(client: RaeClient, text: str) -> dict[str, Any]:
 
 
 def _artifact(text: str) -> dict[str, Any]:
-    name, _, rest = text.partition(":")
-    kind, _, max_mb = rest.partition(":")
+    """A type has a slash, so a name may have colons. Text by name may be filled from stdout."""
+    found = _ARTIFACT.fullmatch(text)
+    name, kind, max_mb = (found["name"], found["type"], found["mb"]) if found else (text, "", "")
+    if not kind and name.endswith((".txt", ".log")):
+        kind = "text/plain"
     try:
         return (
             {"name": name}
@@ -151,4 +160,4 @@ def _decode(raw: bytes, what: str) -> Any:
     try:
         return models.decode(raw)
     except RaeError as error:
-        raise UsageError(f"{what} is not acceptable JSON ({error.cause}); mend it") from error
+        raise UsageError(f"{what} is not acceptable JSON ({error.cause}); fix it") from error

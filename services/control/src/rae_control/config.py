@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rae_control.errors import ConfigError
 from rae_protocol.errors import field_in_words
-from rae_protocol.yamlfile import BadFile, line_of, parse_yaml
+from rae_protocol.yamlfile import BAD_YAML, BadFile, line_of, load, parse_yaml
 
 
 class ControlConfig(BaseModel):
     """Periods in seconds, sizes in bytes unless the name says otherwise. Fractions are allowed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
     heartbeat_interval_s: float = Field(30.0, gt=0)
     heartbeat_timeout_s: float = Field(120.0, gt=0)
@@ -25,6 +25,9 @@ class ControlConfig(BaseModel):
     max_lease_ttl_s: float = Field(3600.0, gt=0)
     node_token_ttl_s: float = Field(12 * 3600.0, gt=0)
     skew_s: float = Field(60.0, gt=0)
+    # Nodes wait as long after each start of control. They leave it at half a second of difference,
+    # and at two where they go by the Date.
+    skew_ahead_s: float = Field(5.0, ge=1, le=60)
     envelope_ttl_s: float = Field(60.0, gt=0)
     reconcile_interval_s: float = Field(10.0, gt=0)
     reaper_interval_s: float = Field(1.0, gt=0)
@@ -34,15 +37,24 @@ class ControlConfig(BaseModel):
     interruption_pause_max_s: float = Field(600.0, ge=0)
     max_interruptions: int = Field(20, ge=1)
     cordon_after: int = Field(3, ge=1)
+    cordon_after_tasks: int = Field(5, ge=2)
+    # All together, and one submitter's; the last lanes of all are kept for those who have few.
     max_lanes: int = Field(1000, ge=1)
+    max_lanes_per_submitter: int = Field(200, ge=1)
     max_queued: int = Field(200_000, ge=1)
     max_queued_bytes: int = Field(2 * 1024**3, ge=1)
+    max_blob_bytes: int = Field(64 * 1024**3, ge=1)
     max_log_bytes: int = Field(10 * 1024**2, ge=1)
     rate_limit_per_s: float = Field(200.0, gt=0)
     rate_limit_burst: float = Field(400.0, gt=0)
+    # Of one node; each writes a line of history.
+    register_limit_per_s: float = Field(0.1, gt=0)
+    register_limit_burst: float = Field(20.0, ge=1)
     retention_days: float = Field(90.0, gt=0)
     retention_every_s: float = Field(3600.0, gt=0)
     blob_grace_s: float = Field(86400.0, ge=0)
+    # A clock that was set is believed after this long: deletions and expiries wait.
+    clock_settle_s: float = Field(3600.0, ge=0)
     low_water_bytes: int = Field(256 * 1024**2, ge=0)
     # Where the chore `backup` writes, and how many it keeps.
     backup_dir: str | None = Field(None, pattern="^/")
@@ -60,6 +72,16 @@ class ControlConfig(BaseModel):
                 f"two heartbeats and the margin: at least {self.min_lease_ttl_s:g}"
             )
         return self
+
+    @property
+    def periods(self) -> dict[str, float]:
+        """What nodes must know, under the protocol's names."""
+        return {
+            "heartbeat_interval_sec": self.heartbeat_interval_s,
+            "heartbeat_timeout_sec": self.heartbeat_timeout_s,
+            "lease_margin_s": self.lease_margin_s,
+            "ack_timeout_s": self.ack_timeout_s,
+        }
 
     @property
     def min_lease_ttl_s(self) -> float:
@@ -80,7 +102,7 @@ def load_config(file: Path | None, overrides: Mapping[str, str] | None = None) -
             raise ConfigError(str(error)) from error
     if not isinstance(loaded or {}, dict):
         raise ConfigError(f"{file} holds no settings; write `name: value` lines")
-    values: dict[str, object] = {**(loaded or {}), **(overrides or {})}
+    values: dict[str, object] = {**(loaded or {}), **_read_as_yaml(overrides or {})}
     try:
         return ControlConfig.model_validate(values)
     except ValidationError as error:
@@ -93,3 +115,14 @@ def load_config(file: Path | None, overrides: Mapping[str, str] | None = None) -
         if first["loc"] and first["loc"][0] in (loaded or {}):
             where = f"{file}:{line_of(tree, first['loc'])}: "
         raise ConfigError(f"{where}{field}: {said}{hint}") from error
+
+
+def _read_as_yaml(overrides: Mapping[str, str]) -> dict[str, object]:
+    """What the words mean in a file."""
+    found: dict[str, object] = {}
+    for name, text in overrides.items():
+        try:
+            found[name] = load(text)[0]
+        except BAD_YAML as error:
+            raise ConfigError(f"--set {name}: the value is no YAML; put it in quotes") from error
+    return found

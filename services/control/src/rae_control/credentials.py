@@ -16,6 +16,7 @@ from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger.store import Ledger
 from rae_protocol.clock import SystemClock
 from rae_protocol.errors import first_problem, in_words
+from rae_protocol.names import TokenName
 
 PASSWORD, TOKENS = "redis-password", "tokens.json"
 
@@ -54,11 +55,11 @@ def tokens(credentials: Path) -> dict[str, Token]:
     if not path.exists():
         return {}
     try:
-        found = TypeAdapter(dict[str, Token]).validate_python(json.loads(_read(path)))
+        found = TypeAdapter(dict[TokenName, Token]).validate_python(json.loads(_read(path)))
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error, 'tokens')}") from None
     except ValueError:
-        raise ConfigError(f"{path} is no JSON; mend it in the vault") from None
+        raise ConfigError(f"{path} is no JSON; fix it in the vault") from None
     if len({item.token for item in found.values()}) < len(found):
         raise ConfigError(f"{path} has one token under two names; make another one")
     return found
@@ -83,5 +84,5 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = in_words(error) if isinstance(error, OSError) else "no UTF-8; mend it in the vault"
+        why = in_words(error) if isinstance(error, OSError) else "no UTF-8; fix it in the vault"
         raise ConfigError(f"{path} cannot be read: {why}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,20 +14,16 @@ from gevent.event import Event
 
 from rae_control.core.lanes import Lane
 from rae_control.core.leases import Lease
-from rae_control.core.matching import slot_kind
+from rae_control.core.matching import slot_kind, vram_needed_mb
 from rae_control.core.why import why_nothing
-from rae_control.errors import QueueUnavailable
-from rae_control.ledger import results
-from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger.store import Row, Tx
+from rae_control.ledger import claim
+from rae_control.ledger.store import Moved
 from rae_control.nodes import NodeEntry
-from rae_control.reconcile import QueueKeeper
 from rae_control.state import State
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
-from rae_protocol.nodes import Command, LeasedInput, LeasedTask, PollAnswer, Reason
+from rae_protocol.nodes import Command, LeasedTask, PollAnswer, Reason
 from rae_protocol.signing import EnvelopeSigner
-from rae_protocol.tasks import BlobInput, InlineInput, TaskInput, TaskSpec, UrlInput
 
 # A poll looks again by itself after this long: a lost wake-up costs seconds, not a task.
 RECHECK_S = 5.0
@@ -48,19 +45,11 @@ class Poll:
         self.event.set()
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A claim that the ledger confirmed."""
-
-    task: Row
-    inputs: dict[str, LeasedInput]
-
-
 class Dispatcher:
     """Serves polls from the lanes."""
 
-    def __init__(self, state: State, keeper: QueueKeeper, signer: EnvelopeSigner) -> None:
-        self._state, self._keeper, self._signer = state, keeper, signer
+    def __init__(self, state: State, signer: EnvelopeSigner) -> None:
+        self._state, self._signer = state, signer
         self._polls: dict[Poll, None] = {}
         self._stopped = False
 
@@ -91,20 +80,23 @@ class Dispatcher:
                 if self._stopped:
                     raise RaeError("not_ready", "control stops", retry_after_s=1)
                 if entry.token_sha256 != poll.session:
-                    return _nothing("newer_session", "A newer session of this node took over.")
+                    why = "A newer session of this node took over."
+                    return _nothing("newer_session", why, entry)
                 if poll.replaced:
-                    return _nothing("newer_poll", "A newer poll of this session took over.")
+                    why = "A newer poll of this session took over."
+                    return _nothing("newer_poll", why, entry)
                 commands = entry.take_commands()
                 if commands:
-                    return PollAnswer(commands=commands)
+                    return PollAnswer(commands=commands, wanted=entry.wanted)
                 reason = self._refusal(entry, poll)
                 if reason is None and alive():
                     task = self._claim(entry, poll, alive)
                     if task is not None:
-                        return PollAnswer(task=task)
+                        return PollAnswer(task=task, wanted=entry.wanted)
                 left = end - state.clock.boot()
                 if left <= 0:
-                    return PollAnswer(reasons=[reason or self._why(entry, poll)])
+                    reasons = [reason or self._why(entry, poll)]
+                    return PollAnswer(reasons=reasons, wanted=entry.wanted)
                 poll.event.wait(min(left, RECHECK_S))
         finally:
             self._polls.pop(poll, None)
@@ -118,24 +110,34 @@ class Dispatcher:
         for poll in self._polls:
             poll.wake()
 
-    def wake_for(self, counts: dict[str, int]) -> None:
-        """Tasks were pushed: wake as many fitting polls as there are tasks."""
-        lanes = self._state.lanes.lanes
-        for lane_id, count in counts.items():
-            lane, left = lanes.get(lane_id), count
+    def wake_for(self, moves: Sequence[Moved]) -> None:
+        """Tasks were queued: wake as many fitting polls as there are tasks.
+
+        Polls of nodes where a task failed come last.
+        """
+        groups = Counter((move.task["lane_id"], move.task["avoid"]) for move in moves)
+        for (lane_id, avoid), count in groups.items():
+            lane, failed = self._state.lanes.lanes.get(lane_id), set(json.loads(avoid or "[]"))
             if lane is None:
                 continue
-            for poll in self._polls:
-                if left <= 0:
-                    break
-                if poll.event.is_set() or not poll.slots:
-                    continue
-                node = self._state.nodes.get(poll.node_id)
-                if node is None or node.state != "online":
-                    continue
-                if self._serves(node, self.free_slots(node, poll.slots), poll.vram_free_mb, lane):
-                    poll.wake()
-                    left -= 1
+            left = self._wake(lane, count, lambda node_id: node_id not in failed)  # noqa: B023 - called within this round
+            if failed and left:
+                self._wake(lane, left, lambda node_id: node_id in failed)  # noqa: B023 - as above
+
+    def _wake(self, lane: Lane, count: int, may: Callable[[str], bool]) -> int:
+        """Wake so many polls that fit; returns for how many tasks there was none."""
+        for poll in self._polls:
+            if count <= 0:
+                break
+            if poll.event.is_set() or not poll.slots or not may(poll.node_id):
+                continue
+            node = self._state.nodes.get(poll.node_id)
+            if node is None or node.state != "online":
+                continue
+            if self._serves(node, self.free_slots(node, poll.slots), poll.vram_free_mb, lane):
+                poll.wake()
+                count -= 1
+        return count
 
     def wake_node(self, node_id: str) -> None:
         """Something about a node changed."""
@@ -152,10 +154,22 @@ class Dispatcher:
             Command(command="cancel", task_id=lease.task_id, lease_id=lease.lease_id, reason=reason)
         )
 
+    def stops(self, node_id: str) -> list[Command]:
+        """Orders to stop what was cut off on a node and is not known to be dead."""
+        return [
+            Command(command="cancel", task_id=fence.task_id, lease_id=lease_id, reason="cut off")
+            for lease_id, fence in self._state.fences.items()
+            if fence.node_id == node_id
+        ]
+
     def free_slots(self, entry: NodeEntry, slots: Sequence[str]) -> list[str]:
         """The named slots without an open lease."""
         busy = {lease.slot for lease in self._state.leases.of_node(entry.node_id)}
         return [slot for slot in slots if slot in entry.facts.slots and slot not in busy]
+
+    def offered(self, entry: NodeEntry) -> list[str]:
+        """The slots that the node's open poll names and that hold no lease."""
+        return [] if entry.poll is None else self.free_slots(entry, entry.poll.slots)
 
     def _entry(self, node_id: str) -> NodeEntry:
         entry = self._state.nodes.get(node_id)
@@ -173,23 +187,21 @@ class Dispatcher:
             return Reason(code="no_free_slot", message="The poll named no free slot: orders only.")
         if not self.free_slots(entry, poll.slots):
             return Reason(code="slot_busy", message="A lease is open for each of the named slots.")
-        if not self._keeper.available:
-            return Reason(code="queue_unavailable", message="The queue is away; polls go on.")
         held = self._state.why_held()
         return None if held is None else Reason(code="restored", message=held)
 
     def _why(self, entry: NodeEntry, poll: Poll) -> Reason:
-        lanes = {lane.lane_id: lane.requirements for lane in self._state.lanes.lanes.values()}
+        wanted = self._state.nodes.wanted
+        lanes = {n.lane_id: wanted(n.requirements) for n in self._state.lanes.lanes.values()}
         code, message = why_nothing(lanes, entry.facts, self.free_slots(entry, poll.slots))
         return Reason(code=code, message=message)
 
-    @staticmethod
     def _serves(
-        entry: NodeEntry, slots: Sequence[str], vram_free_mb: float | None, lane: Lane
+        self, entry: NodeEntry, slots: Sequence[str], vram_free_mb: float | None, lane: Lane
     ) -> bool:
-        if not entry.fit(lane.lane_id, lane.requirements):
+        if not entry.fit(lane.lane_id, self._state.nodes.wanted(lane.requirements)):
             return False
-        needed = lane.requirements.get("vram_gb", 0) * 1024
+        needed = vram_needed_mb(lane.requirements)
         if vram_free_mb is not None and needed > vram_free_mb:
             return False
         kind = slot_kind(lane.requirements, entry.facts)
@@ -201,53 +213,48 @@ class Dispatcher:
         state = self._state
         with entry.claiming:
             free = self.free_slots(entry, poll.slots)
+            offers = self._offers(entry, free, poll.vram_free_mb)
             # Asked again: somebody may have hung up while the lock was held.
-            while free and not poll.replaced and alive():
-                lanes = [
-                    lane
-                    for lane in state.lanes.lanes.values()
-                    if self._serves(entry, free, poll.vram_free_mb, lane)
-                ]
-                order = [lane.lane_id for lane in state.lanes.in_order(lanes)]
-                try:
-                    found = self._keeper.queue.claim(order)
-                except QueueUnavailable as error:
-                    self._keeper.unavailable(error)
-                    return None
-                if found is None:
-                    return None
-                lane_id, task_id = found
-                lane = state.lanes.lanes.get(lane_id)
-                if lane is None:
-                    continue
-                state.lanes.served(lane_id)
-                kind = slot_kind(lane.requirements, entry.facts)
-                slot = next(s for s in free if s.startswith(kind))
-                self._keeper.in_flight.add(task_id)
-                try:
-                    claimed = state.write(
-                        partial(
-                            _claim, task_id=task_id, lease_id=self._lease_id(),
-                            who=ledger_tasks.Who(entry.node_id, slot), session=poll.session,
-                            acked=not entry.acks,
-                            vram_mb=lane.requirements.get("vram_gb", 0) * 1024,
-                            uuids=_gpu_uuid(entry, slot),
-                        )
-                    )  # fmt: skip
-                finally:
-                    self._keeper.in_flight.discard(task_id)
-                if claimed is not None:
-                    return self._leased(entry, claimed)
+            if not offers or poll.replaced or not alive():
+                return None
+            # Before the commit: polls that come meanwhile begin with another submitter.
+            state.lanes.served(offers[0].lane_id)
+            claimed = state.write(
+                partial(
+                    claim.claim, node_id=entry.node_id, session=poll.session, offers=offers,
+                    lease_id=self._lease_id(), acked=not entry.acks, another=state.another,
+                )
+            )  # fmt: skip
+            if claimed is None:
                 state.metrics.claim_lost()
-        return None
+                return None
+            if claimed.task["lane_id"] != offers[0].lane_id:
+                state.lanes.served(claimed.task["lane_id"])
+            return self._leased(entry, claimed)
+
+    def _offers(
+        self, entry: NodeEntry, free: Sequence[str], vram_free_mb: float | None
+    ) -> list[claim.LaneOffer]:
+        """The lanes that the node can serve now, in order, and what it gives to each."""
+        if not free:
+            return []
+        lanes = self._state.lanes
+        fitting = [n for n in lanes.lanes.values() if self._serves(entry, free, vram_free_mb, n)]
+        offers = []
+        for lane in lanes.in_order(fitting):
+            kind = slot_kind(lane.requirements, entry.facts)
+            slot = next(name for name in free if name.startswith(kind))
+            vram_mb, uuids = vram_needed_mb(lane.requirements), _gpu_uuid(entry, slot)
+            offers.append(claim.LaneOffer(lane.lane_id, slot, vram_mb, uuids))
+        return offers
 
     def _lease_id(self) -> str:
         # The incarnation is part of it: a lease from before a restore is never taken for a new one.
         return f"{self._state.ledger.incarnation[:8]}-{secrets.token_hex(8)}"
 
-    def _leased(self, entry: NodeEntry, claimed: Claimed) -> dict[str, Any]:
+    def _leased(self, entry: NodeEntry, claimed: claim.Claimed) -> dict[str, Any]:
         state, task, now = self._state, claimed.task, self._state.clock.wall()
-        spec = TaskSpec.model_validate_json(task["spec"])
+        spec = claimed.spec
         leased = LeasedTask(
             task_id=task["task_id"],
             attempt=task["attempts"],
@@ -269,63 +276,13 @@ class Dispatcher:
         return self._signer.seal(canonical(body)) if entry.kind == "hmac" else body
 
 
-def _claim(
-    tx: Tx, task_id: str, lease_id: str, who: ledger_tasks.Who, *, session: str | None,
-    acked: bool, vram_mb: int, uuids: list[str],
-) -> Claimed | None:  # fmt: skip
-    # A session that began while this claim waited for its turn may be of another machine.
-    if tx.row("SELECT 1 FROM nodes WHERE node_id = ? AND token_sha256 IS NOT ?",
-              who.node_id, session):  # fmt: skip
-        return None
-    task = tx.row("SELECT * FROM tasks WHERE task_id = ? AND state = 'queued'", task_id)
-    if task is None:
-        return None
-    inputs = _manifest(tx, task)
-    if isinstance(inputs, str):
-        results.fail_queued(tx, task, "E_INPUT", inputs)
-        return None
-    gpus = {"uuids": uuids, "vram_mb": vram_mb or None}
-    claimed = ledger_tasks.claim(tx, task_id, lease_id, who, acked=acked, gpus=gpus)
-    return None if claimed is None else Claimed(claimed, inputs)
-
-
-def _manifest(tx: Tx, task: Row) -> dict[str, LeasedInput] | str:
-    """Where the node gets each input; a sentence when one cannot be had any more."""
-    out: dict[str, LeasedInput] = {}
-    for name, source in TaskSpec.model_validate_json(task["spec"]).inputs.items():
-        if isinstance(source, InlineInput):
-            out[name] = LeasedInput(inline=source.inline, encoding=source.encoding)
-        elif isinstance(source, UrlInput):
-            out[name] = LeasedInput(url=source.url, sha256=source.sha256)
-        else:
-            found = resolve_input(tx, task["submitter"], source)
-            if found is None:
-                return f"input '{name}' is not there: {json.dumps(source.model_dump())}"
-            out[name] = LeasedInput(sha256=found["sha256"], size=found["size"])
-    return out
-
-
-def resolve_input(tx: Tx, submitter: str, source: BlobInput | TaskInput) -> Row | None:
-    """The blob (sha256, size) behind an input, or None."""
-    if isinstance(source, BlobInput):
-        return tx.row(
-            "SELECT sha256, size FROM blobs WHERE sha256 = ? AND submitter = ?",
-            source.sha256, submitter,
-        )  # fmt: skip
-    return tx.row(
-        "SELECT a.sha256, a.size FROM artifacts a JOIN tasks t USING (task_id)"
-        " WHERE a.task_id = ? AND a.name = ? AND t.submitter = ?",
-        source.from_task, source.artifact, submitter,
-    )  # fmt: skip
-
-
-def _gpu_uuid(entry: NodeEntry, slot: str) -> list[str]:
+def _gpu_uuid(entry: NodeEntry, slot: str) -> tuple[str, ...]:
     gpus = entry.info.capabilities.gpu if entry.info else None
     if not slot.startswith("gpu") or not isinstance(gpus, list):
-        return []
+        return ()
     index = int(slot[3:])
-    return [gpus[index].uuid or gpus[index].name] if index < len(gpus) else []
+    return (gpus[index].uuid or gpus[index].name,) if index < len(gpus) else ()
 
 
-def _nothing(code: str, message: str) -> PollAnswer:
-    return PollAnswer(reasons=[Reason(code=code, message=message)])
+def _nothing(code: str, message: str, entry: NodeEntry) -> PollAnswer:
+    return PollAnswer(reasons=[Reason(code=code, message=message)], wanted=entry.wanted)

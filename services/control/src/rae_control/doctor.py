@@ -28,11 +28,10 @@ from rae_control.ledger.store import connect, fetch
 from rae_control.queue import RqQueue
 from rae_control.redis_server import find_server
 from rae_control.systemd import is_private
+from rae_control.wsgi import OWN_FILES, connections
 
 SQLITE_LEAST = (3, 51, 3)
 RQ_TESTED = ("2.12", "3.0")
-# Sockets of polls are not all: ledger, Redis, blobs, gunicorn's own.
-OTHER_FILES = 256
 # They are written each night; one may be missed.
 BACKUP_HOURS = 50
 
@@ -60,7 +59,7 @@ def examine(
     polls: int,
     credentials: Path | None = None,
 ) -> Iterator[Finding]:
-    """All findings, in the order in which one would mend them."""
+    """All findings, in the order in which one would fix them."""
     have = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", sys.version_info >= (3, 10), have, "install Python 3.10 or newer")
     sqlite = apsw.sqlite_lib_version()
@@ -70,8 +69,8 @@ def examine(
     yield Finding("rq", queue.startswith(RQ_TESTED), f"{queue}, tested are {tested}",
                   "install the version that constraints.txt names")  # fmt: skip
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield Finding("open files", soft >= polls + OTHER_FILES, f"{soft} for {polls} long polls",
-                  f"ulimit -n {polls + OTHER_FILES}, or LimitNOFILE= in the unit")  # fmt: skip
+    yield Finding("open files", connections(soft) >= polls, f"{soft} for {polls} long polls",
+                  f"ulimit -n {polls + OWN_FILES}, or LimitNOFILE= in the unit")  # fmt: skip
     yield _bind_is_private(host)
     if not data.is_dir():
         yield Finding("data folder", False, f"there is no {data}",

@@ -20,6 +20,23 @@ T = TypeVar("T")
 PIECE = 1024 * 1024
 
 
+# Control's own, beside its files; nodes of `serve --dev` have theirs.
+FOLDERS = ("blobs", "log", "logs", "redis", "run")
+_FILES = ("ledger.*", "*.key", "credentials.*", "files.lock", "redis.sock", "restore.*",
+          "before-*", "restore-*")  # fmt: skip
+
+
+def close_to_others(data: Path) -> None:
+    """Take away from others what an earlier version, or a looser umask, gave them of the folder.
+
+    What lies in a closed folder needs nothing more.
+    """
+    found = [path for name in (*FOLDERS, *_FILES) for path in data.glob(name)]
+    for path in found:
+        if not path.is_symlink():  # what somebody put elsewhere is his business
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+
 def in_thread(function: Callable[..., T], *args: Any, pool: ThreadPool | None = None) -> T:
     """Run what may block in a native thread while other greenlets go on."""
     value, error = (pool or gevent.get_hub().threadpool).apply(_outcome, (function, args))
@@ -47,6 +64,11 @@ class BlobStore:
         self._naming = get_original("_thread", "allocate_lock")()
         for leftover in self._parts.iterdir():
             leftover.unlink()
+
+    @property
+    def aside(self) -> Path:
+        """Where files lie that are no blobs (yet), on the data's own disk."""
+        return self._parts
 
     def path(self, sha256: str) -> Path:
         """Where a blob lies, or would lie."""
@@ -124,12 +146,25 @@ class LogStore:
         root.mkdir(parents=True, exist_ok=True)
 
     def write(self, task_id: str, attempt: int, offset: int, data: bytes) -> None:
-        """Write a chunk; what goes beyond the limit is cut off. Raises RaeError `disk_low`."""
+        """Write a chunk; what goes beyond the limit is cut off.
+
+        Not on the disk until `sync`. Raises RaeError `log_gap`, `disk_low`.
+        """
         data = data[: max(0, self._max - offset)]
         if not data:
             return
         try:
             in_thread(self._write, self._path(task_id, attempt), offset, data)
+        except OSError as error:
+            raise RaeError("disk_low", f"the log cannot be written: {error.strerror}") from error
+
+    def sync(self, task_id: str, attempt: int) -> None:
+        """Make the log durable, if there is one. Raises RaeError `disk_low`."""
+        path = self._path(task_id, attempt)
+        if not path.exists():  # most tasks have none: a thread would cost more than this look
+            return
+        try:
+            in_thread(self._sync, path)
         except OSError as error:
             raise RaeError("disk_low", f"the log cannot be written: {error.strerror}") from error
 
@@ -156,17 +191,23 @@ class LogStore:
 
     @staticmethod
     def _write(path: Path, offset: int, data: bytes) -> None:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            # A hole would read as zeros: a chunk that comes too early waits for its sender.
-            if offset > os.fstat(handle).st_size:
-                raise RaeError("invalid_body", f"the log has only {os.fstat(handle).st_size} bytes")
+            # A hole would read as zeros. A power cut may have taken what was stored and answered.
+            size = os.fstat(handle).st_size
+            if offset > size:
+                raise RaeError("log_gap", f"the log has only {size} bytes", offset=size)
             # A disk that is nearly full takes less than it is given.
             while data:
                 written = os.pwrite(handle, data, offset)
                 data, offset = data[written:], offset + written
         finally:
             os.close(handle)
+
+    def _sync(self, path: Path) -> None:
+        with path.open("rb") as handle:
+            os.fsync(handle)
+        sync_folder(self._root)
 
     @staticmethod
     def _read(path: Path, offset: int, limit: int) -> bytes:

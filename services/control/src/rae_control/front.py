@@ -1,26 +1,141 @@
-"""gunicorn's worker with our answer to what is no HTTP request; its words stay out of the log."""
+"""gunicorn's worker with our limits on what strangers and slow lines hold.
+
+Each connection is a visit (core/gate.py); each body has a time limit. What is no HTTP request gets
+our answer, and its words stay out of the log.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import time
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import gevent
+from gevent.local import local
+from gevent.monkey import get_original
 from gunicorn import util
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
+from rae_control.core.gate import Gate, Visit
+from rae_control.core.limits import Bucket
 from rae_control.log import facts
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
+from rae_protocol.names import MAX_BLOB_BYTES, MAX_RESULT_BYTES
 
 log = logging.getLogger(__name__)
+_Socket = get_original("socket", "socket")
+
+# The request line and headers of a connection that has shown no known token (others: keepalive).
+HEAD_S = 10.0
+# A small body, and any of a stranger, in all.
+SMALL, SMALL_S = 64 * 1024, 10.0
+# A larger one: at least so many bytes a second, after a while in which it may be slower.
+LEAST_RATE, SLOW_S, LONGEST_S = 1024, 30.0, 3600.0
+# What is read and dropped of a body that was answered early, in bytes and seconds: a socket that is
+# closed while bytes lie in it resets the connection, and the answer may be lost with it.
+LEFT_OF_KNOWN, LEFT_OF_STRANGERS = (MAX_RESULT_BYTES, 20.0), (MAX_BLOB_BYTES, 10.0)
+
+
+class Intake:
+    """A request's body as it comes in: `wsgi.input`, with a time limit."""
+
+    def __init__(self, request: Any, visit: Visit) -> None:
+        self._request, self._body = request, request.body
+        self.visit = visit
+        headers = dict(request.headers)
+        length = headers.get("CONTENT-LENGTH", "")
+        self._length = int(length) if length.isdigit() else 0
+        self.unread = self._length or int("TRANSFER-ENCODING" in headers)
+        self._began: float | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Where the next request begins is not known (gunicorn asks)."""
+        return bool(getattr(self._body, "failed", False))
+
+    def end_after(self) -> None:
+        """The connection ends with this answer."""
+        self._request.force_close()
+
+    def read(self, size: int | None = None) -> bytes:
+        """Up to so many bytes; less only at the end. Raises RaeError `body_too_slow`."""
+        if self._began is None:
+            self._began = time.monotonic()
+        left = self.unread if size is None else min(size, self.unread)
+        pieces = []
+        while left > 0:
+            wanted = min(left, SMALL)
+            with gevent.Timeout(self._seconds(wanted), RaeError("body_too_slow")):
+                piece = self._body.read(wanted)
+            if not piece:
+                break
+            pieces.append(piece)
+            left -= len(piece)
+            self.unread -= len(piece)
+        return b"".join(pieces)
+
+    def _seconds(self, wanted: int) -> float:
+        """Until so many more bytes must be there."""
+        come = self._length - self.unread + wanted
+        allowed = time_for(self._length, come, known=self.visit.known)
+        return max(0.0, allowed - (time.monotonic() - float(self._began or 0.0)))
+
+
+def time_for(length: int, come: int, *, known: bool) -> float:
+    """Seconds from a body's start by which so many of its bytes must be there."""
+    if length <= SMALL or not known:
+        return SMALL_S
+    return min(LONGEST_S, SLOW_S + come / LEAST_RATE)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """Neither echoes nor logs a request that it could not parse: a token may be in there."""
+    """Bounds connections; neither echoes nor logs a request that it could not parse."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gate = Gate(time.monotonic)
+        self._here = local()
+        self._unreadable = Bucket(1.0, 20.0, 20.0, time.monotonic())  # lines of the log
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve a connection, or turn it away where its address has had too much."""
+        address = str(addr[0]) if isinstance(addr, tuple) else ""
+        visit = self._gate.enter(address, partial(_hang_up, client))
+        if not isinstance(visit, Visit):
+            error = RaeError("rate_limited", "too many connections came from this address")
+            with suppress(OSError):
+                client.setblocking(False)
+                _answer(client, HTTPStatus.TOO_MANY_REQUESTS, error, retry_after_s=visit)
+                client.shutdown(socket.SHUT_WR)
+            util.close(client)
+            return
+        self._here.visit = visit
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._gate.leave(visit)
+
+    def timeout_ctx(self) -> gevent.Timeout:
+        """For the time until a request's headers are there."""
+        return gevent.Timeout(self.cfg.keepalive if self._here.visit.known else HEAD_S, False)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Give the request's body its time limit; read on a while if it was not wanted."""
+        req.body = intake = Intake(req, self._here.visit)
+        # Where the next request is there already, nothing waits: others get their turn here.
+        gevent.sleep(0)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        finally:
+            if intake.unread:
+                _let_end(sock, *(LEFT_OF_KNOWN if intake.visit.known else LEFT_OF_STRANGERS))
 
     def notify(self) -> None:
         """Each second, from the loop that serves: not before it does, nor while it is blocked."""
@@ -39,16 +154,39 @@ class Worker(GeventWorker):  # type: ignore[misc]
             super().handle_error(req, client, addr, exc)
             return
         peer, cause = (addr or ("",))[0], type(exc).__name__
-        log.warning("request_unreadable", extra=facts(peer=peer, cause=cause))
+        if not self._unreadable.take(time.monotonic()):
+            log.warning("request_unreadable", extra=facts(peer=peer, cause=cause))
         status = HTTPStatus.BAD_REQUEST
         if isinstance(exc, LimitRequestLine):
             status = HTTPStatus.REQUEST_URI_TOO_LONG
         elif isinstance(exc, LimitRequestHeaders):
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        body = canonical(RaeError("invalid_request", cause).body())
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
         with suppress(OSError):
-            util.write_nonblock(client, head.encode() + body)
+            _answer(client, status, RaeError("invalid_request", cause))
+
+
+def _answer(
+    client: Any, status: HTTPStatus, error: RaeError, retry_after_s: float | None = None
+) -> None:
+    body = canonical(error.body())
+    retry = "" if retry_after_s is None else f"Retry-After: {max(1, round(retry_after_s))}\r\n"
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n{retry}"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    util.write_nonblock(client, head.encode() + body)
+
+
+def _hang_up(client: Any) -> None:
+    # Not gevent's shutdown: it raises in the greenlet that reads, which would be logged as an
+    # error. This way it reads the end of the connection.
+    with suppress(OSError), _Socket(fileno=os.dup(client.fileno())) as plain:
+        plain.shutdown(socket.SHUT_RDWR)
+
+
+def _let_end(sock: Any, most: int, seconds: float) -> None:
+    with suppress(OSError), gevent.Timeout(seconds, False):
+        sock.shutdown(socket.SHUT_WR)
+        while most > 0 and (piece := sock.recv(SMALL)):
+            most -= len(piece)
+            gevent.sleep(0)  # recv does not wait on a fast line; others get their turn here

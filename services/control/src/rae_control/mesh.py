@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import gevent
 from prometheus_client import CollectorRegistry
 
-from rae_control.auth import Authenticator
+from rae_control.auth import Authenticator, Skew
 from rae_control.config import ControlConfig
+from rae_control.core.takeovers import Takeovers
 from rae_control.dispatch import Dispatcher
 from rae_control.ledger import views
-from rae_control.ledger.store import Moved
+from rae_control.ledger.store import Moved, Row
 from rae_control.ledger.tasks import LIVE
 from rae_control.log import facts
 from rae_control.metrics import MeshCollector, Metrics
+from rae_control.nodes import NodeEntry
 from rae_control.queue import Op, RqQueue
 from rae_control.reaper import Reaper
 from rae_control.reconcile import QueueKeeper
@@ -37,14 +40,18 @@ class Mesh(State):
     ) -> None:  # fmt: skip
         super().__init__(data, config, clock, Metrics(registry or CollectorRegistry()))
         tokens = self.ledger.read(lambda db: views.all_rows(db, "tokens"))
-        self.auth = Authenticator(roots, self.nodes, tokens, clock, config.skew_s)
+        # Where no node ever registered there is nothing to repeat.
+        was_here = any(node.info is not None for node in self.nodes)
+        before = self.ledger.steady.believed(clock.boot()) if was_here else None
+        skew = Skew(config.skew_s, config.skew_ahead_s)
+        self.auth = Authenticator(roots, self.nodes, tokens, clock, skew, before)
         self.keeper = QueueKeeper(
             queue, self.writer, self.lanes, self.leases, slots=self._slots,
-            pushed=self._pushed,
             clock=clock, interval_s=config.reconcile_interval_s,
         )  # fmt: skip
-        self.dispatch = Dispatcher(self, self.keeper, self.auth.signer)
+        self.dispatch = Dispatcher(self, self.auth.signer)
         self.reaper = Reaper(self, self.dispatch.tell_cancel)
+        self.takeovers = Takeovers()
         self.metrics.registry.register(MeshCollector(self))
         self.retention = Retention(self, self.states.subtract)
         loops = (self.keeper.run, self.reaper.run, self.retention.run)
@@ -78,12 +85,19 @@ class Mesh(State):
         """The queue follows."""
         self.keeper.add(self._ops(move))
 
-    def follow_node(self) -> None:
-        """The worker entries follow."""
-        self.keeper.slots_changed()
+    def follow_queued(self, moves: Sequence[Moved]) -> None:
+        """Polls look again."""
+        self.dispatch.wake_for(moves)
 
-    def _pushed(self, counts: dict[str, int]) -> None:
-        self.dispatch.wake_for(counts)
+    def follow_node(self, entry: NodeEntry) -> None:
+        """Who may register and the worker entries follow, and the open poll looks again."""
+        self.auth.learn_node(entry)
+        self.keeper.slots_changed()
+        entry.wake()
+
+    def follow_token(self, row: Row) -> None:
+        """Who may call follows."""
+        self.auth.learn_token(row)
 
     def _slots(self) -> list[str]:
         return [f"{n.node_id}.{slot}" for n in self.nodes if n.online for slot in n.facts.slots]
@@ -91,15 +105,20 @@ class Mesh(State):
     def _ops(self, move: Moved) -> list[Op]:
         task_id, lane_id = move.task["task_id"], move.task["lane_id"]
         worker = f"{move.node_id}.{move.slot}" if move.node_id else ""
-        if move.new == "leased":
-            return [Op("start", task_id, lane_id, worker=worker)]
         ops = []
-        if move.old in LIVE and move.new not in LIVE:
-            ops.append(Op("finish", task_id, lane_id, worker=worker))
-        elif move.old == "queued":
-            ops.append(Op("drop", task_id, lane_id))
+        before = move.lane_before
+        if move.old == "queued":
+            verb = "leave" if move.new == "leased" else "drop"
+            ops.append(Op(verb, task_id, lane_id, move.event))
+        if move.new == "leased":
+            ops.append(Op("start", task_id, lane_id, move.event, worker=worker))
+        elif move.old in LIVE and move.new not in LIVE:
+            ops.append(Op("finish", task_id, before, move.event, worker=worker))
         if move.new == "queued":
-            lane = self.lanes.lanes.get(lane_id)
-            first = lane is not None and lane.oldest == move.task["seq"] and lane.queued > 1
-            ops.append(Op("push", task_id, lane_id, front=first))
+            lane = self.lanes.lanes[lane_id]
+            first = lane.oldest == move.task["seq"]
+            # A task that comes back, or becomes due, keeps its place before younger ones.
+            late = move.old is not None and lane.queued > 1
+            place: Literal["front", "middle", "back"] = "middle" if late else "back"
+            ops.append(Op("push", task_id, lane_id, move.event, place="front" if first else place))
         return ops

@@ -72,7 +72,7 @@ class Metrics:
         self._batch.observe(writes)
 
     def claim_lost(self) -> None:
-        """The queue had a task that the ledger had no more."""
+        """A poll looked for a task, and others had taken what there was."""
         self._claims.labels("lost").inc()
 
     def answered(self, operation: str, status: int) -> None:
@@ -131,7 +131,7 @@ class MeshCollector(Collector):
         yield _by("queued", "Queued tasks", "priority", queued)
         yield _by("nodes", "Nodes by state", "state", Count(node.state for node in mesh.nodes))
         blobs = mesh.read(views.stored)
-        for kind in ("push", "drop", "start", "finish"):
+        for kind in ("rewrite", "start", "finish"):
             keeper.repairs.setdefault(kind, 0)
         yield _by("queue_repairs", "Steps that brought the queue after the ledger, since the start",
                   "kind", keeper.repairs)  # fmt: skip

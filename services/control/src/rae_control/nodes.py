@@ -7,16 +7,25 @@ period before it counts as lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gevent.lock import RLock
 
-from rae_control.core.limits import Bucket
-from rae_control.core.matching import NodeFacts, facts_from, unmet
+from rae_control.core.limits import Bucket, Limit
+from rae_control.core.matching import (
+    Canonical,
+    NodeFacts,
+    Program,
+    facts_from,
+    program_of,
+    unmet,
+    without_program,
+)
 from rae_control.ledger.store import Row
-from rae_protocol.nodes import Availability, Command, RegisterRequest
+from rae_protocol.nodes import Availability, Command, RegisterRequest, Wanted
 
 
 @dataclass(slots=True)
@@ -41,6 +50,7 @@ class NodeEntry:
     facts: NodeFacts
     heard: float
     bucket: Bucket
+    registrations: Bucket
     availability: Availability = Availability.OPEN
     reasons: list[str] = field(default_factory=list)
     clock_offset_s: float | None = None
@@ -56,6 +66,11 @@ class NodeEntry:
         return self.info is not None and self.info.ack
 
     @property
+    def wanted(self) -> Wanted:
+        """What the operator wants of the node."""
+        return "work" if self.draining is None else "drain"
+
+    @property
     def state(self) -> str:
         """One word for people and programs."""
         if self.revoked:
@@ -66,7 +81,7 @@ class NodeEntry:
             return "cordoned"
         return "draining" if self.draining is not None else "online"
 
-    def fit(self, lane_id: str, requirements: dict[str, Any]) -> bool:
+    def fit(self, lane_id: str, requirements: Mapping[str, Any]) -> bool:
         """Whether work of this lane could ever run here; remembered until the node changes."""
         known = self.fits.get(lane_id)
         if known is None:
@@ -76,13 +91,22 @@ class NodeEntry:
         return known
 
     def order(self, command: Command) -> None:
-        """Queue an order and wake the poll that is open for it."""
+        """Queue an order and wake the poll that is open for it.
+
+        A lost one is made up for: each heartbeat names the wanted state, and leases to stop.
+        """
+        if command.command != "cancel":
+            self.commands = [item for item in self.commands if item.command == "cancel"]
         self.commands.append(command)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the node's open poll look again."""
         if self.poll is not None:
             self.poll.wake()
 
     def take_commands(self) -> list[Command]:
-        """The orders to deliver now. A lost answer is made up for by the next heartbeat."""
+        """The orders to deliver now."""
         taken, self.commands = self.commands, []
         return taken
 
@@ -90,11 +114,13 @@ class NodeEntry:
 class NodeTable:
     """All enrolled nodes, and who a token belongs to."""
 
-    def __init__(self, rate: float, burst: float) -> None:
+    def __init__(self, requests: Limit, registrations: Limit) -> None:
         self._entries: dict[str, NodeEntry] = {}
         self._by_token: dict[str, str] = {}
         self._old_tokens: dict[str, str] = {}
-        self._rate, self._burst = rate, burst
+        # How many nodes have a command or a Python task; an empty name: they do not say.
+        self._programs: Counter[Program] = Counter()
+        self._requests, self._registrations = requests, registrations
 
     def __iter__(self) -> Iterator[NodeEntry]:
         return iter(list(self._entries.values()))
@@ -108,15 +134,35 @@ class NodeTable:
         node_id = self._by_token.get(token_sha256)
         return None if node_id is None else self._entries.get(node_id)
 
-    def superseded(self, token_sha256: str) -> bool:
-        """Whether a newer agent took over from the one with this token."""
-        return token_sha256 in self._old_tokens
+    def wanted(self, req: Canonical) -> Canonical:
+        """The requirement as nodes are held to it.
+
+        Where no node has the command, any node may refuse it and say what there is.
+        """
+        program = program_of(req)
+        if program is None or self._programs[program] or self._programs[program[0], ""]:
+            return req
+        return without_program(req)
+
+    def another(self, req: Canonical, without: Collection[str], *, now: bool) -> bool:
+        """Whether an online node that is not among those fits; `now`: it takes work now."""
+        return any(
+            entry.node_id not in without
+            and entry.online
+            and (not now or (entry.state == "online" and entry.availability == Availability.OPEN))
+            and not unmet(req, entry.facts)
+            for entry in self
+        )
+
+    def superseded(self, token_sha256: str) -> str | None:
+        """The node where a newer agent took over from the one with this token."""
+        return self._old_tokens.get(token_sha256)
 
     def update(self, row: Row, now_boot: float) -> NodeEntry:
         """Take over a row of the ledger after its commit; keeps what only memory knows."""
         info = RegisterRequest.model_validate_json(row["info"]) if row["info"] else None
         before = self._entries.get(row["node_id"])
-        trusted = bool(row["trusted"]) and (info is None or info.trusted is not False)
+        trusted = bool(row["trusted"]) and info is not None and bool(info.trusted)
         caps = info.capabilities if info else RegisterRequest(node_id=row["node_id"]).capabilities
         facts = facts_from(
             row["node_id"], caps, trusted=trusted, slots=info.slots if info else None
@@ -139,10 +185,10 @@ class NodeTable:
             info=info,
             facts=facts,
             heard=now_boot,
-            bucket=before.bucket
-            if before
-            else Bucket(self._rate, self._burst, self._burst, now_boot),
+            bucket=before.bucket if before else self._requests.bucket(now_boot),
+            registrations=before.registrations if before else self._registrations.bucket(now_boot),
         )
+        self._count_programs(before, entry)
         if before is not None:
             self._forget_tokens(before)
             entry.poll, entry.claiming = before.poll, before.claiming
@@ -159,11 +205,33 @@ class NodeTable:
             self._old_tokens[entry.old_token_sha256] = entry.node_id
         return entry
 
+    def _count_programs(self, before: NodeEntry | None, entry: NodeEntry) -> None:
+        old, new = (Counter(_programs(one)) for one in (before, entry))
+        if old == new:
+            return
+        self._programs.subtract(old)
+        self._programs.update(new)
+        self._programs += Counter()  # what is 0 goes
+        for one in self:
+            one.fits.clear()
+
     def _forget_tokens(self, entry: NodeEntry) -> None:
         if entry.token_sha256:
             self._by_token.pop(entry.token_sha256, None)
         if entry.old_token_sha256:
             self._old_tokens.pop(entry.old_token_sha256, None)
+
+
+def _programs(entry: NodeEntry | None) -> list[Program]:
+    if entry is None or entry.revoked or entry.info is None:
+        return []
+    out: list[Program] = []
+    for kind, names in (("command", entry.facts.commands), ("task", entry.facts.python_tasks)):
+        if names is not None:
+            out += [(kind, name) for name in names]
+        elif entry.online:
+            out.append((kind, ""))
+    return out
 
 
 def info_json(request: RegisterRequest) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from rae_control import credentials, systemd
 from rae_control.config import ControlConfig
 from rae_control.errors import ConfigError
+from rae_control.files import close_to_others
 from rae_control.keys import load_roots
 from rae_control.ledger.store import refuse_unfinished
 
@@ -23,6 +24,7 @@ def become_server(data: Path, config: ControlConfig, redis_url: str) -> int:
     _refuse_password(redis_url)
     data = data.absolute()
     (data / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
+    close_to_others(data)
     refuse_unfinished(data)
     fds = systemd.listeners(os.environ, os.getpid())
     credentials.keep_tokens(data, credentials.tokens(secrets))

@@ -1,21 +1,26 @@
 """The tasks' RQ and Redis: with `chores.py`, which has a queue of its own, all that knows them.
 
 Every queued task is an RQ job (JSON serializer, only the task_id in it) in a queue named after its
-lane; every slot of a node is an RQ worker entry; so `rq info` tells the truth. Nothing here decides
-anything: a claim counts only when the ledger says so, and all of it can be rebuilt from the ledger.
+lane; every slot of a node is an RQ worker entry; so `rq info` tells the truth. Nothing is read from
+here to decide anything: claims come from the ledger's own index, so work goes on without Redis, and
+all of this can be rebuilt from the ledger.
+
+No step costs by the length of a queue. A task that leaves from the middle of a queue takes the
+first entry with it: the length is right at once, and the entries when the lane is next rewritten.
 
 Traps of RQ that this module steps around (seen in 2.12 and 3.0): `rq info` and rq workers expire
-started jobs by themselves, so entries live for days and the reaper decides; several-queue dequeue
-uses BLPOP, which can lose a job, so one Lua script takes it; a `Worker` lifts the connection's
-socket timeout; `rq info` lists only workers of queues that exist, so all slots stand on one.
+started jobs by themselves, so entries live for days and the reaper decides; a `Worker` lifts the
+connection's socket timeout; `rq info` lists only workers of queues that exist, so all slots stand
+on one; `Queue.all` and `Worker.all_keys` fail on any name that another program left there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import redis
 from redis.backoff import NoBackoff
@@ -31,16 +36,19 @@ from rae_control.errors import QueueUnavailable
 SLOTS_QUEUE = "slots"
 CHORES_QUEUE = "rae-chores"  # an ordinary queue with an rq worker: `chores.py`
 _DAYS = 30 * 86400
-_ROUND_TRIP = 500  # steps
+_MARK = "rae:shown-by"
+_ROUND_TRIP = 100  # steps; others go on in between
 _FUNCTION = "rae_control.queue.not_for_rq_workers"
 
-# Runs on Redis 6.0 and newer: first queue with a job in it wins.
-_CLAIM = """
-for i, key in ipairs(KEYS) do
-  local id = redis.call('LPOP', key)
-  if id then return {i, id} end
+# In between stands the submitter's name: in old ledgers anything.
+_LANE = re.compile(r"p[0-9]\..*\.[0-9a-f]{10}", re.DOTALL)
+
+# Runs on Redis 6.0 and newer: one entry goes, the task's own where that costs nothing.
+_LEAVE = """
+if redis.call('LINDEX', KEYS[1], -1) == ARGV[1] and redis.call('LINDEX', KEYS[1], 0) ~= ARGV[1] then
+  return redis.call('RPOP', KEYS[1])
 end
-return false
+return redis.call('LPOP', KEYS[1])
 """
 
 
@@ -51,12 +59,17 @@ def not_for_rq_workers(task_id: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One step to bring the queue after the ledger: push, drop, start, finish; clear a lane."""
+    """One step to bring the queue after the ledger.
+
+    push, leave (to be started), drop (without a start), start, finish (a started one).
+    `event`: the ledger's event that it follows. `place`: where a pushed task belongs in its lane.
+    """
 
     verb: str
     task_id: str
     lane_id: str
-    front: bool = False
+    event: int
+    place: Literal["front", "middle", "back"] = "back"
     worker: str = ""
 
 
@@ -66,6 +79,7 @@ class Health:
 
     version: str = "0"
     used_memory: int = 0
+    run_id: str = ""
     aof: bool = False
     aof_ok: bool = False
     policy: str = "unknown"
@@ -80,7 +94,6 @@ class RqQueue:
         self._redis = self._connect(url)
         # Worker objects change their connection's timeout: they get a pool of their own.
         self._worker_redis = self._connect(url)
-        self._claim_script = self._redis.register_script(_CLAIM)
         self._executions: dict[str, Execution] = {}
         self._queues: dict[str, Queue] = {}
         self._workers: dict[str, Worker] = {}
@@ -94,11 +107,6 @@ class RqQueue:
             retry=Retry(NoBackoff(), 1),
         )
 
-    def ping(self) -> None:
-        """Raises QueueUnavailable when Redis is away."""
-        with redis_errors():
-            self._redis.ping()
-
     def health(self) -> Health:
         """What the server says of itself."""
         with redis_errors():
@@ -106,6 +114,7 @@ class RqQueue:
         return Health(
             version=str(info["redis_version"]),
             used_memory=int(info["used_memory"]),
+            run_id=str(info["run_id"]),
             aof=bool(info.get("aof_enabled")),
             aof_ok=info.get("aof_last_write_status", "ok") == "ok",
             policy=str(info.get("maxmemory_policy", "unknown")),
@@ -116,57 +125,81 @@ class RqQueue:
         self._redis.close()
         self._worker_redis.close()
 
-    def claim(self, lanes: Sequence[str]) -> tuple[str, str] | None:
-        """Take the first task of the first lane that has one: (lane_id, task_id)."""
-        if not lanes:
-            return None
-        with redis_errors():
-            found: Any = self._claim_script(keys=[self._queue(lane).key for lane in lanes])
-        if not found:
-            return None
-        return lanes[int(found[0]) - 1], found[1].decode()
-
-    def apply(self, ops: Sequence[Op]) -> None:
-        """Bring the queue after the ledger, in order.
-
-        A task that is pushed twice stands there twice: the claim that meets the second one fails
-        in the ledger, and that is cheaper than to search a long lane with each push.
-        """
-        steps = {"push": self._push, "start": self._start, "clear": self._clear}
+    def apply(self, ops: Sequence[Op]) -> set[str]:
+        """Bring the queue after the ledger, in order; returns lanes whose entries drifted."""
+        steps = {
+            "push": self._push, "leave": self._leave, "drop": self._drop, "start": self._start,
+            "finish": self._finish,
+        }  # fmt: skip
+        drifted = {op.lane_id for op in ops if op.place == "middle"}
         for first in range(0, len(ops), _ROUND_TRIP):
+            left: list[tuple[int, Op]] = []
             with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
                 for op in ops[first : first + _ROUND_TRIP]:
-                    steps.get(op.verb, self._finish)(op, pipe)
+                    if op.verb in {"leave", "drop"}:
+                        left.append((len(pipe), op))
+                    steps[op.verb](op, pipe)
+                results = pipe.execute()
+            drifted |= {op.lane_id for at, op in left if results[at] != op.task_id.encode()}
+        return drifted
+
+    def rewrite(self, lane_id: str, task_ids: Sequence[str]) -> None:
+        """Make these, in this order, all that is queued in a lane."""
+        queue = self._queue(lane_id)
+        part = f"{queue.key}:part"
+        with redis_errors():
+            self._redis.delete(part)
+            for first in range(0, len(task_ids), _ROUND_TRIP):
+                self._append(queue, part, task_ids[first : first + _ROUND_TRIP])
+            with self._redis.pipeline() as pipe:
+                if task_ids:
+                    pipe.sadd(queue.redis_queues_keys, queue.key)
+                    pipe.rename(part, queue.key)
+                else:
+                    pipe.delete(queue.key)
                 pipe.execute()
+
+    def _append(self, queue: Queue, key: str, task_ids: Sequence[str]) -> None:
+        known: Any = self._redis.exists(*(Job.key_for(task_id) for task_id in task_ids))
+        with self._redis.pipeline(transaction=False) as pipe:
+            if known < len(task_ids):
+                for task_id in task_ids:
+                    self._job(task_id, queue.name).save(pipeline=pipe, include_meta=False)
+            pipe.rpush(key, *task_ids)
+            pipe.execute()
 
     def _push(self, op: Op, pipe: Any) -> None:
         queue = self._queue(op.lane_id)
         pipe.sadd(queue.redis_queues_keys, queue.key)
-        self._job(op).save(pipeline=pipe, include_meta=False)
-        queue.push_job_id(op.task_id, pipeline=pipe, at_front=op.front)
+        self._job(op.task_id, op.lane_id).save(pipeline=pipe, include_meta=False)
+        queue.push_job_id(op.task_id, pipeline=pipe, at_front=op.place == "front")
+
+    def _leave(self, op: Op, pipe: Any) -> None:
+        pipe.eval(_LEAVE, 1, self._queue(op.lane_id).key, op.task_id)
+
+    def _drop(self, op: Op, pipe: Any) -> None:
+        self._leave(op, pipe)
+        pipe.delete(Job.key_for(op.task_id))
 
     def _start(self, op: Op, pipe: Any) -> None:
-        queue, job = self._queue(op.lane_id), self._job(op)
+        queue, job = self._queue(op.lane_id), self._job(op.task_id, op.lane_id)
         pipe.sadd(queue.redis_queues_keys, queue.key)
         job.save(pipeline=pipe, include_meta=False)
         job.prepare_for_execution(op.worker, pipeline=pipe)
+        if (older := self._executions.pop(op.task_id, None)) is not None:
+            older.delete(job, pipeline=pipe)
         self._executions[op.task_id] = Execution.create(
             job, _DAYS, pipeline=pipe, worker_name=op.worker
         )
         self._worker(op.worker).set_state(WorkerStatus.BUSY, pipeline=pipe)
 
-    def _clear(self, op: Op, pipe: Any) -> None:
-        pipe.delete(self._queue(op.lane_id).key)
-
     def _finish(self, op: Op, pipe: Any) -> None:
-        job, queue = self._job(op), self._queue(op.lane_id)
+        job, queue = self._job(op.task_id, op.lane_id), self._queue(op.lane_id)
         execution = self._executions.pop(op.task_id, None)
         # Not started by this process (or lost by Redis): look up what the registry still has.
         for item in [execution] if execution else self._executions_of(job, queue):
             item.delete(job, pipeline=pipe)
         pipe.delete(job.key, job.execution_registry.key)
-        if op.verb == "drop":
-            pipe.lrem(queue.key, 0, op.task_id)
         if op.worker:
             self._worker(op.worker).set_state(WorkerStatus.IDLE, pipeline=pipe)
 
@@ -199,28 +232,102 @@ class RqQueue:
 
     def slots(self) -> set[str]:
         """The names of the worker entries whose hash exists."""
+        prefix = Worker.redis_worker_namespace_prefix
         with redis_errors():
-            names = {key.rsplit(":", 1)[1] for key in Worker.all_keys(connection=self._redis)}
+            names = [key[len(prefix) :] for key in self._members("rq:workers", prefix)]
             # A worker without a dot in its name is a real one, for chores.
-            return {
-                n for n in names
-                if "." in n and self._redis.exists(Worker.redis_worker_namespace_prefix + n)
-            }  # fmt: skip
+            ours = [name for name in names if "." in name]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for name in ours:
+                    pipe.exists(prefix + name)
+                there = pipe.execute()
+        return {name for name, found in zip(ours, there, strict=True) if found}
 
     def lanes(self) -> dict[str, int]:
-        """The queues that RQ knows with their lengths."""
+        """The lanes that RQ knows, with their lengths; -1 where another kind of value stands."""
+        prefix = Queue.redis_queue_namespace_prefix
         with redis_errors():
-            found = Queue.all(connection=self._redis)
-            queues = [q for q in found if q.name not in {SLOTS_QUEUE, CHORES_QUEUE}]
+            names = [key[len(prefix) :] for key in self._members("rq:queues", prefix)]
+            lanes = [name for name in names if _LANE.fullmatch(name)]
             with self._redis.pipeline(transaction=False) as pipe:
-                for queue in queues:
-                    pipe.llen(queue.key)
-                return dict(zip((q.name for q in queues), pipe.execute(), strict=True))
+                for lane in lanes:
+                    pipe.llen(prefix + lane)
+                lengths = pipe.execute(raise_on_error=False)
+        return {
+            lane: length if isinstance(length, int) else -1
+            for lane, length in zip(lanes, lengths, strict=True)
+        }
+
+    def _members(self, key: str, prefix: str) -> list[str]:
+        """Those of a set that begin as ours do; others are another program's."""
+        found: Any = self._redis.smembers(key)
+        names = [name.decode(errors="replace") for name in found]
+        return [name for name in names if name.startswith(prefix)]
 
     def task_ids(self, lane_id: str) -> list[str]:
         """What is queued in a lane, in order."""
         with redis_errors():
             return list(self._queue(lane_id).get_job_ids())
+
+    def show(self, lane_ids: Sequence[str]) -> None:
+        """Have RQ list these lanes."""
+        if lane_ids:
+            keys = [self._queue(lane_id).key for lane_id in lane_ids]
+            with redis_errors():
+                self._redis.sadd("rq:queues", *keys)
+
+    def heal(self, lane_ids: Sequence[str], slots: Sequence[str]) -> None:
+        """Remove what stands in the place of our keys and is of another type."""
+        worker = Worker.redis_worker_namespace_prefix
+        kinds = {"rq:queues": b"set", "rq:workers": b"set"}
+        kinds |= {self._queue(lane).started_job_registry.key: b"zset" for lane in lane_ids}
+        kinds |= {f"{worker}{name}": b"hash" for name in slots}
+        with redis_errors():
+            for first in range(0, len(kinds), _ROUND_TRIP):
+                some = list(kinds)[first : first + _ROUND_TRIP]
+                with self._redis.pipeline(transaction=False) as pipe:
+                    for key in some:
+                        pipe.type(key)
+                    found = pipe.execute()
+                for key, kind in zip(some, found, strict=True):
+                    if kind not in {b"none", kinds[key]}:
+                        self._redis.delete(key)
+
+    def mark(self, name: str) -> None:
+        """Leave a mark that goes when somebody empties Redis."""
+        with redis_errors():
+            self._redis.set(_MARK, name)
+
+    def marked(self, name: str) -> bool:
+        """Whether the mark is still there."""
+        with redis_errors():
+            return bool(self._redis.get(_MARK) == name.encode())
+
+    def jobs(self) -> list[str]:
+        """The tasks that have a job."""
+        prefix, out = Job.redis_job_namespace_prefix, list[str]()
+        with redis_errors():
+            names = [key.decode() for key in self._redis.scan_iter(f"{prefix}*", count=1000)]
+            for first in range(0, len(names), _ROUND_TRIP):
+                some = names[first : first + _ROUND_TRIP]
+                with self._redis.pipeline(transaction=False) as pipe:
+                    for name in some:
+                        pipe.hget(name, "origin")
+                    origins = pipe.execute(raise_on_error=False)
+                out += [
+                    name[len(prefix) :]
+                    for name, origin in zip(some, origins, strict=True)
+                    if isinstance(origin, bytes)
+                    and _LANE.fullmatch(origin.decode(errors="replace"))
+                ]
+        return out
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        """Remove jobs of tasks that are neither queued nor leased."""
+        for first in range(0, len(task_ids), _ROUND_TRIP):
+            some = task_ids[first : first + _ROUND_TRIP]
+            with redis_errors():
+                self._redis.delete(*(Job.key_for(task_id) for task_id in some))
 
     def started(self, lane_id: str) -> set[str]:
         """The tasks of a lane that RQ shows as executing."""
@@ -233,6 +340,7 @@ class RqQueue:
         with redis_errors():
             queue = self._queue(lane_id)
             self._redis.srem(queue.redis_queues_keys, queue.key)
+            self._redis.delete(queue.key)
             self._queues.pop(lane_id, None)
 
     def _queue(self, lane_id: str) -> Queue:
@@ -243,16 +351,16 @@ class RqQueue:
             self._queues[lane_id] = queue
         return queue
 
-    def _job(self, op: Op) -> Job:
+    def _job(self, task_id: str, lane_id: str) -> Job:
         return Job.create(
             _FUNCTION,
-            args=(op.task_id,),
-            id=op.task_id,
+            args=(task_id,),
+            id=task_id,
             connection=self._redis,
-            origin=op.lane_id,
+            origin=lane_id,
             timeout=-1,
             status=JobStatus.QUEUED,
-            description=f"task {op.task_id}",
+            description=f"task {task_id}",
             serializer=JSONSerializer,
         )
 

@@ -1,14 +1,16 @@
-"""Keeps the queue after the ledger: pushes what was committed, repairs what Redis lost.
+"""Keeps the queue after the ledger: shows what was committed, repairs what Redis lost.
 
-One greenlet does all writing to the queue, in commit order. While Redis is away its steps are
-dropped; when it is back, the comparison with the ledger brings everything back.
+One greenlet does all writing to the queue, in commit order, and nothing waits for it. While Redis
+is away its steps are dropped; when it is back, every lane is compared with the ledger and rewritten
+where it differs.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Protocol
 
 import gevent
@@ -24,8 +26,9 @@ from rae_control.writer import LedgerWriter
 from rae_protocol.clock import Clock
 
 log = logging.getLogger(__name__)
-FULL_EVERY = 6
+DRIFTED_EVERY = 6
 GATHER_S = 0.01
+LOOK_S = 1.0  # whether Redis still has what it was given
 
 
 class Online(Protocol):
@@ -47,7 +50,6 @@ class QueueKeeper:
         leases: LeaseTable,
         *,
         slots: Online,
-        pushed: Callable[[dict[str, int]], None],
         clock: Clock,
         interval_s: float,
     ) -> None:
@@ -56,23 +58,23 @@ class QueueKeeper:
         self.repairs: Counter[str] = Counter()
         self.health = Health()
         self.compared, self.compare_took = clock.boot(), 0.0
-        # Taken from the queue by a claim that is not committed yet.
-        self.in_flight: set[str] = set()
         self._writer, self._lanes, self._leases = writer, lanes, leases
-        self._slots, self._pushed = slots, pushed
+        self._slots = slots
         self._clock, self._interval = clock, interval_s
         self._ops: list[Op] = []
+        self._drifted: set[str] = set()
+        # The ledger's last event when a lane was read from it to be rewritten.
+        self._read_at: dict[str, int] = {}
         self._slots_changed = True
         self._compare_now = True
         self._round = 0
-        self._wake, self._pushes = Event(), Event()
+        self._mark = secrets.token_hex(8)
+        self._wake = Event()
 
     def add(self, ops: Sequence[Op]) -> None:
         """Steps that follow a commit."""
         self._ops.extend(ops)
         self._wake.set()
-        if any(op.verb == "push" for op in ops):
-            self._pushes.set()
 
     def slots_changed(self) -> None:
         """A node came or went."""
@@ -80,7 +82,7 @@ class QueueKeeper:
         self._wake.set()
 
     def unavailable(self, error: QueueUnavailable) -> None:
-        """Somebody else noticed that Redis is away."""
+        """Redis does not answer: everything is compared when it does again."""
         if self.available:
             log.warning("queue_unavailable", extra=facts(error=str(error)))
         self.available = False
@@ -88,19 +90,19 @@ class QueueKeeper:
 
     def run(self) -> None:
         """The greenlet's loop; ends with the process."""
-        due = self._clock.boot()
+        due = looked = self._clock.boot()
         while True:
-            pause = self._interval if self.available else min(1.0, self._interval)
+            pause = min(LOOK_S, self._interval)
             self._wake.wait(max(0.0, min(pause, due - self._clock.boot())))
-            # Somebody waits for pushes. The rest gathers, and lets answers go out first.
-            self._pushes.wait(GATHER_S)
+            gevent.sleep(GATHER_S)  # steps gather, and answers go out first
             self._wake.clear()
-            self._pushes.clear()
             try:
                 if not self.available:
                     self._ops.clear()
-                    self._round = 0
-                    self.queue.ping()
+                    self.queue.heal(list(self._lanes.lanes), self._slots())
+                if self._clock.boot() - looked >= LOOK_S:
+                    looked = self._clock.boot()
+                    self._compare_now |= not self.queue.marked(self._mark)
                 self._apply()
                 if self._compare_now or self._clock.boot() >= due:
                     self._compare()
@@ -118,75 +120,93 @@ class QueueKeeper:
             self.queue.set_slots(self._slots())
         while self._ops:
             ops, self._ops = self._ops[:500], self._ops[500:]
-            self.queue.apply(ops)
-            counts: dict[str, int] = {}
-            for op in ops:
-                if op.verb == "push":
-                    counts[op.lane_id] = counts.get(op.lane_id, 0) + 1
-            if counts:
-                self._pushed(counts)
+            todo = [op for op in ops if not self._done(op)]
+            self._drifted |= self.queue.apply(todo)
+            self.queue.forget([op.task_id for op in ops if op.verb == "drop" and op not in todo])
+
+    def _done(self, op: Op) -> bool:
+        """Whether the lane was rewritten from a ledger that had this step's event already."""
+        return op.verb in {"push", "leave", "drop"} and op.event <= self._read_at.get(op.lane_id, 0)
 
     def _compare(self) -> None:
         """Compare ledger and queue and repair the queue.
 
-        Counts first; every sixth time also lane by lane, because equal counts may hide a swap.
+        Counts each time; entries where they drifted, now and then; everything after Redis was away.
         """
-        began = self._clock.boot()
-        full = self._compare_now or self._round % FULL_EVERY == 0
-        self._compare_now = False
+        began, health = self._clock.boot(), self.queue.health()
+        full = self._compare_now or health.run_id != self.health.run_id
+        self.health, self._compare_now = health, False
+        if full:
+            self.queue.heal(list(self._lanes.lanes), self._slots())
         self._round += 1
+        drifted: set[str] = set()
+        if self._round % DRIFTED_EVERY == 0:
+            drifted, self._drifted = self._drifted, drifted
+        # Without a step under way memory counts what Redis should hold at this moment, and Redis
+        # stays as it is: this greenlet alone changes it.
+        wanted = {name: lane.queued for name, lane in self._lanes.lanes.items()}
         have = self.queue.lanes()
-        heads = {row["lane_id"]: row for row in self._writer.read(views.lane_heads)}
-        fixed: dict[str, int] = {}
-        for lane_id in {*have, *heads}:
-            wanted = heads[lane_id]["queued"] if lane_id in heads else 0
-            if full or have.get(lane_id, 0) != wanted:
-                missing = self._repair_lane(lane_id)
-                if missing:
-                    fixed[lane_id] = missing
-        self._repair_started({*have, *heads}, self.queue.set_slots(self._slots()))
+        lanes = {*have, *wanted}
+        self.queue.show([lane_id for lane_id in wanted if lane_id not in have])
+        rewritten = [
+            lane_id
+            for lane_id in lanes
+            if (full or lane_id in drifted or have.get(lane_id, 0) != wanted.get(lane_id, 0))
+            and self._repair_lane(lane_id, known=have.get(lane_id, 0) >= 0)
+        ]
+        self._repair_started(lanes, self.queue.set_slots(self._slots()))
+        if full:
+            self._forget_others(lanes)
+            self.queue.mark(self._mark)
         busy = {lease.lane_id for lease in self._leases}
         for lane_id in have:
             if lane_id not in self._lanes.lanes and lane_id not in busy:
                 self.queue.forget_lane(lane_id)
-        self.health = self.queue.health()
+                self._read_at.pop(lane_id, None)
         self.compared = self._clock.boot()
         self.compare_took = self.compared - began
-        if fixed:
-            log.warning("queue_repaired", extra=facts(pushed=sum(fixed.values())))
-            self._pushed(fixed)
+        if rewritten:
+            log.warning("queue_repaired", extra=facts(lanes=len(rewritten)))
 
-    def _repair_lane(self, lane_id: str) -> int:
-        queued = self.queue.task_ids(lane_id)
-        wanted = self._writer.read(lambda db: views.queued_ids(db, lane_id))
-        # What is on its way in either direction needs no repair. (One that slips through does no
-        # harm: the claim that finds it fails in the ledger.)
-        moving = {op.task_id for op in self._ops} | self.in_flight
-        have, want = set(queued) | moving, set(wanted)
-        twice = {task_id for task_id, count in Counter(queued).items() if count > 1}
-        missing = [task_id for task_id in wanted if task_id not in have]
-        leased = {lease.task_id for lease in self._leases}
-        extra = set(queued) - want - leased - moving
-        ops = [Op("drop", task_id, lane_id) for task_id in extra]
-        if not twice and (len(missing) == len(wanted) or len(missing) < 50):
-            ops += [Op("push", task_id, lane_id) for task_id in missing]
-        else:
-            ops = [Op("clear", "", lane_id)]
-            ops += [Op("push", task_id, lane_id) for task_id in wanted if task_id not in moving]
-        self.queue.apply(ops)
-        self.repairs.update(op.verb for op in ops)
-        return len(missing)
+    def _forget_others(self, lanes: set[str]) -> None:
+        """Jobs of tasks that ended while Redis was away."""
+        kept = {lease.task_id for lease in self._leases}
+        for lane_id in lanes:
+            kept.update(self.queue.task_ids(lane_id))
+        found = self.queue.jobs()
+        # Read last: what was queued or leased meanwhile has its step here, still.
+        kept.update(op.task_id for op in self._ops)
+        self.queue.forget([task_id for task_id in found if task_id not in kept])
+
+    def _repair_lane(self, lane_id: str, *, known: bool) -> bool:
+        """Rewrite a lane that is not as the ledger has it; `known`: it can be read."""
+        have = self.queue.task_ids(lane_id) if known else None
+        event, wanted = self._writer.read(lambda db: views.queued_ids(db, lane_id))
+        moving = {op.task_id for op in self._ops if op.event <= event and op.lane_id == lane_id}
+        if have is not None and _settled(have, moving) == _settled(wanted, moving):
+            return False
+        self.queue.rewrite(lane_id, wanted)
+        self._read_at[lane_id] = event
+        self.repairs["rewrite"] += 1
+        return True
 
     def _repair_started(self, lanes: set[str], fresh: set[str]) -> None:
-        wanted = {lease.task_id: lease for lease in self._leases}
+        leased: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for lease in self._leases:
+            leased[lease.lane_id][lease.task_id] = f"{lease.node_id}.{lease.slot}"
         ops: list[Op] = []
-        for lane_id in {*lanes, *(lease.lane_id for lease in wanted.values())}:
-            shown = self.queue.started(lane_id)
-            ops += [Op("finish", t, lane_id) for t in shown if t not in wanted]
-            for t, lease in wanted.items():
-                worker = f"{lease.node_id}.{lease.slot}"
-                if lease.lane_id == lane_id and (t not in shown or worker in fresh):
-                    # An old file of Redis may have it as queued, still.
-                    ops += [Op("drop", t, lane_id), Op("start", t, lane_id, worker=worker)]
+        for lane_id in {*lanes, *leased}:
+            shown, wanted = self.queue.started(lane_id), leased[lane_id]
+            ops += [Op("finish", t, lane_id, 0) for t in shown if t not in wanted]
+            ops += [
+                Op("start", t, lane_id, 0, worker=worker)
+                for t, worker in wanted.items()
+                if t not in shown or worker in fresh
+            ]
         self.queue.apply(ops)
         self.repairs.update(op.verb for op in ops)
+
+
+def _settled(task_ids: Sequence[str], moving: set[str]) -> list[str]:
+    """Without those that a step under way will push or take."""
+    return [task_id for task_id in task_ids if task_id not in moving] if moving else list(task_ids)

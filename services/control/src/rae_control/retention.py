@@ -12,8 +12,8 @@ from pathlib import Path
 
 import gevent
 
-from rae_control.ledger import retention
-from rae_control.ledger.store import Row, Tx
+from rae_control.ledger import blobs, retention
+from rae_control.ledger.store import BATCH_S
 from rae_control.log import facts
 from rae_control.state import State
 from rae_protocol.errors import RaeError
@@ -21,8 +21,6 @@ from rae_protocol.errors import RaeError
 log = logging.getLogger(__name__)
 DAY_S = 86400.0
 BATCH = 100
-# The writer is held for this long at most; what is left comes in the next batch.
-BATCH_S = 0.01
 
 
 @contextmanager
@@ -65,8 +63,11 @@ class Retention:
 
     def _tasks(self) -> None:
         state = self._state
-        before = state.clock.wall() - state.config.retention_days * DAY_S
-        while done := state.write(partial(self._batch, before=before)):
+        before = state.ledger.earliest() - state.config.retention_days * DAY_S
+        look = partial(retention.over, before=before, limit=BATCH)
+        while (names := state.read(look)) and (
+            done := state.write_some(partial(retention.summarise, names=names, before=before))
+        ):
             self._removed(Counter(str(task["state"]) for task in done))
             # Only now: a commit that failed must not have cost a log.
             for task in done:
@@ -80,22 +81,17 @@ class Retention:
         while state.write(partial(retention.forget_node_events, before=before, limit=BATCH)):
             gevent.sleep(BATCH_S)
 
-    def _batch(self, tx: Tx, before: float) -> list[Row]:
-        clock = self._state.clock
-        end = clock.boot() + BATCH_S
-        return retention.summarise(tx, before, BATCH, lambda: clock.boot() < end)
-
     def _rows(self) -> None:
         state = self._state
-        before = state.clock.wall() - state.config.blob_grace_s
-        blobs = state.read(partial(retention.unread_blobs, before=before))
-        for start in range(0, len(blobs), BATCH):
-            some_blobs = blobs[start : start + BATCH]
-            state.write(partial(retention.drop_blobs, blobs=some_blobs, before=before))
+        before = state.ledger.earliest() - state.config.blob_grace_s
+        found = state.read(partial(blobs.unread, before=before))
+        for start in range(0, len(found), BATCH):
+            some_blobs = found[start : start + BATCH]
+            state.write(partial(blobs.drop, blobs=some_blobs, before=before))
 
     def _files(self) -> None:
         state = self._state
-        before = state.clock.wall() - state.config.blob_grace_s
+        before = state.ledger.earliest() - state.config.blob_grace_s
         logs = state.logs.older(before)
         for task_id in state.read(partial(retention.unknown_tasks, names=list(logs))):
             state.logs.remove(task_id, logs[task_id])

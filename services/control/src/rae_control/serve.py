@@ -23,6 +23,7 @@ from rae_control import __version__, care
 from rae_control.config import ControlConfig, load_config
 from rae_control.credentials import Token, keep_tokens
 from rae_control.errors import ConfigError, ControlError, DiskFull
+from rae_control.files import FOLDERS, close_to_others
 from rae_control.keys import load_roots
 from rae_control.ledger.store import refuse_unfinished
 from rae_control.production import become_server
@@ -30,6 +31,7 @@ from rae_control.redis_server import arguments, find_server, socket_path
 from rae_control.wsgi import die_with_parent
 from rae_protocol.errors import in_words
 from rae_protocol.signing import EnvelopeSigner
+from rae_protocol.terminal import complain, run_program, say
 
 START_WAIT_S = 20.0
 RESTART_PAUSE_S, RESTART_PAUSE_MAX_S = 0.2, 10.0
@@ -38,11 +40,16 @@ EPILOG = """exit codes: 0 stopped on request or all is well, 1 failed or somethi
 usage or setting, 3 the data folder is served by another process, 4 a newer version wrote the
 ledger, 6 no Redis server found, 7 the ledger is damaged, 8 the backup is damaged, 9 the disk is
 full, 10 the system does not let the ledger be used, 11 a restore has to be run again, 12 a
-chore failed"""
+chore failed, 141 the output's reader has gone"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `rae-control`."""
+    return run_program("rae-control", lambda: _main(argv))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="rae-control", description="The control host of RAE Mesh.", epilog=EPILOG
     )
@@ -62,12 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                        help="override a setting, e.g. heartbeat_interval_s=1.5")  # fmt: skip
     serve.set_defaults(run=_serve)
     care.add_verbs(verbs, _folder)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    args = build_parser().parse_args(argv)
     try:
         code: int = args.run(args)
         return code
     except ControlError as error:
-        print(f"rae-control: {error}", file=sys.stderr)
+        complain("rae-control", str(error))
         return error.rc
 
 
@@ -78,6 +89,7 @@ def _serve(args: argparse.Namespace) -> int:
             "serve needs --dev, which brings a Redis along and knows --port, or else --redis URL"
             " (and then a socket passed by systemd, or RAE_BIND_ADDRESS and RAE_PORT)"
         )
+    os.umask(0o077)  # for all that is made from here on, also by Redis and gunicorn
     try:
         if args.redis:
             return become_server(args.data, config, args.redis)
@@ -115,10 +127,11 @@ class DevServer:
         """Serve until SIGTERM or SIGINT. Raises ControlError."""
         server = find_server()
         try:
-            # Private when it is ours; a folder that was there keeps its mode.
+            # Private when it is ours; a folder that was there keeps its mode, our parts do not.
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("run", "log"):
+            for name in FOLDERS:
                 (self._data / name).mkdir(mode=0o700, exist_ok=True)
+            close_to_others(self._data)
         except OSError as error:
             raise ConfigError(f"--data {self._data} cannot be used: {in_words(error)}") from error
         refuse_unfinished(self._data)
@@ -141,7 +154,7 @@ class DevServer:
                 self._start(name, command, listener.fileno())
             self._wait_ready()
             if not self._stopping:
-                print(f"rae-control listens on {url}", flush=True)
+                say(f"rae-control listens on {url}")
             self._watch(commands, listener.fileno())
         finally:
             self._end()
@@ -181,7 +194,7 @@ class DevServer:
             try:
                 known = dict(json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
-                raise ConfigError(f"{path} is damaged; mend it, or move it away") from error
+                raise ConfigError(f"{path} is damaged; fix it, or move it away") from error
         for field in ("admin_token", "submit_token"):
             known[field] = known.get(field) or f"rae_{secrets.token_urlsafe(32)}"
         keep_tokens(self._data, {
@@ -250,7 +263,7 @@ class DevServer:
                         # It gave up by itself: over a file that it cannot read, most of all. What
                         # was in there is in the ledger, too.
                         shutil.rmtree(self._data / "redis" / "appendonlydir", ignore_errors=True)
-                        print("rae-control: Redis gave up; it starts empty", file=sys.stderr)
+                        complain("rae-control", "Redis gave up; it starts empty")
                 elif now >= again[name]:
                     del again[name]
                     began[name] = now

@@ -14,8 +14,9 @@ from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
 from rae_control.files import in_thread
-from rae_control.ledger.store import Ledger, Moved, Outcome, Tx
+from rae_control.ledger.store import Changes, Ledger, Outcome, Tx, unavailable
 from rae_control.log import facts
+from rae_protocol.errors import RaeError
 
 T = TypeVar("T")
 MAX_BATCH = 256
@@ -25,15 +26,17 @@ log = logging.getLogger(__name__)
 class LedgerWriter:
     """Collects the writes of all greenlets while a commit is under way, then commits them at once.
 
-    `listener` hears what moved, in commit order, before any caller goes on.
+    `listener` gets what changed, in commit order, before any caller goes on.
     """
 
     def __init__(
-        self, ledger: Ledger, listener: Callable[[Sequence[Moved]], None],
+        self, ledger: Ledger, listener: Callable[[Changes], None],
         committed: Callable[[float, int], None],
     ) -> None:  # fmt: skip
         self._ledger = ledger
         self._listener, self._committed = listener, committed
+        # Why the last commit failed; None when it did not.
+        self.failure: RaeError | None = None
         self._pending: list[tuple[Callable[[Tx], Any], AsyncResult]] = []
         self._wake, self._idle = Event(), Event()
         self._idle.set()
@@ -78,11 +81,12 @@ class LedgerWriter:
         functions = [function for function, _ in batch]
         began = time.perf_counter()
         try:
-            done: tuple[list[Outcome[Any]], list[Moved]]
+            done: tuple[list[Outcome[Any]], Changes]
             done = self._writers.apply(self._ledger.transact, (functions,))
-            outcomes, moved = done
+            outcomes, changes = done
             self._committed(time.perf_counter() - began, len(batch))
-            self._listener(moved)
+            self.failure = unavailable(outcomes)
+            self._listener(changes)
         except BaseException:
             # What memory holds may not be what the ledger holds any more: only a fresh start is
             # safe, and it costs nobody anything (leases are granted a full period).

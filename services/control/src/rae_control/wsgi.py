@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -21,11 +22,26 @@ from rae_control.log import LOGGING
 from rae_protocol import notify
 
 PR_SET_PDEATHSIG = 1
+MOST_CONNECTIONS = 20_000
+# Ledger, Redis, tailscaled's socket, blobs, logs, and bodies that lie in unnamed files.
+OWN_FILES = 2048
 
 
 def die_with_parent() -> None:
     """SIGKILL for this process when its parent dies: control is made to be killed."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def connections(files: int) -> int:
+    """How many connections at once: the files that control itself needs stay free."""
+    return max(16, min(MOST_CONNECTIONS, files - min(OWN_FILES, files // 2)))
+
+
+def raise_limit() -> None:
+    """As many open files as the system lets us have; a service manager has its own word in it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Application(BaseApplication):  # type: ignore[misc]
@@ -42,7 +58,7 @@ class Application(BaseApplication):  # type: ignore[misc]
             "bind": [f"fd://{fd}" for fd in self._settings["fds"]],
             "workers": 1,
             "worker_class": "rae_control.front.Worker",
-            "worker_connections": 20_000,
+            "worker_connections": connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
             "backlog": 4096,
             "keepalive": 75,
             "timeout": 60,
@@ -55,6 +71,9 @@ class Application(BaseApplication):  # type: ignore[misc]
             "loglevel": "warning",
             "logconfig_dict": LOGGING,
             "limit_request_line": 8190,
+            # Ours have less than 2 kB; gunicorn looks at all of an unfinished head with each piece.
+            "limit_request_fields": 32,
+            "limit_request_field_size": 2048,
             "post_fork": self._post_fork,
             "worker_exit": self._worker_exit,
         }.items():
@@ -95,6 +114,7 @@ class Application(BaseApplication):  # type: ignore[misc]
 def main() -> None:
     """Serve until told to stop."""
     settings = json.loads(sys.argv[1])
+    raise_limit()
     if settings.get("die_with_parent"):
         die_with_parent()
     Application(settings).run()

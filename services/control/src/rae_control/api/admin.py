@@ -6,13 +6,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flask import Blueprint, Response
+from flask import request as flask_request
 
 from rae_control.api import http
 from rae_control.api.openapi import document
 from rae_control.api.work import send_blob
+from rae_control.ledger import blobs, views
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger import views
-from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.ledger.store import Row, fetch
 from rae_control.metrics import CONTENT_TYPE
 from rae_protocol import models
 from rae_protocol.errors import RaeError
@@ -20,8 +21,6 @@ from rae_protocol.names import MAX_BLOB_BYTES, MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
-
-_RENEW_BLOB = "UPDATE blobs SET created_at = ? WHERE sha256 = ? AND submitter = ?"
 
 
 def blueprint(mesh: Mesh) -> Blueprint:
@@ -34,19 +33,17 @@ def blueprint(mesh: Mesh) -> Blueprint:
         if not http.is_sha256(sha256):
             raise RaeError("blob_mismatch", "a blob is named by 64 lower-case hex digits")
         mesh.check_disk()
+        most, size = mesh.config.max_blob_bytes, flask_request.content_length or 0
+        if not mesh.read(partial(blobs.known, sha256=sha256, submitter=caller.name)):
+            mesh.read(partial(blobs.refuse_more, submitter=caller.name, size=size, most=most))
         body = http.read_body(MAX_BLOB_BYTES)
         if body.sha256 != sha256:
             raise RaeError("blob_mismatch", f"the bytes hash to {body.sha256}")
         mesh.blobs.add(body.stream, MAX_BLOB_BYTES, sha256)
 
-        def record(tx: Tx) -> bool:
-            known = tx.run(_RENEW_BLOB, tx.now, sha256, caller.name)
-            if not known:
-                sql = "INSERT INTO blobs VALUES (?, ?, ?, ?)"
-                tx.run(sql, sha256, caller.name, body.size, tx.now)
-            return not known
-
-        created = mesh.write(record)
+        created = mesh.write(
+            partial(blobs.keep, sha256=sha256, submitter=caller.name, size=body.size, most=most)
+        )
         stored = models.BlobStored(sha256=sha256, size=body.size)
         return http.answer(stored, 201 if created else 200)
 
@@ -58,8 +55,8 @@ def blueprint(mesh: Mesh) -> Blueprint:
         if not found:
             raise RaeError("unknown_blob", f"{sha256[:64]}")
         # Who hears that it is here may refer to it: its time starts again, but not at each look.
-        old = found[0]["created_at"] < mesh.clock.wall() - mesh.config.blob_grace_s / 2
-        if old and not mesh.write(lambda tx: tx.run(_RENEW_BLOB, tx.now, sha256, caller.name)):
+        old = found[0]["created_at"] < mesh.ledger.earliest() - mesh.config.blob_grace_s / 2
+        if old and not mesh.write(lambda tx: blobs.renew(tx, sha256, caller.name)):
             raise RaeError("unknown_blob", sha256)
         return send_blob(mesh, sha256, found[0]["size"])
 
@@ -70,7 +67,6 @@ def blueprint(mesh: Mesh) -> Blueprint:
         row, text = mesh.write(
             partial(ledger_nodes.add_token, name=request.name, role=request.role)
         )
-        mesh.auth.learn_token(row)
         return http.answer(_token(row).model_copy(update={"token": text}), 201)
 
     @bp.get("/tokens")
@@ -84,7 +80,6 @@ def blueprint(mesh: Mesh) -> Blueprint:
         http.role_call(mesh, "admin")
         http.parse_json(models.OperatorNote, http.read_body(MAX_JSON_BYTES), empty=True)
         row = mesh.write(partial(ledger_nodes.revoke_token, name_or_id=name_or_id))
-        mesh.auth.learn_token(row)
         return http.answer(_token(row))
 
     @bp.get("/healthz")
@@ -93,9 +88,10 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.get("/readyz")
     def readyz() -> Response:
-        # What "ready" promises: there is room for submits, and the ledger takes commits.
+        # What "ready" promises: there is room for submits, and the ledger takes commits. Anybody
+        # may ask, so asking writes nothing.
         mesh.check_disk()
-        mesh.write(lambda tx: tx.run("UPDATE meta SET value = value WHERE key = 'incarnation'"))
+        mesh.check_commits()
         return http.answer(
             models.Ready(
                 status="ok",

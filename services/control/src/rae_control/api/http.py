@@ -5,26 +5,48 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
-from flask import Response, g, request
+from flask import Response, current_app, g, request
 
-from rae_control.auth import Caller, Signed
-from rae_control.files import PIECE, in_thread
+from rae_control import takeover
+from rae_control.auth import Caller, Signed, Superseded
+from rae_control.core.gate import Budget, Visit
+from rae_control.files import in_thread
+from rae_control.ledger.nodes import sha256
 from rae_control.nodes import NodeEntry
 from rae_protocol import models
 from rae_protocol.errors import RaeError
-from rae_protocol.names import MAX_JSON_BYTES, MAX_WAIT_S, SHA256_PATTERN
-from rae_protocol.signing import SIGNATURE_HEADER
+from rae_protocol.names import (
+    MAX_JSON_BYTES,
+    MAX_REGISTER_BYTES,
+    MAX_RESULT_BYTES,
+    MAX_WAIT_S,
+    SHA256_PATTERN,
+)
+from rae_protocol.signing import ANSWER_HEADER, SIGNATURE_HEADER, Answered, signed_answer
 
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
 
 M = TypeVar("M", bound=models.Model)
-_DRAIN_MAX = 64 * PIECE
 SPOOL_ABOVE = 512 * 1024
+SMALL_PIECE, LARGE_PIECE = 16 * 1024, 256 * 1024
 DECODE_HERE_MAX = 64 * 1024
+# Bodies that are held at once, in memory or in an unnamed file: of callers with a known token (each
+# two of the largest results, whose parts are held beside them), and of strangers (by address).
+KNOWN_EACH, KNOWN_ALL = 2 * MAX_RESULT_BYTES, 16 * MAX_RESULT_BYTES
+STRANGERS_EACH, STRANGERS_ALL = 4 * MAX_REGISTER_BYTES, 64 * MAX_REGISTER_BYTES
+_NO_LIMITS = Visit("", lambda: None)
+
+
+class Bodies:
+    """Who holds how much; kept in `app.extensions["bodies"]`."""
+
+    def __init__(self) -> None:
+        self.known = Budget(KNOWN_EACH, KNOWN_ALL)
+        self.strangers = Budget(STRANGERS_EACH, STRANGERS_ALL)
 
 
 class Body:
@@ -39,37 +61,87 @@ class Body:
         return self.stream.read()
 
 
-def read_body(limit: int) -> Body:
-    """Read the request's body.
+def admit(mesh: Mesh) -> None:
+    """Before every request: who shows no known token gets what its address has left.
 
-    Raises RaeError `length_required` for chunked bodies, `body_too_large` beyond the limit (after
-    reading a bounded rest, so that the client gets to see the answer).
+    Raises RaeError `rate_limited`.
+    """
+    authorization = request.headers.get("Authorization")
+    if mesh.auth.knows(authorization):
+        _visit().recognise(sha256(str(authorization)))
+    elif wait := _visit().ask():
+        request.environ["wsgi.input"].end_after()  # or the next one costs as little to ask
+        raise RaeError(
+            "rate_limited", "too much without a known token came from this address",
+            retry_after_s=wait,
+        )  # fmt: skip
+
+
+def leave_unread(response: Response) -> Response:
+    """After every request: a body that was not read ends the connection."""
+    stream = request.environ["wsgi.input"]
+    if getattr(stream, "unread", 0):
+        stream.end_after()
+    return response
+
+
+def registered() -> None:
+    """A node has shown that it is enrolled: its connection is no stranger's."""
+    _visit().recognise(sha256(request.headers.get("Authorization", "")))
+
+
+def _visit() -> Visit:
+    # gunicorn's worker gives each body its connection (front.py).
+    visit: Visit = getattr(request.environ["wsgi.input"], "visit", _NO_LIMITS)
+    return visit
+
+
+def read_body(limit: int) -> Body:
+    """Read the request's body, once it is known who calls (`node_call`, `role_call`).
+
+    Raises RaeError `length_required` for chunked bodies, `body_too_large` beyond the limit,
+    `rate_limited` while too many bodies of this caller are held, `body_too_slow`.
     """
     if request.environ.get("HTTP_TRANSFER_ENCODING"):
         raise RaeError("length_required")
     length = request.content_length or 0
     stream: IO[bytes] = request.environ["wsgi.input"]
     if length > limit:
-        left = min(length, _DRAIN_MAX)
-        while left > 0 and (piece := stream.read(min(PIECE, left))):
-            left -= len(piece)
         raise RaeError("body_too_large", f"{length} bytes came, {limit} are allowed", limit=limit)
     digest = hashlib.sha256()
     target = spooled(to_close())
     left = length
     while left > 0:
-        piece = stream.read(min(PIECE, left))
+        wanted = min(left, SMALL_PIECE if length <= SPOOL_ABOVE else LARGE_PIECE)
+        # What comes, not what was announced: who announces much and sends little takes little.
+        _hold(wanted)
+        piece = stream.read(wanted)
         if not piece:
             raise RaeError("invalid_body", f"the body ended {left} bytes early")
         left -= len(piece)
         if length > SPOOL_ABOVE:
-            in_thread(digest.update, piece)
-            in_thread(target.write, piece)
+            in_thread(_keep, target, digest.update, piece)
         else:
-            digest.update(piece)
-            target.write(piece)
+            _keep(target, digest.update, piece)
     target.seek(0)
     return Body(target, length, digest.hexdigest())
+
+
+def _keep(target: IO[bytes], hashed: Callable[[bytes], None], piece: bytes) -> None:
+    hashed(piece)
+    target.write(piece)
+
+
+def _hold(size: int) -> None:
+    """Count so many bytes more to this request. Raises RaeError `rate_limited`."""
+    bodies: Bodies = current_app.extensions["bodies"]
+    who: Hashable = g.get("who")
+    budget = bodies.strangers if who is None else bodies.known
+    who = who or request.remote_addr
+    if not budget.take(who, size):
+        raise RaeError("rate_limited", "too many bodies are on their way", retry_after_s=1)
+    held: tuple[Budget, Hashable, int] = g.get("held", (budget, who, 0))
+    g.held = (*held[:2], held[2] + size)
 
 
 def to_close() -> list[IO[bytes]]:
@@ -89,21 +161,59 @@ def close_streams(_error: BaseException | None) -> None:
     """Close what this request opened; Flask calls it at the request's end."""
     for stream in g.pop("streams", ()):
         stream.close()
+    budget, who, size = g.pop("held", (None, None, 0))
+    if size:
+        budget.give(who, size)
 
 
 def signed(body: Body) -> Signed:
     """What a signature of this request must cover: the target exactly as it was sent."""
     environ = request.environ
     target = environ.get("RAW_URI") or environ.get("REQUEST_URI") or request.full_path
-    return Signed(request.method, str(target), body.sha256)
+    return Signed(request.method, str(target), body.sha256, _signs_answer)
+
+
+def _signs_answer(key: bytes, nonce: str) -> None:
+    g.answer_key = key, nonce
+
+
+def sign_answer(mesh: Mesh, response: Response) -> Response:
+    """Sign the answer to a request whose signature was right."""
+    key, nonce = g.pop("answer_key", (None, ""))
+    if key is None:
+        return response
+    if response.is_streamed:
+        digest = response.headers["ETag"].strip('"')  # names the content (work.send_blob)
+    else:
+        body = response.get_data()
+        large = len(body) > DECODE_HERE_MAX
+        digest = in_thread(_sha256, body) if large else _sha256(body)
+    content_type = request.environ.get("CONTENT_TYPE", "")
+    answered = Answered(nonce, content_type, response.status_code, digest)
+    fields = signed_answer(key, answered, mesh.clock.wall())
+    response.headers[ANSWER_HEADER] = fields.header()
+    return response
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def node_call(mesh: Mesh, limit: int = MAX_JSON_BYTES) -> tuple[NodeEntry, Body]:
-    """Authenticate a node and read its body. Raises RaeError `rate_limited` and those of auth."""
-    body = read_body(limit)
-    entry = mesh.auth.node(
-        request.headers.get("Authorization"), request.headers.get(SIGNATURE_HEADER), signed(body)
-    )
+    """Authenticate a node and read its body: from its headers first, then over the raw bytes.
+
+    Raises RaeError `rate_limited` and those of auth and `read_body`.
+    """
+    authorization = request.headers.get("Authorization")
+    try:
+        signature = request.headers.get(SIGNATURE_HEADER)
+        session = mesh.auth.session(authorization, signature, request.content_length or 0)
+        if session.node_id is not None:  # else a stranger, until the signature shows more
+            g.who = ("node", session.node_id)
+        body = read_body(limit)
+        entry = mesh.auth.node(session, signed(body))
+    except Superseded as error:
+        raise takeover.called(mesh, error, request.remote_addr) from error
     wait = entry.bucket.take(mesh.clock.boot())
     if wait:
         raise RaeError("rate_limited", f"node {entry.node_id}", retry_after_s=wait)
@@ -111,8 +221,10 @@ def node_call(mesh: Mesh, limit: int = MAX_JSON_BYTES) -> tuple[NodeEntry, Body]
 
 
 def role_call(mesh: Mesh, need: str) -> Caller:
-    """Authenticate RAE or an operator."""
-    return mesh.auth.caller(request.headers.get("Authorization"), need)
+    """Authenticate RAE or an operator, by the headers: before `read_body`."""
+    caller = mesh.auth.caller(request.headers.get("Authorization"), need)
+    g.who = ("role", caller.name)
+    return caller
 
 
 def parse_json(model: type[M], body: Body, *, empty: bool = False) -> M:

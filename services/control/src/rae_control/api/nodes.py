@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Response
 from flask import request as flask_request
 
+from rae_control import takeover
 from rae_control.api import http
-from rae_control.core.retries import Limits
+from rae_control.core.retries import SHARED_MACHINE, Limits
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import views
 from rae_control.ledger.store import Row, Tx
@@ -35,11 +36,16 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.post("/nodes/register")
     def register() -> Response:
-        # Nobody has shown who he is yet: little is read and parsed.
+        # The headers, then the secret over the raw bytes; only then is anything parsed.
+        applicant = mesh.auth.applicant(flask_request.headers.get("Authorization"))
         body = http.read_body(MAX_REGISTER_BYTES)
+        entry = mesh.auth.registering(applicant, http.signed(body))
+        http.registered()
+        if wait := entry.registrations.take(mesh.clock.boot()):
+            raise RaeError("rate_limited", f"node {entry.node_id} registers too often",
+                           retry_after_s=wait)  # fmt: skip
         request = http.parse_json(models.RegisterRequest, body)
-        authorization = flask_request.headers.get("Authorization")
-        entry = mesh.auth.registering(request.node_id, authorization, http.signed(body))
+        _same_node(entry, request.node_id)
         # After the secret: strangers have nothing looked up. Before anything changes.
         port = flask_request.environ.get("REMOTE_PORT")
         check_peer(mesh.config, entry.node_id, flask_request.remote_addr, port)
@@ -60,10 +66,10 @@ def blueprint(mesh: Mesh) -> Blueprint:
         entry, body = http.node_call(mesh)
         request = http.parse_json(models.Goodbye, body)
         _same_node(entry, request.node_id)
-        row = mesh.write(partial(_goodbye, entry=entry, limits=mesh.limits, seen=mesh.clock.wall()))
-        if mesh.hold is not None and row["token_sha256"] == entry.token_sha256:
+        done = partial(_goodbye, entry=entry, limits=mesh.limits, seen=mesh.clock.wall())
+        if mesh.write(done) and mesh.hold is not None:
             mesh.hold.confirm(entry.node_id, entry.machine)  # nothing of any past runs there
-        return http.answer(node_view(mesh, mesh.node_changed(row)))
+        return http.answer(node_view(mesh, _known(mesh, entry.node_id)))
 
     @bp.get("/nodes")
     def list_nodes() -> Response:
@@ -76,7 +82,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
     def enrol() -> Response:
         http.role_call(mesh, "admin")
         request = http.parse_json(models.EnrolRequest, http.read_body(MAX_JSON_BYTES))
-        row = mesh.write(
+        mesh.write(
             partial(
                 ledger_nodes.enrol,
                 node_id=request.node_id,
@@ -84,7 +90,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
                 trusted=request.trusted,
             )
         )
-        entry = mesh.node_changed(row)
+        entry = _known(mesh, request.node_id)
         return http.answer(
             models.Enrolled(
                 node_id=entry.node_id,
@@ -126,8 +132,10 @@ def node_view(mesh: Mesh, entry: NodeEntry) -> models.NodeView:
             "kind": entry.kind,
             "trusted": entry.trusted,
             "slots": list(entry.facts.slots) if info else [],
+            "offered": mesh.dispatch.offered(entry),
             "running": [lease.task_id for lease in mesh.leases.of_node(entry.node_id)],
             "reason": entry.cordoned or entry.draining,
+            "suspect": mesh.health.suspect(entry.node_id),
             "reasons": entry.reasons,
             "last_seen": views.moment(seen),
             "version": info.version if info else None,
@@ -148,48 +156,53 @@ def _register(mesh: Mesh, entry: NodeEntry, request: models.RegisterRequest) -> 
             "node_id_in_use", f"{entry.node_id} was heard {age} s ago on another machine"
         )
     token = secrets.token_urlsafe(32)
+    doubted = mesh.takeovers.suspects(entry.node_id, request.machine, request.instance, now)
     row = mesh.write(
         partial(
             _registered, request=request, token=token, expires_in=mesh.config.node_token_ttl_s,
-            limits=mesh.limits,
+            limits=mesh.limits, doubted=doubted,
         )
     )  # fmt: skip
-    fresh = mesh.node_changed(row)
-    log.info("node_registered", extra=facts(fresh.node_id, version=request.version))
+    takeover.registered(mesh, row, flask_request.remote_addr)
+    log.info("node_registered", extra=facts(request.node_id, version=request.version))
+    another = request.instance is None or request.instance != entry.instance
+    fresh = _known(mesh, request.node_id)
+    if another and request.machine is None and len(fresh.facts.slots) == 1:
+        mesh.leases.forget(fresh.node_id, {ref.lease_id for ref in request.unfinished})
     # Listed as unfinished: open for one more ttl, so that the result can still come. What is over
     # is named at once: the node counts new deadlines from this answer.
-    commands = _renew(mesh, fresh.node_id, request.unfinished, now)
-    if fresh.draining:
-        commands.append(models.Command(command="drain", reason=fresh.draining))
+    commands = _renew(mesh, request.node_id, request.unfinished, now)
+    if row["draining"]:
+        commands.append(models.Command(command="drain", reason=row["draining"]))
     return models.Registered(
         node_token=token,
         expires_in_s=mesh.config.node_token_ttl_s,
-        heartbeat_interval_sec=mesh.config.heartbeat_interval_s,
-        heartbeat_timeout_sec=mesh.config.heartbeat_timeout_s,
-        lease_margin_s=mesh.config.lease_margin_s,
-        ack_timeout_s=mesh.config.ack_timeout_s,
         incarnation=mesh.ledger.incarnation,
+        wanted="work" if row["draining"] is None else "drain",
         commands=commands,
+        **mesh.config.periods,
     )
 
 
 def _registered(
-    tx: Tx, request: models.RegisterRequest, token: str, expires_in: float, limits: Limits
-) -> Row:
+    tx: Tx, request: models.RegisterRequest, token: str, expires_in: float, limits: Limits,
+    *, doubted: bool,
+) -> Row:  # fmt: skip
     row = ledger_nodes.register(
         tx, request.node_id, token_sha256=ledger_nodes.sha256(token), expires=tx.now + expires_in,
         machine=request.machine, instance=request.instance, info=info_json(request),
     )  # fmt: skip
     # On the same machine every process of an earlier agent is dead by now, except what it lists.
-    # A client that names no machine proves nothing: its open leases run out by themselves.
+    # A client that names no machine proves nothing: its open leases run out by themselves. Neither
+    # does one of two machines that seem to have the same name.
     node_id, machine = request.node_id, request.machine
     alive = {ref.lease_id for ref in request.unfinished}
     ledger_nodes.close_leases(
-        tx, node_id, "node_restarted", limits,
+        tx, node_id, SHARED_MACHINE if doubted else "node_restarted", limits,
         dead_on=machine or ledger_nodes.holder_of(tx, node_id), keep=alive,
-        spare_sessions=machine is None,
+        spare_sessions=machine is None, doubted=doubted,
     )  # fmt: skip
-    if machine is not None:
+    if machine is not None and not doubted:
         ledger_nodes.clear_fences_of(tx, node_id, machine, keep=alive)
     return row
 
@@ -210,13 +223,18 @@ def _heartbeat(
     commands = {c.lease_id or c.command: c for c in entry.take_commands()}
     if beat.leases is None:
         mesh.leases.renew_all(entry.node_id, now)
+        for command in mesh.dispatch.stops(entry.node_id):
+            commands.setdefault(str(command.lease_id), command)
     else:
         for command in _renew(mesh, entry.node_id, beat.leases, now):
             commands.setdefault(str(command.lease_id), command)
     if opened:
         mesh.dispatch.wake_node(entry.node_id)
     return models.HeartbeatAnswer(
-        commands=list(commands.values()), incarnation=mesh.ledger.incarnation
+        commands=list(commands.values()),
+        incarnation=mesh.ledger.incarnation,
+        wanted=entry.wanted,
+        **mesh.config.periods,
     )
 
 
@@ -234,16 +252,17 @@ def _renew(
     ]  # fmt: skip
 
 
-def _goodbye(tx: Tx, entry: NodeEntry, limits: Limits, seen: float) -> Row:
+def _goodbye(tx: Tx, entry: NodeEntry, limits: Limits, seen: float) -> bool:
+    """False when a newer session began meanwhile, maybe on another machine."""
     node_id, row = entry.node_id, ledger_nodes.get(tx, entry.node_id)
     if row["token_sha256"] != entry.token_sha256:
-        return row  # a newer session began meanwhile, maybe on another machine
+        return False
     holder = ledger_nodes.holder_of(tx, node_id)
     if holder is not None:
         ledger_nodes.close_leases(tx, node_id, "goodbye", limits, dead_on=holder)
         ledger_nodes.clear_fences_of(tx, node_id, holder)
     ledger_nodes.offline(tx, node_id, "goodbye", seen)
-    return ledger_nodes.get(tx, node_id)
+    return True
 
 
 def _operate(mesh: Mesh, node_id: str, verb: str, reason: str | None) -> NodeEntry:
@@ -254,10 +273,13 @@ def _operate(mesh: Mesh, node_id: str, verb: str, reason: str | None) -> NodeEnt
             ledger_nodes.close_leases(tx, node_id, "revoked", mesh.limits, dead_on=None)
             return ledger_nodes.revoke(tx, node_id, reason)
 
-        return mesh.node_changed(mesh.write(revoke))
+        mesh.write(revoke)
+        return _known(mesh, node_id)
     wanted = (reason or "by the operator") if verb == "drain" else None
-    row = mesh.write(partial(ledger_nodes.set_draining, node_id=node_id, reason=wanted))
-    entry = mesh.node_changed(row)
+    mesh.write(partial(ledger_nodes.set_draining, node_id=node_id, reason=wanted))
+    if verb == "resume":
+        mesh.health.forget(node_id)
+    entry = _known(mesh, node_id)
     log.info(f"node_{verb}", extra=facts(node_id, reason=reason))
     entry.order(models.Command.model_validate({"command": verb, "reason": reason}))
     return entry
@@ -272,4 +294,4 @@ def _known(mesh: Mesh, node_id: str) -> NodeEntry:
 
 def _same_node(entry: NodeEntry, node_id: str) -> None:
     if entry.node_id != node_id:
-        raise RaeError("wrong_node", f"this is the token of {entry.node_id}")
+        raise RaeError("wrong_node", f"this is the token or secret of {entry.node_id}")

@@ -25,20 +25,22 @@ MULTIPART = "multipart/form-data"
 AUTH_ERRORS: dict[str, tuple[str, ...]] = {
     "none": (),
     "register": ("unauthorized", "bad_signature", "skew", "replayed_nonce", "retry_signed",
-                 "not_enrolled", "node_revoked", "invalid_body"),
+                 "not_enrolled", "node_revoked", "wrong_node"),
     "node": ("unauthorized", "bad_signature", "skew", "replayed_nonce", "retry_signed",
-             "register_again", "superseded", "forbidden", "rate_limited", "length_required",
-             "body_too_large", "invalid_body"),
+             "register_again", "superseded", "forbidden", "length_required",
+             "body_too_large", "body_too_slow", "invalid_body"),
     **dict.fromkeys(("read_own", "read", "submit", "admin"), ("unauthorized", "forbidden")),
 }  # fmt: skip
 BODY_ERRORS = ("invalid_json", "invalid_body", "length_required", "body_too_large",
-               "unsupported_media")  # fmt: skip
-ALWAYS = ("internal", "ledger_unavailable", "not_ready")
+               "body_too_slow", "unsupported_media")  # fmt: skip
+ALWAYS = ("rate_limited", "internal", "ledger_unavailable", "not_ready")
 
 _COUNT: Json = {"type": "integer", "minimum": 0, "maximum": 2**53}
 WAIT: Json = {"wait": {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S}}
 _STATE: Json = {"state": {"enum": [state.value for state in TaskState]}}
 _TEXT: Json = {"type": "string"}
+_FEED: Json = {**WAIT, "after": _COUNT, "incarnation": _TEXT,
+               "limit": {"type": "integer", "minimum": 1}}  # fmt: skip
 
 PARAMETERS: dict[str, Json] = {
     "task_id": {"type": "string", "pattern": TASK_ID_PATTERN},
@@ -81,7 +83,7 @@ class Operation:
         """Every error that the operation may answer."""
         media: tuple[str, ...] = BODY_ERRORS if self.bodies else ()
         if self.bodies == (BYTES,):
-            media = ("invalid_body", "length_required", "body_too_large")
+            media = ("invalid_body", "length_required", "body_too_large", "body_too_slow")
         query = ("invalid_query",) if self.query else ()
         return tuple(
             dict.fromkeys([*AUTH_ERRORS[self.auth], *media, *query, *self.errors, *ALWAYS])
@@ -108,7 +110,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("POST", "/tasks/progress", "node", "How far the task is", m.ResultAnswer,
               m.Progress, errors=_LEASE),
     Operation("POST", "/tasks/log", "node", "Bytes of the log", m.ResultAnswer, m.LogChunk,
-              errors=(*_LEASE, "disk_low")),
+              errors=(*_LEASE, "log_gap", "disk_low")),
     Operation("POST", "/tasks/result", "node", "How the attempt ended, with its artifacts",
               m.ResultAnswer, (m.Result, MULTIPART),
               errors=(*_LEASE, "artifact_mismatch", "disk_low")),
@@ -135,10 +137,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/tasks/{task_id}", "read_own", "One task, with why it does not run",
               m.TaskView, query={**WAIT, **_STATE}, errors=("unknown_task", "not_found")),
     Operation("GET", "/tasks/{task_id}/events", "read_own", "A task's history", m.EventList,
-              query={**WAIT, "after": _COUNT, "limit": {"type": "integer", "minimum": 1}},
-              errors=("unknown_task", "not_found")),
+              query=_FEED, errors=("unknown_task", "unknown_cursor", "not_found")),
     Operation("GET", "/events", "read_own", "Every transition, oldest first", m.EventList,
-              query={**WAIT, "after": _COUNT, "limit": {"type": "integer", "minimum": 1}}),
+              query=_FEED, errors=("unknown_cursor",)),
     Operation("GET", "/tasks/{task_id}/log", "read_own", "The log of an attempt", TEXT,
               query={**WAIT, "attempt": _COUNT, "offset": _COUNT},
               headers=("X-RAE-Attempt", "X-RAE-Next-Offset", "X-RAE-Complete"),
@@ -149,9 +150,10 @@ OPERATIONS: tuple[Operation, ...] = (
               headers=_BLOB_HEADERS, errors=("unknown_task", "unknown_artifact", "not_found")),
     Operation("POST", "/tasks/{task_id}/{verb}", "submit", "Cancel, or queue again", m.TaskView,
               m.CancelRequest, verbs=("cancel", "requeue"),
-              errors=("unknown_task", "already_finished", "not_requeueable", "not_found")),
+              errors=("unknown_task", "already_finished", "not_requeueable", "too_many_lanes",
+                      "queue_full", "not_found")),
     Operation("PUT", "/blobs/{sha256}", "submit", "Upload a blob", m.BlobStored, BYTES,
-              status=(200, 201), errors=("blob_mismatch", "disk_low", "not_found")),
+              status=(200, 201), errors=("blob_mismatch", "blobs_full", "disk_low", "not_found")),
     Operation("GET", "/blobs/{sha256}", "submit", "A blob's bytes; HEAD asks whether it is there",
               BYTES, headers=_BLOB_HEADERS, errors=("unknown_blob", "not_found")),
     Operation("POST", "/tokens", "admin", "Make a token; its text is in this answer only",

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+import apsw
 from flask import Blueprint, Response, request
 
 from rae_control.api import http
+from rae_control.api.streams import spooled, streamed_json
 from rae_control.api.work import send_blob
 from rae_control.auth import Caller
 from rae_control.core import why
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger import views
+from rae_control.ledger import verbs, views
+from rae_control.ledger.claim import PREFER_S
 from rae_control.ledger.store import Row, Tx, fetch
-from rae_control.ledger.submit import Prepared, check_circles, prepare, submit
+from rae_control.ledger.submit import Prepared, in_order, prepare, submit
 from rae_protocol import models
 from rae_protocol.client import uuid7
 from rae_protocol.errors import RaeError
-from rae_protocol.names import MAX_JSON_BYTES, TaskState
+from rae_protocol.names import MAX_JSON_BYTES, MAX_NEEDS_PER_CALL, TaskState
 
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
@@ -35,7 +38,9 @@ def blueprint(mesh: Mesh) -> Blueprint:
     def submit_tasks() -> Response:
         caller = http.role_call(mesh, "submit")
         batch = _prepare(mesh, caller, http.read_body(MAX_JSON_BYTES))
-        refs = mesh.write(partial(submit, submitter=caller.name, batch=batch))
+        refs = mesh.write(
+            partial(submit, submitter=caller.name, batch=batch, limits=mesh.room.check)
+        )
         return http.answer(models.Submitted(tasks=refs), 201)
 
     @bp.get("/tasks")
@@ -57,7 +62,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
         caller = http.role_call(mesh, "read_own")
         values = http.query({"wait": float, "state": str})
         row = _wait(mesh, caller, task_id, http.wait_seconds(values), _state(values))
-        return http.answer(_detail(mesh, row))
+        return _detail(mesh, row)
 
     @bp.get("/tasks/<task_id>/events")
     def task_events(task_id: str) -> Response:
@@ -79,13 +84,16 @@ def blueprint(mesh: Mesh) -> Blueprint:
     def result(task_id: str) -> Response:
         caller = http.role_call(mesh, "read_own")
         row = mesh.read(lambda db: views.task_row(db, task_id, caller.sees))
-        body = {
-            "task_id": task_id,
-            "state": row["state"],
-            "result": json.loads(row["result"]) if row["result"] is not None else None,
-            "error": json.loads(row["error"]) if row["error"] else None,
-        }
-        return Response(json.dumps(body), mimetype="application/json")
+        head = json.dumps({"task_id": task_id, "state": row["state"]}).encode()
+        error = (row["error"] or "null").encode()
+
+        def spool(db: apsw.Connection) -> IO[bytes]:
+            value = views.result_text(db, row) or b"null"
+            return spooled(
+                mesh.blobs.aside, head[:-1], b', "result": ', value, b', "error": ', error, b"}"
+            )
+
+        return streamed_json(mesh.read(spool))
 
     @bp.get("/tasks/<task_id>/artifacts/<path:name>")
     def artifact(task_id: str, name: str) -> Response:
@@ -102,7 +110,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
         caller = http.role_call(mesh, "submit")
         body = http.parse_json(models.CancelRequest, http.read_body(MAX_JSON_BYTES), empty=True)
         mesh.read(lambda db: views.task_row(db, task_id, caller.sees))
-        return http.answer(_verb(mesh, task_id, verb, body.reason))
+        return _detail(mesh, _verb(mesh, caller, task_id, verb, body.reason))
 
     return bp
 
@@ -130,16 +138,13 @@ def _prepare(mesh: Mesh, caller: Caller, body: http.Body) -> list[Prepared]:
         prepare(spec, spec.task_id or uuid7(), caller.name, config.default_lease_ttl_s)
         for spec in specs
     ]
-    check_circles(batch)
-    tasks, size = mesh.backlog[caller.name]
-    new_size = sum(len(task.text) for task in batch)
-    if tasks + len(batch) > config.max_queued or size + new_size > config.max_queued_bytes:
-        raise RaeError("queue_full", f"{tasks} tasks with {size} bytes wait", retry_after_s=30)
-    lanes = {task.lane_id for task in batch} - mesh.lanes.lanes.keys()
-    if lanes and len(mesh.lanes.lanes) + len(lanes) > config.max_lanes:
+    needs = sum(len(task.needs) for task in batch)
+    if needs > MAX_NEEDS_PER_CALL:
         raise RaeError(
-            "too_many_lanes", f"{len(mesh.lanes.lanes)} lanes are open", retry_after_s=30
+            "invalid_body",
+            f"the tasks have {needs} dependencies; {MAX_NEEDS_PER_CALL} are allowed in one call",
         )
+    in_order(batch)
     return batch
 
 
@@ -183,7 +188,7 @@ def _wait(mesh: Mesh, caller: Caller, task_id: str, seconds: float, seen: Any) -
     return row
 
 
-def _detail(mesh: Mesh, row: Row) -> models.TaskView:
+def _detail(mesh: Mesh, row: Row) -> Response:
     view = mesh.read(lambda db: views.detail(db, row))
     if row["state"] == "queued":
         lane = mesh.lanes.lanes.get(row["lane_id"])
@@ -192,7 +197,7 @@ def _detail(mesh: Mesh, row: Row) -> models.TaskView:
                 n.facts,
                 n.state,
                 n.availability.value,
-                mesh.dispatch.free_slots(n, n.facts.slots),
+                mesh.dispatch.offered(n),
                 n.reasons,
                 n.cordoned or n.draining,
                 n.poll is not None,
@@ -202,13 +207,15 @@ def _detail(mesh: Mesh, row: Row) -> models.TaskView:
             for n in mesh.nodes
         ]
         ahead = mesh.read(lambda db: views.ahead_of(db, row))
-        requirements = lane.requirements if lane else {"runners": [row["kind"]]}
-        reasons = why.why_queued(requirements, nodes, ahead, mesh.keeper.available)
+        requirements = mesh.nodes.wanted(lane.requirements if lane else {"runners": [row["kind"]]})
+        fresh = mesh.clock.wall() - row["updated_at"] < PREFER_S
+        failed_on = json.loads(row["avoid"] or "[]") if fresh else []
+        reasons = why.why_queued(requirements, nodes, ahead, failed_on)
         if (held := mesh.why_held()) is not None:
             reasons = [held, *reasons]
     elif row["state"] == "waiting":
         needs = mesh.read(lambda db: views.unfinished_needs(db, row["task_id"]))
-        left = None if row["not_before"] is None else row["not_before"] - mesh.clock.wall()
+        left = None if row["not_before"] is None else row["not_before"] - mesh.ledger.earliest()
         lease = row["fence"]
         fence = None if lease is None else mesh.read(lambda db: views.node_of(db, lease))
         pause = why.pause_after(
@@ -219,24 +226,46 @@ def _detail(mesh: Mesh, row: Row) -> models.TaskView:
         reasons = [f"Node {row['node_id']} has it and has not confirmed that it starts."]
     else:
         reasons = []
-    return view.model_copy(update={"why": reasons})
+    head = models.encode(view.model_copy(update={"why": reasons}))
+
+    def spool(db: apsw.Connection) -> IO[bytes]:
+        pieces = [head[:-1], b',"spec":', views.spec_text(db, row)]
+        if (result := views.result_text(db, row)) is not None:
+            pieces += [b',"result":', result]
+        return spooled(mesh.blobs.aside, *pieces, b"}")
+
+    return streamed_json(mesh.read(spool))
 
 
 def _events(mesh: Mesh, caller: Caller, task_id: str | None) -> Response:
-    values = http.query({"after": int, "wait": float, "limit": int})
+    values = http.query({"after": int, "wait": float, "limit": int, "incarnation": str})
     after, wait = int(values.get("after", 0)), http.wait_seconds(values)
     limit = http.limit(values, 500, 1000)
 
-    def read() -> list[models.EventView]:
+    def read() -> tuple[list[models.EventView], int, int]:
         return mesh.read(
-            lambda db: views.events(db, after, limit, submitter=caller.sees, task_id=task_id)
+            lambda db: (
+                views.events(db, after, limit, submitter=caller.sees, task_id=task_id),
+                *views.event_range(db, caller.sees),
+            )
         )
 
-    found = read()
+    incarnation = mesh.ledger.incarnation
+    found, newest, removed = read()
+    if after > newest or values.get("incarnation", incarnation) != incarnation:
+        raise RaeError(
+            "unknown_cursor", f"the newest event is {newest}", newest=newest,
+            incarnation=incarnation,
+        )  # fmt: skip
     if not found and wait > 0:
-        mesh.signals.wait([task_id] if task_id else [], wait, lambda: bool(read()))
-        found = read()
-    return http.answer(models.EventList(events=found, next=found[-1].seq if found else after))
+        mesh.signals.wait([task_id] if task_id else [], wait, lambda: bool(read()[0]))
+        found, newest, removed = read()
+    # A task's events go all at once, with the task.
+    lost = after < removed and task_id is None
+    following = found[-1].seq if found else max(after, removed) if lost else after
+    return http.answer(
+        models.EventList(events=found, next=following, lost=lost, incarnation=incarnation)
+    )
 
 
 def _log(mesh: Mesh, caller: Caller, task_id: str, values: dict[str, Any]) -> Response:
@@ -268,20 +297,23 @@ def _log(mesh: Mesh, caller: Caller, task_id: str, values: dict[str, Any]) -> Re
     return Response(data, 200, headers, mimetype="text/plain")
 
 
-def _verb(mesh: Mesh, task_id: str, verb: str, reason: str | None) -> models.TaskView:
+def _verb(mesh: Mesh, caller: Caller, task_id: str, verb: str, reason: str | None) -> Row:
     def change(tx: Tx) -> tuple[Row, str | None, str | None]:
         task = ledger_tasks.get(tx, task_id)
         node, lease = task["node_id"], None
         if verb == "cancel":
-            lease = ledger_tasks.cancel(tx, task, reason)
+            lease = verbs.cancel(tx, task, reason)
         else:
-            ledger_tasks.requeue(tx, task, reason)
-        return ledger_tasks.get(tx, task_id), lease, node
+            verbs.requeue(tx, task, reason, mesh.room.check)
+        return views.task_row(tx.db, task_id, caller.sees), lease, node
 
+    if verb == "requeue":
+        while mesh.read(partial(verbs.releasing, task_id=task_id)):
+            mesh.write_some(partial(ledger_tasks.release, needs=task_id))
     row, lease_id, node_id = mesh.write(change)
     node = mesh.nodes.get(node_id) if node_id else None
     if lease_id is not None and node is not None:
         node.order(
             models.Command(command="cancel", task_id=task_id, lease_id=lease_id, reason=reason)
         )
-    return _detail(mesh, row)
+    return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
 import select
 import socket
@@ -16,17 +17,17 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import MultiPartParser
 
 from rae_control.api import http
-from rae_control.dispatch import resolve_input
 from rae_control.files import PIECE, in_thread
 from rae_control.ledger import results
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.ledger.claim import resolve_input
+from rae_control.ledger.store import Row, Tx
 from rae_control.log import facts
 from rae_control.nodes import NodeEntry
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_JSON_BYTES, MAX_LOG_CHUNK, MAX_RESULT_BYTES, relative_path
-from rae_protocol.tasks import BlobInput, TaskInput, TaskSpec
+from rae_protocol.tasks import BlobInput, TaskInput
 
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
@@ -52,12 +53,14 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
         if not entry.online:
             raise RaeError("register_again", f"node {entry.node_id} is offline")
         vram = values.get("vram_free_mb")
-        return http.answer(
-            mesh.dispatch.poll(
-                entry.node_id, _slots(entry, values.get("slots")),
-                None if vram is None else float(vram), http.wait_seconds(values), _hung_up(),
-            )
+        slots = _slots(entry, values.get("slots"))
+        if slots != [] and len(entry.facts.slots) == 1:
+            mesh.leases.forget(entry.node_id)  # its one slot is free, it says
+        answer = mesh.dispatch.poll(
+            entry.node_id, slots, None if vram is None else float(vram),
+            http.wait_seconds(values), _hung_up(),
         )  # fmt: skip
+        return http.answer(answer.model_copy(update=mesh.config.periods))
 
     @bp.post("/tasks/ack")
     def ack() -> Response:
@@ -84,6 +87,8 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
             raise RaeError(
                 "stale_lease", f"log: attempt {chunk.attempt} of {chunk.task_id} is over"
             )
+        if lease.acked is None:  # nothing runs yet, and an attempt without an ack costs nothing
+            raise RaeError("stale_lease", f"log: attempt {chunk.attempt} is not acked")
         mesh.logs.write(chunk.task_id, chunk.attempt, chunk.offset, data)
         mesh.signals.tell(f"log {chunk.task_id}")
         return http.answer(models.ResultAnswer(task_id=chunk.task_id, state="running"))
@@ -122,12 +127,10 @@ def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
                 tx, entry.node_id, ref, mesh.limits, mesh.config.cordon_after
             )
         )
-        if cordoned:
-            node = mesh.node_changed(mesh.read(lambda db: _node_row(db, entry.node_id)))
-            log.warning("node_cordoned", extra=facts(node.node_id, reason=node.cordoned))
+        if cordoned is not None:
+            log.warning("node_cordoned", extra=facts(entry.node_id, reason=cordoned))
         if state is None:
             raise _stale(ref.task_id, ref.attempt, "yield")
-        mesh.fences.pop(ref.lease_id, None)
         return http.answer(models.ResultAnswer(task_id=ref.task_id, state=state))
 
 
@@ -155,30 +158,58 @@ def _deliver(
     mesh: Mesh, entry: NodeEntry, outcome: models.Result, parts: list[FileStorage]
 ) -> models.ResultAnswer:
     described = {meta.name: meta for meta in outcome.artifacts}
+    # Without a lease of this node nothing is stored: the parts lie in unnamed files and end with
+    # this request.
+    wanted = mesh.read(lambda db: results.expected(db, entry.node_id, outcome)) if parts else None
     stored = []
     for part in parts:
         name = str(part.name)[len(PART) :]
         meta = described.pop(name, None)
-        expected = meta.sha256 if meta else None
-        try:
-            sha256, size = mesh.blobs.add(part.stream, MAX_RESULT_BYTES, expected)
-        except RaeError as error:
-            if error.rc == "blob_mismatch":
-                raise RaeError("artifact_mismatch", f"'{name}': {error.cause}") from error
-            raise
+        sha256, size = in_thread(_measure, part.stream)
+        if meta is not None and meta.sha256 not in {None, sha256}:
+            raise RaeError("artifact_mismatch", f"'{name}': the bytes hash to {sha256}")
         stored.append(results.Stored(name, sha256, size, meta.type if meta else ""))
     if described:
         raise RaeError("artifact_mismatch", f"'{min(described)}' is described, but was not sent")
+    if wanted is not None:
+        results.declared(wanted[1], stored)
+        for part in parts:
+            mesh.blobs.add(part.stream, MAX_RESULT_BYTES)
     # Comparable across JSON and multipart, and without the boundary, which differs each time.
     digest = ledger_tasks.digest_of(
         outcome.model_dump(mode="json", exclude={"artifacts"}), [(s.name, s.sha256) for s in stored]
     )
+    # The node forgets its log with the answer.
+    for lease in mesh.leases.of_node(entry.node_id):
+        if lease.task_id == outcome.task_id:
+            mesh.logs.sync(lease.task_id, lease.attempt)
     state = mesh.write(
-        lambda tx: results.deliver(tx, entry.node_id, outcome, digest, stored, mesh.limits)
+        lambda tx: results.deliver(
+            tx,
+            entry.node_id,
+            outcome,
+            digest,
+            stored,
+            mesh.limits,
+            mesh.another,
+            stored_for=wanted and wanted[0],
+        )
     )
+    for node_id, reason in mesh.health.to_cordon().items():
+        mesh.cordon(node_id, reason)
     if state is None:
         raise _stale(outcome.task_id, outcome.attempt, "result")
     return models.ResultAnswer(task_id=outcome.task_id, state=state)
+
+
+def _measure(stream: IO[bytes]) -> tuple[str, int]:
+    """SHA-256 and size of what the stream holds; it is at its start again afterwards."""
+    digest, size = hashlib.sha256(), 0
+    while piece := stream.read(PIECE):
+        digest.update(piece)
+        size += len(piece)
+    stream.seek(0)
+    return digest.hexdigest(), size
 
 
 def _parse_multipart(
@@ -224,7 +255,7 @@ def _parse_multipart(
 
 def _find_input(tx: Tx, task_id: str, name: str) -> Row:
     task = ledger_tasks.get(tx, task_id)
-    source = TaskSpec.model_validate_json(task["spec"]).inputs.get(name)
+    source = ledger_tasks.spec_of(tx, task).inputs.get(name)
     if not isinstance(source, BlobInput | TaskInput):
         raise RaeError("unknown_lease_input", f"'{name[:100]}'")
     found = resolve_input(tx, task["submitter"], source)
@@ -270,10 +301,6 @@ def _slots(entry: NodeEntry, given: Any) -> list[str] | None:
             "invalid_query", f"slot '{unknown[0][:20]}' was not registered; known: {known}"
         )
     return names
-
-
-def _node_row(db: Any, node_id: str) -> Row:
-    return fetch(db, "SELECT * FROM nodes WHERE node_id = ?", (node_id,))[0]
 
 
 def _hung_up() -> Callable[[], bool]:

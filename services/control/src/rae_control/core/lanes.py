@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rae_protocol.models import canonical
 
 
-def lane_id(priority: int, submitter: str, requirements: dict[str, Any]) -> str:
+def lane_id(priority: int, submitter: str, requirements: Mapping[str, Any]) -> str:
     """A readable, stable name that is also an RQ queue's name: `p5.alice.1f0c9a3b77`."""
     digest = hashlib.sha256(canonical(requirements)).hexdigest()[:10]
     return f"p{priority}.{submitter}.{digest}"
+
+
+def _parts(lane: str) -> tuple[int, str]:
+    """Priority and submitter of a lane. Old ledgers have submitters with dots in their names."""
+    priority, rest = lane[1:].split(".", 1)
+    return int(priority), rest.rsplit(".", 1)[0]
 
 
 @dataclass(slots=True)
@@ -47,8 +53,7 @@ class LaneTable:
         """A task was queued; `requirements` is the canonical JSON of the lane."""
         entry = self.lanes.get(lane)
         if entry is None:
-            priority, submitter, _ = lane[1:].split(".")
-            entry = Lane(lane, int(priority), submitter, json.loads(requirements))
+            entry = Lane(lane, *_parts(lane), json.loads(requirements))
             self.lanes[lane] = entry
             entry.oldest = seq
         entry.queued += 1
@@ -73,7 +78,7 @@ class LaneTable:
     def served(self, lane: str) -> None:
         """A task of the lane went to a node: its submitter is now the last in turn."""
         self._turn += 1
-        self._served[lane.split(".")[1]] = self._turn
+        self._served[_parts(lane)[1]] = self._turn
 
     def in_order(self, lanes: Iterable[Lane]) -> list[Lane]:
         """Highest priority, then the submitter served least recently, then the oldest task."""

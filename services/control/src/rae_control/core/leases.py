@@ -5,13 +5,14 @@ is the receipt of the last of these plus the ttl, on the boot clock; the node's 
 earlier by construction (sending time, minus the margin), so two attempts never live at once.
 
 A heartbeat without a list renews every lease of its node, but not for ever: such a client may have
-lost its task long ago. What ends by that bound was not confirmed by the node, which may still run
-it, so the reaper fences it.
+lost its task long ago. It renews none that the client seems to have forgotten: one with a single
+slot that was started again, or asks for work for that slot. What ends so was not confirmed by the
+node, which may still run it, so the reaper fences it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 class Lease:
     """One open lease. Times on the boot clock, in seconds.
 
-    `named`: the latest heartbeat that renewed it had it in its list. `ending`: the reaper ends it
-    now, so no heartbeat renews it any more.
+    `named`: the latest heartbeat that could renew it had it in its list. `ending`: the reaper ends
+    it now, so no heartbeat renews it any more. `forgotten`: only one that names it does.
     """
 
     lease_id: str
@@ -36,6 +37,7 @@ class Lease:
     acked: float | None
     named: bool = True
     ending: bool = False
+    forgotten: bool = False
 
     def expires(self) -> float:
         """When control takes the task back."""
@@ -45,7 +47,8 @@ class Lease:
         """A heartbeat without a list: renewed, but never beyond the run's limit and two ttls."""
         if self.acked is not None and not self.ending:
             bound = self.acked + self.timeout_s + self.ttl_s
-            self.renewed = max(self.renewed, min(now, bound))
+            if not self.forgotten:
+                self.renewed = max(self.renewed, min(now, bound))
             self.named = False
 
 
@@ -90,13 +93,18 @@ class LeaseTable:
             if lease is None or lease.node_id != node_id or lease.ending:
                 stale.append(lease_id)
             elif lease.acked is not None:
-                lease.renewed, lease.named = now, True
+                lease.renewed, lease.named, lease.forgotten = now, True, False
         return stale
 
     def renew_all(self, node_id: str, now: float) -> None:
         """Renew what the node has, within `Lease.renew_unnamed`'s bound."""
         for lease in self.of_node(node_id):
             lease.renew_unnamed(now)
+
+    def forget(self, node_id: str, keep: Collection[str] = ()) -> None:
+        """The node seems to know nothing of its leases but those: they run out by themselves."""
+        for lease in self.of_node(node_id):
+            lease.forgotten = lease.lease_id not in keep
 
     def unacked(self, now: float, ack_timeout_s: float) -> list[Lease]:
         """Claims whose ack did not come in time: they cost nothing."""

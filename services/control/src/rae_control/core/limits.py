@@ -22,3 +22,15 @@ class Bucket:
             self.level -= 1
             return 0.0
         return (1 - self.level) / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a bucket allows: `rate` a second, `burst` at once."""
+
+    rate: float
+    burst: float
+
+    def bucket(self, now: float) -> Bucket:
+        """A full one."""
+        return Bucket(self.rate, self.burst, self.burst, now)

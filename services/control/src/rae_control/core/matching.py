@@ -1,22 +1,31 @@
 """Which node can run which task: requirements against facts, with the reasons in plain words.
 
-Requirements are canonical here (one spelling for each wish, sizes in whole GB), so that tasks with
-the same needs share a lane and are matched once.
+Requirements are canonical here (one spelling for each wish), so that tasks with the same needs
+share a lane and are matched once.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from rae_protocol.nodes import Capabilities, CpuInfo
 from rae_protocol.tasks import Requirements, TaskSpec
 
 Canonical = Mapping[str, Any]
+Program = tuple[str, str]  # ("command", a program of an allow-list) or ("task", a Python task)
 _VERSION = re.compile(r"\d+")
+
+
+class Another(Protocol):
+    """Whether another online node could take some work."""
+
+    def __call__(self, requirements: str, without: Collection[str], *, now: bool) -> bool:
+        """Those needs are JSON. `now`: a node that takes work at this moment."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,8 @@ class NodeFacts:
     llm: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
     runners: frozenset[str] | None = None
+    commands: frozenset[str] | None = None
+    python_tasks: frozenset[str] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     ui_session: bool | None = None
     davinci_available: bool | None = None
@@ -77,6 +88,8 @@ def facts_from(
         llm=frozenset(caps.llm or ()),
         models=frozenset(map(_tagged, caps.models or ())),
         runners=None if caps.runners is None else frozenset(caps.runners),
+        commands=None if caps.commands is None else frozenset(caps.commands),
+        python_tasks=None if caps.python_tasks is None else frozenset(caps.python_tasks),
         versions=versions,
         ui_session=caps.ui_session,
         davinci_available=caps.davinci_available,
@@ -84,18 +97,14 @@ def facts_from(
 
 
 def canonical_requirements(spec: TaskSpec) -> dict[str, Any]:
-    """One spelling: kind as runner, `os` as `os_in`, sizes as whole GB rounded up, lists sorted."""
+    """One spelling: kind as runner, `os` as `os_in`, sizes as `_gb` or `_mb`, lists sorted.
+
+    A whole number of GB names a size of machines, of which 5 % may lack; other sizes are exact.
+    """
     req: Requirements = spec.requirements
-    out: dict[str, Any] = {}
-    sizes = {
-        "ram_gb": max(req.ram_gb or 0, req.min_ram_gb or 0),
-        "vram_gb": max((req.vram_mb or 0) / 1024, req.vram_gb or 0),
-        "disk_gb": req.disk_gb or 0,
-    }
-    out.update({name: math.ceil(size) for name, size in sizes.items() if size})
-    gpu_count = max(
-        req.gpu_count or 0, int(bool(req.gpu) or "vram_gb" in out or bool(req.gpu_model))
-    )
+    out: dict[str, Any] = _sizes(req)
+    wants_gpu = bool(req.gpu or req.gpu_model or vram_needed_mb(out))
+    gpu_count = max(req.gpu_count or 0, int(wants_gpu))
     if gpu_count:
         out["gpu_count"] = gpu_count
     if req.gpu is False and not gpu_count:
@@ -119,19 +128,52 @@ def canonical_requirements(spec: TaskSpec) -> dict[str, Any]:
     exact = {"python": req.python_version, "ffmpeg": req.ffmpeg_version}
     if any(exact.values()):
         out["versions"] = {name: value for name, value in exact.items() if value}
-    for name in ("gpu_model", "cpu"):
+    out.update(_program(spec))
+    for name in ("gpu_model", "cpu", "ui_session", "davinci_available"):
         if (value := getattr(req, name)) is not None:
             out[name] = value
-    for name in ("trusted", "ui_session", "davinci_available"):
-        if getattr(req, name):
-            out[name] = True
+    if req.trusted:  # false asks for nothing: trust allows more, and forbids nothing
+        out["trusted"] = True
     return out
+
+
+def program_of(req: Canonical) -> Program | None:
+    """The command or the Python task that is asked for."""
+    for name in ("command", "task"):
+        if name in req:
+            return name, str(req[name])
+    return None
+
+
+def _lacks_program(req: Canonical, facts: NodeFacts) -> bool:
+    """Whether the node says what it has, and has not that."""
+    have = {"command": facts.commands, "task": facts.python_tasks}
+    wanted = program_of(req)
+    known = None if wanted is None else have[wanted[0]]
+    return wanted is not None and known is not None and wanted[1] not in known
+
+
+def without_program(req: Canonical) -> Canonical:
+    """For work that no node has: any may refuse it, and say what it has instead."""
+    return {name: value for name, value in req.items() if name not in {"command", "task"}}
 
 
 def unmet(req: Canonical, facts: NodeFacts) -> list[str]:
     """Every requirement that the node does not meet, as a short sentence; empty when it fits."""
     checks = (_unmet_where, _unmet_hardware, _unmet_software)
     return [sentence for check in checks for sentence in check(req, facts)]
+
+
+def vram_needed_mb(req: Canonical) -> int:
+    """The least video memory, in MiB; 0 where none is asked for."""
+    return _least_mb(req, "vram")
+
+
+def _least_mb(req: Canonical, name: str) -> int:
+    # A "64 GB" machine shows 62.7 GiB to its programs, a "16 GB" card 15.99.
+    share = 1.0 if name == "disk" else 0.95
+    exact, whole_gb = int(req.get(f"{name}_mb", 0)), int(req.get(f"{name}_gb", 0))
+    return max(exact, math.ceil(whole_gb * 1024 * share))
 
 
 def slot_kind(req: Canonical, facts: NodeFacts) -> str:
@@ -144,6 +186,8 @@ def _unmet_where(req: Canonical, facts: NodeFacts) -> list[str]:
     out = []
     if "nodes" in req and facts.node_id not in req["nodes"]:
         out.append(f"it must run on {' or '.join(req['nodes'])}")
+    if facts.node_id in req.get("not_nodes", ()):
+        out.append("it was denied there (E_DENY)")
     if req.get("trusted") and not facts.trusted:
         out.append("it needs a trusted node")
     if "os_in" in req and facts.os not in req["os_in"]:
@@ -152,8 +196,8 @@ def _unmet_where(req: Canonical, facts: NodeFacts) -> list[str]:
         out.append(f"it needs the architecture {' or '.join(req['arch_in'])}")
     if missing := set(req.get("tags", ())) - facts.tags:
         out.append(f"it needs the tags {', '.join(sorted(missing))}")
-    if req.get("ui_session") and not facts.ui_session:
-        out.append("it needs an active desktop session")
+    if (session := req.get("ui_session")) is not None and facts.ui_session is not session:
+        out.append(f"it needs {'an' if session else 'no'} active desktop session")
     return out
 
 
@@ -167,15 +211,16 @@ def _unmet_hardware(req: Canonical, facts: NodeFacts) -> list[str]:
         out.append("it asks for a node without a GPU")
     if "gpu_model" in req and not any(_same_model(req["gpu_model"], m) for m in facts.gpu_models):
         out.append(f"it needs the GPU {req['gpu_model']}")
-    for name, have, unit in (
-        ("vram_gb", facts.vram_mb, "GB of VRAM"),
-        ("ram_gb", facts.ram_mb, "GB of memory"),
-        ("disk_gb", facts.disk_mb, "GB of free disk"),
+    for name, have, what in (
+        ("vram", facts.vram_mb, "VRAM"),
+        ("ram", facts.ram_mb, "memory"),
+        ("disk", facts.disk_mb, "free disk"),
     ):
-        # Half a GB of grace: a "64 GB" machine shows 62.7 GiB to its programs.
-        grace = 0 if name == "disk_gb" else 0.05
-        if name in req and (have is None or have < req[name] * 1024 * (1 - grace)):
-            out.append(f"it needs {req[name]} {unit}")
+        least = _least_mb(req, name)
+        if least and (have is None or have < least):
+            exact = least == req.get(f"{name}_mb")
+            size = f"{least} MB" if exact else f"{req[f'{name}_gb']} GB"
+            out.append(f"it needs {size} of {what}")
     if "cpu_threads" in req and (facts.cpu_threads or 0) < req["cpu_threads"]:
         out.append(f"it needs {req['cpu_threads']} CPU threads")
     if "cpu" in req and (facts.cpu is None or req["cpu"].lower() not in facts.cpu.lower()):
@@ -187,6 +232,9 @@ def _unmet_software(req: Canonical, facts: NodeFacts) -> list[str]:
     out = []
     if facts.runners is not None and (missing := set(req["runners"]) - facts.runners):
         out.append(f"it needs the runner {', '.join(sorted(missing))}")
+    if _lacks_program(req, facts):
+        what = f"command {req['command']}" if "command" in req else f"Python task {req['task']}"
+        out.append(f"it needs the {what}")
     if missing := set(req.get("llm", ())) - facts.llm:
         out.append(f"it needs a model for the role {', '.join(sorted(missing))}")
     if missing := {name for name in req.get("models", ()) if _tagged(name) not in facts.models}:
@@ -199,8 +247,21 @@ def _unmet_software(req: Canonical, facts: NodeFacts) -> list[str]:
         have = facts.versions.get(name, "")
         if have != wanted and not have.startswith(wanted + "."):
             out.append(f"it needs {name} {wanted}")
-    if req.get("davinci_available") and not facts.davinci_available:
-        out.append("it needs DaVinci Resolve")
+    if (there := req.get("davinci_available")) is not None and facts.davinci_available is not there:
+        out.append(f"it needs a node {'with' if there else 'without'} DaVinci Resolve")
+    return out
+
+
+def _sizes(req: Requirements) -> dict[str, Any]:
+    """Whole GB as `NAME_gb`, other sizes as `NAME_mb`."""
+    out: dict[str, Any] = {}
+    ram_gb = max(req.ram_gb or 0, req.min_ram_gb or 0)
+    for name, gb in (("ram", ram_gb), ("vram", req.vram_gb or 0), ("disk", req.disk_gb or 0)):
+        whole = float(gb).is_integer()
+        sizes = {"gb": int(gb) if whole else 0, "mb": 0 if whole else math.ceil(gb * 1024)}
+        if name == "vram":
+            sizes["mb"] = max(sizes["mb"], math.ceil(req.vram_mb or 0))
+        out.update({f"{name}_{unit}": size for unit, size in sizes.items() if size})
     return out
 
 
@@ -224,6 +285,16 @@ def _tagged(model: str) -> str:
 def _models(spec: TaskSpec) -> set[str]:
     model = spec.params.get("model") if spec.kind == "llm" else None
     return {*(spec.requirements.models or ()), *([model] if isinstance(model, str) else [])}
+
+
+def _program(spec: TaskSpec) -> dict[str, str]:
+    """The command or the Python task; `tasks.example:run` and `example` are one."""
+    command, task = spec.params.get("command"), spec.params.get("task")
+    if spec.kind == "cli" and isinstance(command, str):
+        return {"command": command}
+    if spec.kind == "python" and isinstance(task, str):
+        return {"task": task.removeprefix("tasks.").removesuffix(":run")}
+    return {}
 
 
 def _same_model(wanted: str, have: str) -> bool:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 # These fail for the same reason each time, so a second try is a waste of somebody's desktop (C7).
 NOT_RETRYABLE = frozenset({"E_DENY", "E_INVALID", "UI_SESSION_REQUIRED"})
-NO_CHARGE = frozenset({"E_NOGPU"})
+# Two agents take turns as one node (core/takeovers.py): neither the task nor its owner did it.
+SHARED_MACHINE = "machine_id_shared"
+# Neither a failure nor an interruption: the node lacked what the task needs.
+NO_CHARGE = frozenset({"E_NOGPU", SHARED_MACHINE})
+# What these failures say is about the task, wherever it runs.
+_OF_THE_TASK = NOT_RETRYABLE | NO_CHARGE | {"E_INPUT"}
+
+
+def speaks_of_node(code: str) -> bool:
+    """Whether a failure with this code may be the node's fault."""
+    return code.startswith("E_") and code not in _OF_THE_TASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ def after_failure(code: str, failures: int, max_attempts: int, limits: Limits) -
 
 def after_interruption(reason: str, total: int, in_row: int, limits: Limits) -> Verdict:
     """Yielded, lost or expired: costs nothing, but from the third in a row the pause grows."""
-    if total >= limits.max_interruptions:
+    if total >= limits.max_interruptions and reason not in NO_CHARGE:
         return Verdict(True, 0.0, "too_many_interruptions")
     if in_row < 3:
         return Verdict(False, 0.0, reason)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from rae_control.core.matching import Canonical, NodeFacts, slot_kind, unmet
+from rae_control.core.matching import Canonical, NodeFacts, slot_kind, unmet, vram_needed_mb
 
 
 @dataclass(frozen=True, slots=True)
 class NodeNow:
     """A node at this moment: whether it may get work, and what it would say.
 
-    `reasons` are the guard's words, `note` the operator's (drain) or ours (cordon). `polls` says
-    whether it asks for work now, `vram_free_mb` what it measured then. `claims_trust`: its own
+    `free_slots` are those that its open poll offers. `reasons` are the guard's words, `note` the
+    operator's (drain) or control's (cordon). `polls` says whether it asks for work now,
+    `vram_free_mb` what it measured then. `claims_trust`: its own
     configuration says trusted, whatever the enrolment says.
     """
 
@@ -34,15 +35,23 @@ _AWAY = {
     "paused": "its owner paused it",
     "blind": "it cannot tell whether its owner is there",
 }
+_BY_REASON = {
+    "owner_never": "its owner's rules keep work away",
+    "owner_hours": "its owner's rules keep work away",
+    "blind_owner": "its owner.yaml has a mistake",
+    "cooldown": "it was in use until a while ago",
+    **dict.fromkeys(("cpu_percent_high", "gpu_percent_high", "vram_gb_high"), "it is busy"),
+}
 _GONE = frozenset({"offline", "enrolled", "revoked"})
 
 
 def why_queued(
-    req: Canonical, nodes: Sequence[NodeNow], ahead: int, queue_available: bool
+    req: Canonical, nodes: Sequence[NodeNow], ahead: int, failed_on: Collection[str] = ()
 ) -> list[str]:
-    """Sentences, the most telling first. `ahead` counts tasks before this one in its lane."""
-    if not queue_available:
-        return ["The queue is not reachable (Redis is away); the task runs when it is back."]
+    """Sentences, the most telling first. `ahead` counts tasks before this one in its lane.
+
+    `failed_on`: the nodes where the task failed while others still come first (ledger/claim.py).
+    """
     online = [node for node in nodes if node.state not in _GONE]
     gone = [
         f"Node {node.facts.node_id} would fit, but it is {node.state}."
@@ -60,9 +69,9 @@ def why_queued(
         else:
             fitting.append(node)
     if fitting:
-        return _why_busy(req, fitting, ahead)
+        return _why_busy(req, fitting, ahead, failed_on)
     sentences = [f"None of the {len(online)} online node(s) fits:"]
-    sentences += [f"{what} ({count} of them lack it)" for what, count in misfits.most_common(5)]
+    sentences += [f"{what} ({count} of them)" for what, count in misfits.most_common(5)]
     if req.get("trusted"):
         sentences += [
             f"Node {node.facts.node_id} calls itself trusted, but was not enrolled with --trusted."
@@ -72,20 +81,29 @@ def why_queued(
     return [*sentences, *gone][:8]
 
 
-def _why_busy(req: Canonical, fitting: Sequence[NodeNow], ahead: int) -> list[str]:
+def _why_busy(
+    req: Canonical, fitting: Sequence[NodeNow], ahead: int, failed_on: Collection[str]
+) -> list[str]:
     out: list[str] = []
     free: list[str] = []
+    others = any(n.facts.node_id not in failed_on and _takes_work(n) for n in fitting)
     for node in fitting:
         hindrance = _hindrance(req, node)
+        if others and node.facts.node_id in failed_on:
+            hindrance = "the task failed there, so other nodes come first for ten minutes"
         if hindrance is None:
             free.append(node.facts.node_id)
         else:
             out.append(f"Node {node.facts.node_id} fits, but {hindrance}.")
     if ahead:
         out.insert(0, f"{ahead} task(s) of the same lane are before it.")
-    if free and not out:
-        out.append(f"Node {free[0]} fits and is free: the task starts at its next poll.")
+    if free and not ahead:
+        return [f"Node {free[0]} fits and is free: the task starts at its next poll."]
     return out[:8]
+
+
+def _takes_work(node: NodeNow) -> bool:
+    return node.state == "online" and node.availability == "open"
 
 
 def _hindrance(req: Canonical, node: NodeNow) -> str | None:
@@ -94,14 +112,16 @@ def _hindrance(req: Canonical, node: NodeNow) -> str | None:
         return f"it is {node.state}" + (f": {node.note}" if node.note else "")
     if node.availability != "open":
         words = f" ({', '.join(node.reasons[:3])})" if node.reasons else ""
-        return f"{_AWAY.get(node.availability, node.availability)}{words}"
-    if not any(slot.startswith(slot_kind(req, node.facts)) for slot in node.free_slots):
-        return "all its slots of that kind are busy"
+        away = _AWAY.get(node.availability, node.availability)
+        return f"{_BY_REASON.get(node.reasons[0], away) if node.reasons else away}{words}"
     if not node.polls:
         return "it does not ask for work at this moment"
-    needed = req.get("vram_gb", 0) * 1024
+    if not any(slot.startswith(slot_kind(req, node.facts)) for slot in node.free_slots):
+        return "it offers no free slot of that kind"
+    needed = vram_needed_mb(req)
     if node.vram_free_mb is not None and needed > node.vram_free_mb:
-        return f"only {node.vram_free_mb / 1024:.1f} of {needed / 1024:g} GB of VRAM are free now"
+        free, wanted = node.vram_free_mb / 1024, needed / 1024
+        return f"only {free:.1f} of the {wanted:.1f} GB of VRAM that it needs are free now"
     return None
 
 
@@ -143,7 +163,7 @@ def why_nothing(
     fits = [req for req in lanes.values() if not unmet(req, facts)]
     if fits:
         if any(any(s.startswith(slot_kind(r, facts)) for s in free_slots) for r in fits):
-            return "taken", "Another node was faster; poll again."
+            return "taken", "Other nodes took it, or come first for tasks that failed here."
         return "no_free_slot", "Queued tasks fit this node, but no slot of their kind is free."
     reasons = Counter(text for req in lanes.values() for text in unmet(req, facts))
     common = reasons.most_common(1)[0][0]

@@ -15,7 +15,7 @@ import apsw
 from rae_control.core.lanes import lane_id
 from rae_control.core.states import chain_problems, counters
 from rae_control.files import PIECE
-from rae_control.ledger.schema import READS, SCHEMA
+from rae_control.ledger.schema import BLOB_BYTES, OPEN_NEED, READS, SCHEMA
 from rae_control.ledger.store import Row, fetch
 
 _RESTORE = "restore a backup, or report it with this line"
@@ -70,8 +70,13 @@ _RULES = {
     "unmet_counted": "SELECT t.task_id || ' waits for ' || t.unmet || ' tasks, and '"
     " || count(n.task_id) || ' are not done' AS about FROM tasks t"
     " LEFT JOIN dependencies d ON d.task_id = t.task_id"
-    " LEFT JOIN tasks n ON n.task_id = d.needs AND n.state != 'succeeded'"
+    f" LEFT JOIN tasks n ON n.task_id = d.needs AND {OPEN_NEED}"
     " WHERE t.finished_at IS NULL GROUP BY t.seq HAVING count(n.task_id) != t.unmet",
+    "release_is_of_an_end": "SELECT r.needs || ' has dependents to release' AS about"
+    " FROM releases r LEFT JOIN tasks t ON t.task_id = r.needs WHERE t.finished_at IS NULL",
+    "stored_is_counted": "SELECT submitter || ' has ' || sum(bytes) || ' bytes more or"
+    " less than counted' AS about FROM (SELECT submitter, bytes FROM stored"
+    f" UNION ALL SELECT submitter, -{BLOB_BYTES} FROM blobs) GROUP BY submitter HAVING sum(bytes)",
     "lane_exists": "SELECT t.task_id || ' is in lane ' || t.lane_id AS about FROM tasks t"
     " LEFT JOIN lanes l USING (lane_id) WHERE l.lane_id IS NULL",
     "node_exists": "SELECT DISTINCT a.node_id || ' worked on ' || a.task_id AS about"
@@ -83,8 +88,17 @@ _RULES = {
         f"{table}_of_a_task": _ORPHAN.replace("TABLE", table)
         for table in ("attempts", "events", "artifacts", "task_blobs")
     },
-    "json_is_valid": "SELECT task_id || ' has a spec, result or error that is no JSON' AS about"
-    " FROM tasks WHERE 0 IN (json_valid(spec), json_valid(result), json_valid(error))"
+    "spec_of_a_task": "SELECT t.task_id || ' has no spec of ' || t.spec_bytes || ' bytes' AS about"
+    " FROM tasks t LEFT JOIN specs s USING (seq) WHERE octet_length(s.spec) IS NOT t.spec_bytes"
+    " UNION ALL SELECT 'spec ' || seq FROM specs LEFT JOIN tasks t USING (seq)"
+    " WHERE t.task_id IS NULL",
+    "result_of_a_task": "SELECT 'result ' || seq AS about FROM results"
+    " LEFT JOIN tasks t USING (seq) WHERE t.task_id IS NULL",
+    "json_is_valid": "SELECT task_id || ' has an error that is no JSON' AS about"
+    " FROM tasks WHERE NOT json_valid(error)"
+    " UNION ALL SELECT 'spec ' || seq FROM specs WHERE NOT json_valid(spec)"
+    " OR labels IS NOT spec -> '$.labels'"
+    " UNION ALL SELECT 'result ' || seq FROM results WHERE NOT json_valid(result)"
     " UNION ALL SELECT 'lane ' || lane_id FROM lanes WHERE NOT json_valid(requirements)"
     " UNION ALL SELECT 'event ' || seq FROM events WHERE NOT json_valid(detail)"
     " UNION ALL SELECT 'node ' || node_id FROM nodes WHERE NOT json_valid(info)",
@@ -99,7 +113,7 @@ _RULES = {
     " UNION ALL SELECT 'events', max(seq) FROM events) m LEFT JOIN sqlite_sequence s USING (name)"
     " WHERE coalesce(s.seq, 0) < m.seq",
     "priority_as_submitted": "SELECT task_id || ' has priority ' || priority AS about FROM tasks"
-    " WHERE priority != coalesce(spec ->> '$.priority', priority)",
+    " JOIN specs USING (seq) WHERE priority != coalesce(spec ->> '$.priority', priority)",
     "inputs_recorded": "WITH want AS (READS) SELECT task_id || ' reads ' || sha256 AS about"
     " FROM (SELECT * FROM want EXCEPT SELECT sha256, task_id FROM task_blobs)"
     " UNION ALL SELECT task_id || ' does not read ' || sha256"

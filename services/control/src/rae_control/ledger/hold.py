@@ -9,8 +9,8 @@ from typing import Any
 import apsw
 
 from rae_control.core.hold import Hold, Place, elapsed, merged
-from rae_control.ledger.schema import HOLDER, SCHEMA_VERSION, SESSION
-from rae_control.ledger.store import Tx, fetch
+from rae_control.ledger.schema import HOLDER, HOLDERS_SINCE, SESSION
+from rae_control.ledger.store import CLOCK, Tx, fetch
 
 KEY, LINEAGE = "hold", "lineage"
 # Where work may be alive: sessions, and attempts that are open or fenced.
@@ -38,7 +38,7 @@ def past(db: apsw.Connection) -> Past:
     longest = fetch(db, "SELECT coalesce(max(lease_ttl_s), 0) AS s FROM tasks")[0]["s"]
     lineage = (*json.loads(_meta(db, LINEAGE) or "[]"), str(_meta(db, "incarnation")))
     places: set[Place] | None = None
-    if int(db.pragma("user_version")) == SCHEMA_VERSION:
+    if int(db.pragma("user_version")) >= HOLDERS_SINCE:
         rows = fetch(db, _PLACES)
         # Who named no machine cannot confirm.
         if all(row["machine"] and not row["machine"].startswith(SESSION) for row in rows):
@@ -69,6 +69,8 @@ def begin(tx: Tx, incarnation: str, boot: float | None, mine: Past, replaced: Pa
     if replaced is not None:
         longest = max(longest, replaced.longest_s)
         lineage += [name for name in replaced.lineage if name not in lineage]
+    # What the clocks said when the backup was written says nothing of this machine now.
+    tx.run("DELETE FROM meta WHERE key = ?", CLOCK)
     if boot is None:
         end(tx)
     else:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Collection
+from typing import Any
 
 from rae_control.core.retries import Limits
 from rae_control.ledger.schema import HOLDER, SESSION
 from rae_control.ledger.store import Row, Tx
 from rae_control.ledger.tasks import Who, clear_fence, event, interrupt
 from rae_protocol.errors import RaeError
+from rae_protocol.names import TOKEN_NAME_PATTERN
 
 
 def sha256(text: str) -> str:
@@ -26,6 +29,15 @@ def get(tx: Tx, node_id: str) -> Row:
     return row
 
 
+def change(tx: Tx, node_id: str, **columns: Any) -> Row:
+    """The one way to change a node's row: memory follows it after the commit."""
+    sets = ", ".join(f"{name} = ?" for name in columns)
+    tx.run(f"UPDATE nodes SET {sets} WHERE node_id = ?", *columns.values(), node_id)
+    row = get(tx, node_id)
+    tx.changes.nodes.append(row)
+    return row
+
+
 def enrol(tx: Tx, node_id: str, kind: str, trusted: bool) -> Row:
     """Admit a node. Again: its kind and trust are updated; a revoked one gets a fresh secret."""
     known = tx.row("SELECT * FROM nodes WHERE node_id = ?", node_id)
@@ -33,17 +45,12 @@ def enrol(tx: Tx, node_id: str, kind: str, trusted: bool) -> Row:
         tx.run("INSERT INTO nodes (node_id, kind, trusted, epoch) VALUES (?, ?, ?, 1)",
                node_id, kind, trusted)  # fmt: skip
         event(tx, "enrolled", who=Who(node_id))
-    else:
-        # Changing kind or trust is the operator's word; the session ends so that it takes effect.
-        same = known["kind"] == kind and bool(known["trusted"]) == trusted and not known["revoked"]
-        if not same:
-            tx.run(
-                "UPDATE nodes SET kind = ?, trusted = ?, revoked = 0, token_sha256 = NULL,"
-                " online = 0 WHERE node_id = ?",
-                kind, trusted, node_id,
-            )  # fmt: skip
-            event(tx, "enrolment_changed", who=Who(node_id))
-    return get(tx, node_id)
+        return change(tx, node_id, revoked=0)
+    if known["kind"] == kind and bool(known["trusted"]) == trusted and not known["revoked"]:
+        return known
+    # Changing kind or trust is the operator's word; the session ends so that it takes effect.
+    event(tx, "enrolment_changed", who=Who(node_id))
+    return change(tx, node_id, kind=kind, trusted=trusted, revoked=0, token_sha256=None, online=0)
 
 
 def register(
@@ -56,55 +63,37 @@ def register(
         raise RaeError("node_revoked", f"node {node_id} was revoked")
     # Only an agent that another one replaced must stop; the same agent with a new token goes on.
     replaced = node["token_sha256"] if instance is None or node["instance"] != instance else None
-    tx.run(
-        "UPDATE nodes SET online = 1, token_sha256 = ?, old_token_sha256 = ?, token_expires = ?,"
-        " machine = ?, instance = ?, info = ?, last_seen = ? WHERE node_id = ?",
-        token_sha256, replaced, expires, machine, instance, info, tx.now, node_id,
+    was = None if node["online"] else "offline"
+    event(tx, "registered", who=Who(node_id), old=was, new="online")
+    return change(
+        tx, node_id, online=1, token_sha256=token_sha256, old_token_sha256=replaced,
+        token_expires=expires, machine=machine, instance=instance, info=info, last_seen=tx.now,
     )  # fmt: skip
-    event(
-        tx,
-        "registered",
-        who=Who(node_id),
-        old="offline" if not node["online"] else None,
-        new="online",
-    )
-    return get(tx, node_id)
 
 
 def offline(tx: Tx, node_id: str, reason: str, last_seen: float) -> None:
     """The node is not heard any more, or said goodbye."""
-    changed = tx.run(
-        "UPDATE nodes SET online = 0, last_seen = ? WHERE node_id = ? AND online = 1",
-        last_seen, node_id,
-    )  # fmt: skip
-    if changed:
+    if get(tx, node_id)["online"]:
+        change(tx, node_id, online=0, last_seen=last_seen)
         event(tx, reason, who=Who(node_id), old="online", new="offline")
 
 
 def set_draining(tx: Tx, node_id: str, reason: str | None) -> Row:
     """Drain (with a reason) or resume (None); resuming also lifts a cordon."""
     node = get(tx, node_id)
-    if reason is None:
-        tx.run(
-            "UPDATE nodes SET draining = NULL, cordoned = NULL, infra_in_row = 0 WHERE node_id = ?",
-            node_id,
-        )
-    elif node["draining"] is None:
-        tx.run("UPDATE nodes SET draining = ? WHERE node_id = ?", reason, node_id)
     event(tx, "resumed" if reason is None else "draining", who=Who(node_id), detail=reason)
-    return get(tx, node_id)
+    if reason is None:
+        return change(tx, node_id, draining=None, cordoned=None, infra_in_row=0)
+    return change(tx, node_id, draining=node["draining"] or reason)
 
 
 def revoke(tx: Tx, node_id: str, reason: str | None) -> Row:
     """The node's secret and session end at once (a stolen desktop)."""
-    get(tx, node_id)
-    tx.run(
-        "UPDATE nodes SET revoked = 1, online = 0, epoch = epoch + 1, token_sha256 = NULL,"
-        " old_token_sha256 = NULL WHERE node_id = ?",
-        node_id,
-    )
+    epoch = get(tx, node_id)["epoch"] + 1
     event(tx, "revoked", who=Who(node_id), detail=reason, new="revoked")
-    return get(tx, node_id)
+    return change(
+        tx, node_id, revoked=1, online=0, epoch=epoch, token_sha256=None, old_token_sha256=None
+    )
 
 
 def infrastructure(tx: Tx, node_id: str, failed: str | None, cordon_after: int) -> str | None:
@@ -112,16 +101,22 @@ def infrastructure(tx: Tx, node_id: str, failed: str | None, cordon_after: int) 
     node = get(tx, node_id)
     if failed is None:
         if node["infra_in_row"]:
-            tx.run("UPDATE nodes SET infra_in_row = 0 WHERE node_id = ?", node_id)
+            change(tx, node_id, infra_in_row=0)
         return None
     in_row = node["infra_in_row"] + 1
-    tx.run("UPDATE nodes SET infra_in_row = ? WHERE node_id = ?", in_row, node_id)
+    change(tx, node_id, infra_in_row=in_row)
     if in_row < cordon_after or node["cordoned"] is not None:
         return None
     reason = f"{in_row} infrastructure failures in a row, the last: {failed}"
-    tx.run("UPDATE nodes SET cordoned = ? WHERE node_id = ?", reason, node_id)
-    event(tx, "cordoned", who=Who(node_id), detail=reason, new="cordoned")
+    cordon(tx, node_id, reason)
     return reason
+
+
+def cordon(tx: Tx, node_id: str, reason: str) -> None:
+    """Give the node nothing more, until an operator resumes it."""
+    if get(tx, node_id)["cordoned"] is None:
+        change(tx, node_id, cordoned=reason)
+        event(tx, "cordoned", who=Who(node_id), detail=reason, new="cordoned")
 
 
 def holder_of(tx: Tx, node_id: str) -> str | None:
@@ -133,11 +128,13 @@ def holder_of(tx: Tx, node_id: str) -> str | None:
 def close_leases(
     tx: Tx, node_id: str, reason: str, limits: Limits, *,
     dead_on: str | None, keep: Collection[str] = (), spare_sessions: bool = False,
+    doubted: bool = False,
 ) -> None:  # fmt: skip
     """End the node's open leases. Work on the machine `dead_on` has ended, but for those to keep.
 
     What runs on another machine may be alive, so it is fenced: the task waits as long as that lease
-    could last. `spare_sessions` leaves the leases of clients that name no machine open.
+    could last. So is all of it where two machines are `doubted` to be one. `spare_sessions` leaves
+    the leases of clients that name no machine open.
     """
     for task in tx.rows(
         "SELECT t.lease_id, a.machine FROM tasks t JOIN attempts a USING (lease_id)"
@@ -150,7 +147,7 @@ def close_leases(
         if spare_sessions and str(task["machine"]).startswith(SESSION):
             continue
         why = reason if dead or dead_on is None else "machine_changed"
-        interrupt(tx, task["lease_id"], why, limits, fenced=not dead)
+        interrupt(tx, task["lease_id"], why, limits, fenced=doubted or not dead)
 
 
 def clear_fences_of(tx: Tx, node_id: str, machine: str, keep: Collection[str] = ()) -> None:
@@ -164,8 +161,19 @@ def clear_fences_of(tx: Tx, node_id: str, machine: str, keep: Collection[str] = 
             clear_fence(tx, row["fence"])
 
 
+def _check_name(name: str) -> None:
+    # The last door, whoever brings it: it becomes a submitter's, a lane's and a queue's.
+    if not re.fullmatch(TOKEN_NAME_PATTERN.removesuffix("$"), name):
+        cause = f"a token's name matches {TOKEN_NAME_PATTERN}, and {name[:50]!r} does not"
+        raise RaeError("invalid_body", cause)
+
+
 def add_token(tx: Tx, name: str, role: str, text: str | None = None) -> tuple[Row, str]:
-    """Make a token; returns its row and its text. Raises RaeError `token_exists`."""
+    """Make a token; returns its row and its text.
+
+    Raises RaeError `invalid_body`, `token_exists`.
+    """
+    _check_name(name)
     if tx.row("SELECT 1 FROM tokens WHERE name = ? AND revoked_at IS NULL", name):
         raise RaeError("token_exists", f"there is a live token named {name}")
     text = text or f"rae_{secrets.token_urlsafe(32)}"
@@ -174,11 +182,14 @@ def add_token(tx: Tx, name: str, role: str, text: str | None = None) -> tuple[Ro
         "INSERT INTO tokens (token_id, name, role, sha256, created_at) VALUES (?, ?, ?, ?, ?)",
         token_id, name, role, sha256(text), tx.now,
     )  # fmt: skip
-    return tx.rows("SELECT * FROM tokens WHERE token_id = ?", token_id)[0], text
+    row = tx.rows("SELECT * FROM tokens WHERE token_id = ?", token_id)[0]
+    tx.changes.tokens.append(row)
+    return row, text
 
 
 def keep_token(tx: Tx, name: str, role: str, text: str) -> None:
-    """Make sure that this token, and no other, has the name."""
+    """Make sure that this token, and no other, has the name. Raises RaeError `invalid_body`."""
+    _check_name(name)
     digest = sha256(text)
     tx.run(
         "UPDATE tokens SET revoked_at = ? WHERE name = ? AND sha256 != ? AND revoked_at IS NULL",
@@ -206,4 +217,5 @@ def revoke_token(tx: Tx, name_or_id: str) -> Row:
     if row["revoked_at"] is None:
         tx.run("UPDATE tokens SET revoked_at = ? WHERE token_id = ?", tx.now, row["token_id"])
         row["revoked_at"] = tx.now
+        tx.changes.tokens.append(row)
     return row

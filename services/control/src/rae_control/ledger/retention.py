@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import apsw
 
 from rae_control.ledger.store import Row, Tx, fetch
 
 # Whatever still stands in somebody's dependencies stays: a live or a requeued task may need it.
-_OVER = """SELECT seq, task_id, state, attempts FROM tasks t WHERE finished_at < ? AND fence IS NULL
+_OVER = """SELECT seq, task_id, submitter, state, attempts FROM tasks t
+    WHERE finished_at < ? AND fence IS NULL
     AND state IN ('succeeded', 'failed', 'cancelled', 'expired')
     AND NOT EXISTS (SELECT 1 FROM dependencies d WHERE d.needs = t.task_id)"""
 
 
-def summarise(tx: Tx, before: float, limit: int, go_on: Callable[[], bool]) -> list[Row]:
-    """Summarise and delete some tasks that ended before; returns their ids, states and attempts.
+def over(db: apsw.Connection, before: float, limit: int) -> list[str]:
+    """Some tasks that ended before and that no other needs. For a reader: it may look at many."""
+    rows = fetch(db, f"{_OVER} ORDER BY finished_at LIMIT ?", (before, limit))
+    return [row["task_id"] for row in rows]
 
-    Stops at the limit, or when `go_on` says that others wait for the writer.
+
+def summarise(tx: Tx, go_on: Callable[[], bool], names: Sequence[str], before: float) -> list[Row]:
+    """Summarise and delete these, and what only they need, if they still are over.
+
+    Stops when `go_on` says that others wait for the writer. Returns ids, states and attempts.
     """
     done: list[Row] = []
-    work = tx.rows(f"{_OVER} ORDER BY finished_at LIMIT ?", before, limit)
-    while work and len(done) < limit and (not done or go_on()):
+    work = [row for name in names for row in tx.rows(f"{_OVER} AND task_id = ?", before, name)]
+    while work and (not done or go_on()):
         task = work.pop()
         needs = tx.rows("SELECT needs FROM dependencies WHERE task_id = ?", task["task_id"])
         _summarise_one(tx, task)
@@ -32,7 +40,24 @@ def summarise(tx: Tx, before: float, limit: int, go_on: Callable[[], bool]) -> l
     return done
 
 
+def removed_events_key(submitter: str | None) -> str:
+    """Under which `meta` has the largest seq of a removed event of the submitter (None: of all)."""
+    return "events_removed" if submitter is None else f"events_removed {submitter}"
+
+
+def _note_removed(tx: Tx, submitter: str | None, where: str, *values: Any) -> None:
+    """Note which events go, for those who read on from a cursor before them."""
+    tx.run(
+        f"INSERT INTO meta SELECT ?, max(seq) FROM events WHERE {where} HAVING count(*)"
+        " ON CONFLICT (key) DO UPDATE"
+        " SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))",
+        removed_events_key(submitter), *values,
+    )  # fmt: skip
+
+
 def _summarise_one(tx: Tx, task: Row) -> None:
+    for submitter in (None, task["submitter"]):
+        _note_removed(tx, submitter, "task_id = ?", task["task_id"])
     tx.run(
         "INSERT INTO summaries SELECT date(finished_at, 'unixepoch'), submitter, kind, state, 1,"
         " attempts, failures, interruptions, (SELECT coalesce(sum(a.ended_at - a.acked_at), 0)"
@@ -45,25 +70,8 @@ def _summarise_one(tx: Tx, task: Row) -> None:
     )
     for table in ("attempts", "events", "artifacts", "task_blobs", "dependencies", "tasks"):
         tx.run(f"DELETE FROM {table} WHERE task_id = ?", task["task_id"])
-
-
-_UNREAD = """created_at < ? AND NOT EXISTS (SELECT 1 FROM task_blobs r JOIN tasks t USING (task_id)
-    WHERE r.sha256 = blobs.sha256 AND t.submitter = blobs.submitter)"""
-
-
-def unread_blobs(db: apsw.Connection, before: float) -> list[tuple[str, str]]:
-    """Uploads (sha256, submitter) that no task reads."""
-    rows = fetch(db, f"SELECT sha256, submitter FROM blobs WHERE {_UNREAD}", (before,))
-    return [(row["sha256"], row["submitter"]) for row in rows]
-
-
-def drop_blobs(tx: Tx, blobs: Sequence[tuple[str, str]], before: float) -> None:
-    """Forget those that still nobody reads; their bytes go when nobody else has them."""
-    for sha256, submitter in blobs:
-        tx.run(
-            f"DELETE FROM blobs WHERE sha256 = ? AND submitter = ? AND {_UNREAD}",
-            sha256, submitter, before,
-        )  # fmt: skip
+    for table in ("specs", "results"):
+        tx.run(f"DELETE FROM {table} WHERE seq = ?", task["seq"])
 
 
 def empty_lanes(db: apsw.Connection) -> tuple[list[str], int]:
@@ -85,11 +93,9 @@ def drop_lanes(tx: Tx, lanes: Sequence[str], newest: int) -> None:
 
 def forget_node_events(tx: Tx, before: float, limit: int) -> int:
     """Delete what happened to nodes, not to tasks, that long ago; returns how many."""
-    return tx.run(
-        "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE task_id IS NULL"
-        " AND at < ? LIMIT ?)",
-        before, limit,
-    )  # fmt: skip
+    some = "seq IN (SELECT seq FROM events WHERE task_id IS NULL AND at < ? LIMIT ?)"
+    _note_removed(tx, None, some, before, limit)
+    return tx.run(f"DELETE FROM events WHERE {some}", before, limit)
 
 
 def unknown_tasks(db: apsw.Connection, names: Sequence[str]) -> list[str]:

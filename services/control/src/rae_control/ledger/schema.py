@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 
 # What came with schema 2: which blobs a task reads, and what is left of tasks after their time.
 _CARE = """
@@ -28,9 +28,12 @@ CREATE TABLE summaries (
 """
 
 READS = """SELECT i.value ->> '$.sha256' AS sha256, t.task_id
-    FROM tasks t, json_each(t.spec, '$.inputs') i
+    FROM tasks t JOIN specs s USING (seq), json_each(s.spec, '$.inputs') i
     WHERE i.value ->> '$.sha256' IS NOT NULL AND i.value ->> '$.url' IS NULL"""
-_READ_BY_TASKS = f"INSERT OR IGNORE INTO task_blobs {READS};"
+# Up to schema 4 the spec stood in the task's own row.
+_READ_BY_TASKS = "INSERT OR IGNORE INTO task_blobs {};".format(
+    READS.replace(" JOIN specs s USING (seq)", "").replace("s.spec", "t.spec")
+)
 
 # Where an attempt runs: the machine that its node's session named, or the session itself for a
 # client that names none. An SQL expression over a row of `nodes`.
@@ -44,8 +47,48 @@ UPDATE attempts SET machine = (SELECT {HOLDER} FROM nodes n WHERE n.node_id = at
     WHERE ended_at IS NULL AND node_id IN (SELECT node_id FROM nodes WHERE machine IS NULL);
 """
 
+_AVOID = "ALTER TABLE tasks ADD COLUMN avoid TEXT;"
+# The schema from which on attempts and nodes name where work runs.
+HOLDERS_SINCE = 3
+
+# What a task holds megabytes of stands apart from its row, which each transition writes anew and
+# lists read by the hundred. `labels` come before the spec, so that they are read without it.
+_BODIES = """
+CREATE TABLE specs (seq INTEGER PRIMARY KEY, labels TEXT, spec TEXT NOT NULL);
+CREATE TABLE results (seq INTEGER PRIMARY KEY, result TEXT NOT NULL);
+"""
+_DUE = """
+CREATE INDEX tasks_due ON tasks (not_before)
+    WHERE state = 'waiting' AND unmet = 0 AND fence IS NULL;
+"""
+# Ended tasks that others need, as long as some of those, beyond `after`, do not know it yet.
+_RELEASES = """
+CREATE TABLE releases (needs TEXT PRIMARY KEY, after TEXT NOT NULL) WITHOUT ROWID;
+"""
+# Whether a dependency `d` on a task `n` counts in `unmet`.
+OPEN_NEED = """(n.state != 'succeeded' OR EXISTS
+    (SELECT 1 FROM releases r WHERE r.needs = d.needs AND d.task_id > r.after))"""
+# How many bytes of blobs each submitter has here.
+_STORED = """
+CREATE TABLE stored (submitter TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+"""
+# What a small file takes of the disk all the same.
+LEAST_BYTES = 4096
+BLOB_BYTES = f"max(size, {LEAST_BYTES})"
+_APART = f"""{_BODIES}
+INSERT INTO specs SELECT seq, spec -> '$.labels', spec FROM tasks;
+INSERT INTO results SELECT seq, result FROM tasks WHERE result IS NOT NULL;
+ALTER TABLE tasks DROP COLUMN spec;
+ALTER TABLE tasks DROP COLUMN result;
+ALTER TABLE tasks ADD COLUMN spec_bytes INTEGER NOT NULL DEFAULT 0;
+UPDATE tasks SET spec_bytes = (SELECT octet_length(spec) FROM specs s WHERE s.seq = tasks.seq);
+DROP INDEX tasks_waiting;
+{_DUE}{_RELEASES}{_STORED}
+INSERT INTO stored SELECT submitter, sum({BLOB_BYTES}) FROM blobs GROUP BY submitter;
+"""
+
 # From each older version to the one after it.
-MIGRATIONS = {1: _CARE + _READ_BY_TASKS, 2: _HOLDERS}
+MIGRATIONS = {1: _CARE + _READ_BY_TASKS, 2: _HOLDERS, 3: _AVOID, 4: _APART}
 
 SCHEMA = (
     """
@@ -61,7 +104,7 @@ CREATE TABLE tasks (
     kind TEXT NOT NULL,
     priority INTEGER NOT NULL,
     lane_id TEXT NOT NULL,
-    spec TEXT NOT NULL,
+    spec_bytes INTEGER NOT NULL DEFAULT 0,
     spec_sha256 TEXT NOT NULL,
     idempotency_key TEXT,
     lease_ttl_s REAL NOT NULL,
@@ -85,11 +128,11 @@ CREATE TABLE tasks (
     reason TEXT,
     progress REAL,
     note TEXT,
-    result TEXT,
-    error TEXT
+    error TEXT,
+    -- JSON: the nodes where it failed; others go before them.
+    avoid TEXT
 );
 CREATE INDEX tasks_queue ON tasks (lane_id, seq) WHERE state = 'queued';
-CREATE INDEX tasks_waiting ON tasks (not_before) WHERE state = 'waiting';
 CREATE INDEX tasks_expiring ON tasks (expires_at)
     WHERE expires_at IS NOT NULL AND state IN ('queued', 'waiting');
 CREATE INDEX tasks_leased ON tasks (lease_id) WHERE lease_id IS NOT NULL;
@@ -182,4 +225,8 @@ CREATE TABLE tokens (
 ) WITHOUT ROWID;
 """
     + _CARE
+    + _BODIES
+    + _DUE
+    + _RELEASES
+    + _STORED
 )

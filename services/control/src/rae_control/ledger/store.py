@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 import apsw
 
+from rae_control.core.steady import Kept, SteadyClock
 from rae_control.errors import (
     DiskFull,
     LedgerDamaged,
@@ -36,6 +38,9 @@ Row = dict[str, Any]
 # SQLite needs a few pages to open the file at all.
 LEAST_FREE = 1024 * 1024
 READERS = 2
+# The writer is held for this long at most by work in pieces; what is left comes in the next one.
+BATCH_S = 0.01
+CLOCK = "clock"  # the key of `keep_clock` in `meta`
 # Beside the ledger while a restore moves files: neither the old past nor the new one is whole.
 RESTORING = "restore.unfinished"
 
@@ -45,7 +50,8 @@ class Moved:
     """A task changed its state: what memory and queue must learn after the commit.
 
     `task` is the row as it is now; lease, node and slot are those of the attempt that began, goes
-    on or has just ended. `lane_oldest` is the head of the lane, when a task left it.
+    on or has just ended. `event` is the line of history. `lane_before`: a task that a node denied
+    changes its lane. `lane_oldest` is the head of the lane, when a task left it.
     """
 
     task: Row
@@ -54,18 +60,49 @@ class Moved:
     lease_id: str | None
     node_id: str | None
     slot: str | None
+    event: int
+    lane_before: str
     lane_oldest: int | None = None
     requirements: str = "{}"
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What memory follows after the commit: moved tasks, rows of nodes and tokens, ended fences.
+
+    Rows are as the transaction left them. Only so memory takes them over in the order of the
+    commits, however late a caller goes on.
+    """
+
+    moved: list[Moved] = field(default_factory=list)
+    nodes: list[Row] = field(default_factory=list)
+    tokens: list[Row] = field(default_factory=list)
+    unfenced: list[str] = field(default_factory=list)
+
+    def extend(self, later: Changes) -> None:
+        """Add what a later function changed."""
+        self.moved.extend(later.moved)
+        self.nodes.extend(later.nodes)
+        self.tokens.extend(later.tokens)
+        self.unfenced.extend(later.unfenced)
+
+
 @dataclass(slots=True)
 class Tx:
-    """A transaction in the writer thread: the connection, the time, and what it changed."""
+    """A transaction in the writer thread: the connection, the time, and what it changed.
+
+    `now` is for people. What becomes due goes by `earliest`, what ages is stamped with `latest`
+    (core/steady.py).
+    """
 
     db: apsw.Connection
     now: float
-    moved: list[Moved] = field(default_factory=list)
-    ended: list[Row] = field(default_factory=list)
+    earliest: float
+    latest: float
+    batch: Changes  # of the functions before this one in the same transaction
+    in_time: Callable[[], bool]  # whether the transaction is still a short one for all who wait
+    changes: Changes = field(default_factory=Changes)
+    releasing: bool = False
 
     def run(self, sql: str, *values: Any) -> int:
         """Execute and return the number of changed rows."""
@@ -97,7 +134,7 @@ class Ledger:
     version wrote it.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, clock_settles_s: float = 3600.0) -> None:
         self.path = path
         self._clock = clock
         self._lock = lock_file(path.with_suffix(".lock"))
@@ -107,6 +144,10 @@ class Ledger:
             with told(path):
                 self._prepare()
                 self.incarnation = self.meta("incarnation")
+                self.steady = SteadyClock(
+                    clock.wall(), clock.boot(), self._kept_clock(), clock_settles_s,
+                    clock.boot_id(),
+                )  # fmt: skip
             # Opened now: later there may be no file descriptor left for them.
             self._readers = deque(connect(path, readonly=True) for _ in range(READERS))
         except BaseException:
@@ -123,30 +164,40 @@ class Ledger:
         """A value of the ledger itself."""
         return str(self._writer.execute("SELECT value FROM meta WHERE key = ?", (key,)).get)
 
+    def earliest(self) -> float:
+        """It is at least so late, in unix seconds."""
+        return self.steady.earliest(self._clock.wall(), self._clock.boot())
+
+    def _kept_clock(self) -> Kept | None:
+        row = self._writer.execute("SELECT value FROM meta WHERE key = ?", (CLOCK,)).fetchone()
+        return None if row is None else Kept(**json.loads(row[0]))
+
     def transact(
         self, functions: Sequence[Callable[[Tx], Any]]
-    ) -> tuple[list[Outcome[Any]], list[Moved]]:
+    ) -> tuple[list[Outcome[Any]], Changes]:
         """Run a batch durably: when this returns, everything that succeeded is on the disk.
 
         A function that raises RaeError is rolled back alone. An error of SQLite itself rolls the
         whole batch back: every caller gets `ledger_unavailable`.
         """
-        db, moved = self._writer, list[Moved]()
+        db, changes, end = self._writer, Changes(), self._clock.boot() + BATCH_S
         outcomes: list[Outcome[Any]] = []
         try:
             db.execute("BEGIN IMMEDIATE")
-            outcomes.extend(self._one(function, moved) for function in functions)
+            outcomes.extend(self._one(function, changes, end) for function in functions)
             db.execute("COMMIT")
         except (apsw.FullError, apsw.IOError, apsw.BusyError) as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             failure = RaeError("ledger_unavailable", str(error), retry_after_s=2)
-            return [Outcome(error=failure) for _ in functions], []
-        return outcomes, moved
+            return [Outcome(error=failure) for _ in functions], Changes()
+        return outcomes, changes
 
-    def _one(self, function: Callable[[Tx], Any], moved: list[Moved]) -> Outcome[Any]:
+    def _one(self, function: Callable[[Tx], Any], before: Changes, end: float) -> Outcome[Any]:
         db = self._writer
-        tx = Tx(db, self._clock.wall())
+        wall, boot = self._clock.wall(), self._clock.boot()
+        earliest, latest = self.steady.earliest(wall, boot), self.steady.latest(wall, boot)
+        tx = Tx(db, wall, earliest, latest, before, lambda: self._clock.boot() < end)
         db.execute("SAVEPOINT one")
         try:
             value = function(tx)
@@ -157,7 +208,7 @@ class Ledger:
             db.execute("RELEASE one")
             return Outcome(error=error)
         db.execute("RELEASE one")
-        moved.extend(tx.moved)
+        before.extend(tx.changes)
         return Outcome(value=value)
 
     def read(self, function: Callable[[apsw.Connection], T]) -> T:
@@ -199,6 +250,19 @@ class Ledger:
                 db.pragma("user_version", SCHEMA_VERSION)
 
 
+def unavailable(outcomes: Sequence[Outcome[Any]]) -> RaeError | None:
+    """The error of a batch that SQLite could not commit; None when it could."""
+    error = outcomes[0].error if outcomes else None
+    if isinstance(error, RaeError) and error.rc == "ledger_unavailable":
+        return error
+    return None
+
+
+def keep_clock(tx: Tx, kept: Kept) -> None:
+    """Note what the clocks said, for the next start."""
+    tx.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", CLOCK, json.dumps(asdict(kept)))
+
+
 def copy_to(db: apsw.Connection, target: Path) -> None:
     """A consistent copy of the whole ledger, on the disk under its name when this returns.
 
@@ -235,14 +299,17 @@ def sync_folder(path: Path) -> None:
 
 def fetch(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Row]:
     """Rows as dictionaries."""
+    return list(streamed(db, sql, values))
+
+
+def streamed(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> Iterator[Row]:
+    """The same, one after the other: who has enough stops."""
     cursor = db.execute(sql, tuple(values))
-    out: list[Row] = []
     names: tuple[str, ...] = ()
     for row in cursor:
         if not names:
             names = tuple(column[0] for column in cursor.get_description())
-        out.append(dict(zip(names, row, strict=True)))
-    return out
+        yield dict(zip(names, row, strict=True))
 
 
 def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from rae_control.core.lanes import lane_id
 from rae_control.core.matching import canonical_requirements
 from rae_control.ledger import tasks as ledger_tasks
+from rae_control.ledger.schema import OPEN_NEED
 from rae_control.ledger.store import Row, Tx
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
@@ -24,7 +26,7 @@ class Prepared:
 
     spec: TaskSpec
     task_id: str
-    text: str
+    text: bytes
     digest: str
     key: str | None
     lane_id: str
@@ -38,16 +40,15 @@ def prepare(spec: TaskSpec, task_id: str, submitter: str, default_ttl_s: float) 
     body = spec.model_dump(mode="json", exclude_none=True, exclude={"task_id"})
     text = canonical(body)
     requirements = canonical_requirements(spec)
-    from_tasks = [s.from_task for s in spec.inputs.values() if isinstance(s, TaskInput)]
     return Prepared(
         spec=spec,
         task_id=task_id,
-        text=text.decode(),
+        text=text,
         digest=hashlib.sha256(text).hexdigest(),
         key=_idempotency_key(spec, body),
         lane_id=lane_id(spec.priority, submitter, requirements),
         requirements=canonical(requirements).decode(),
-        needs=tuple(dict.fromkeys([*spec.depends_on, *from_tasks])),
+        needs=_needs(spec),
         lease_ttl_s=spec.lease_ttl_s if spec.lease_ttl_s is not None else default_ttl_s,
     )
 
@@ -63,47 +64,43 @@ def _idempotency_key(spec: TaskSpec, body: dict[str, Any]) -> str | None:
     return f"step:{spec.step_name}:{inputs}"
 
 
-def check_circles(batch: Sequence[Prepared]) -> None:
-    """Raises RaeError `dependency_cycle`. Older tasks never depend on newer: only the batch."""
-    needs = {task.task_id: list(task.needs) for task in batch}
-    done: set[str] = set()
-    for start in needs:
-        path: list[str] = []
-        on_path: set[str] = set()
-        stack: list[tuple[str, bool]] = [(start, False)]
-        while stack:
-            name, leaving = stack.pop()
-            if leaving:
-                done.add(name)
-                on_path.discard(path.pop())
-                continue
-            if name in on_path:
-                circle = " -> ".join([*path[path.index(name) :], name])
-                raise RaeError("dependency_cycle", f"the circle is {circle[:300]}")
-            if name in done or name not in needs:
-                continue
-            path.append(name)
-            on_path.add(name)
-            stack.append((name, True))
-            stack.extend((need, False) for need in needs[name])
+def in_order(batch: Sequence[Prepared]) -> list[Prepared]:
+    """Each task after those of the batch that it needs.
+
+    Older tasks never depend on newer ones, so circles can only be here. Raises RaeError
+    `dependency_cycle`.
+    """
+    by_id = {task.task_id: task for task in batch}
+    needs = {name: [need for need in task.needs if need in by_id] for name, task in by_id.items()}
+    try:
+        return [by_id[name] for name in TopologicalSorter(needs).static_order()]
+    except CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise RaeError("dependency_cycle", f"the circle is {circle[:300]}") from error
 
 
-def submit(tx: Tx, submitter: str, batch: Sequence[Prepared]) -> list[TaskRef]:
+def submit(
+    tx: Tx, submitter: str, batch: Sequence[Prepared], limits: Callable[[Tx, str], None]
+) -> list[TaskRef]:
     """Write the tasks; the same id and body again answers with the task that is there.
 
-    Raises RaeError `task_id_taken`, `task_conflict`, `unknown_dependency`, `unknown_input`: nothing
-    of the batch is kept then.
+    `limits` looks at what was written, if anything was. Raises RaeError `task_id_taken`,
+    `task_conflict`, `unknown_dependency`, `unknown_input`, or what `limits` raises: nothing of the
+    batch is kept then.
     """
     refs: list[TaskRef] = []
     fresh: list[tuple[Prepared, Row]] = []
-    for task in batch:
-        known = _known(tx, submitter, task)
+    found, written = _resolve(tx, submitter, batch), set[str]()
+    for sent in batch:
+        task, known = found[sent.task_id]
+        if known is None and sent.task_id in written:
+            known = {"task_id": sent.task_id, "state": "waiting"}  # sent twice in this very call
         if known is not None:
-            refs.append(
-                TaskRef(task_id=known["task_id"], state=TaskState(known["state"]), created=False)
-            )
+            state = TaskState(known["state"])
+            refs.append(TaskRef(task_id=known["task_id"], state=state, created=False))
             continue
         fresh.append((task, _insert(tx, submitter, task)))
+        written.add(task.task_id)
         refs.append(TaskRef(task_id=task.task_id, state=TaskState.WAITING))
     specs = {task.task_id: task.spec for task, _ in fresh}
     ended: list[tuple[Row, str]] = []
@@ -113,7 +110,7 @@ def submit(tx: Tx, submitter: str, batch: Sequence[Prepared]) -> list[TaskRef]:
         if broken:
             ended.append((row, broken))
     for _, row in fresh:
-        due = row["unmet"] == 0 and (row["not_before"] is None or row["not_before"] <= tx.now)
+        due = row["unmet"] == 0 and (row["not_before"] is None or row["not_before"] <= tx.earliest)
         row["state"] = "queued" if due else "waiting"
         tx.run(
             "UPDATE tasks SET state = ?, unmet = ? WHERE seq = ?",
@@ -122,6 +119,8 @@ def submit(tx: Tx, submitter: str, batch: Sequence[Prepared]) -> list[TaskRef]:
             row["seq"],
         )
         ledger_tasks.inserted(tx, row)
+    if fresh:
+        limits(tx, submitter)
     for row, broken in ended:
         current = ledger_tasks.get(tx, row["task_id"])
         if not TaskState(current["state"]).final:
@@ -134,6 +133,58 @@ def submit(tx: Tx, submitter: str, batch: Sequence[Prepared]) -> list[TaskRef]:
         ref.model_copy(update={"state": TaskState(states.get(ref.task_id, ref.state))})
         for ref in refs
     ]
+
+
+def _resolve(
+    tx: Tx, submitter: str, batch: Sequence[Prepared]
+) -> dict[str, tuple[Prepared, Row | None]]:
+    """Every task of the batch, by its id, with the one that it stands for if there is one already.
+
+    Who needs a task that stands for another one needs that other one.
+    """
+    sent: dict[str, Prepared] = {}
+    for task in batch:
+        if sent.setdefault(task.task_id, task).digest != task.digest:
+            raise RaeError("task_conflict", f"the id {task.task_id} stands there with two bodies")
+    found: dict[str, tuple[Prepared, Row | None]] = {}
+    names: dict[str, str] = {}
+    by_key: dict[str, Row] = {}
+    for task in in_order(batch):
+        if not names.keys().isdisjoint(task.needs):
+            task = _renamed(task, names)  # noqa: PLW2901
+        known = _known(tx, submitter, task)
+        if known is None and task.key is not None:
+            known = by_key.get(task.key)
+            by_key.setdefault(task.key, {"task_id": task.task_id, "state": "waiting"})
+        if known is not None and known["task_id"] != task.task_id:
+            names[task.task_id] = known["task_id"]
+        found[task.task_id] = (task, known)
+    return found
+
+
+def _renamed(task: Prepared, names: Mapping[str, str]) -> Prepared:
+    """With other names for the tasks that it needs. The digest stays that of what was sent."""
+    inputs = {
+        name: source.model_copy(update={"from_task": names.get(source.from_task, source.from_task)})
+        if isinstance(source, TaskInput)
+        else source
+        for name, source in task.spec.inputs.items()
+    }
+    depends_on = [names.get(need, need) for need in task.spec.depends_on]
+    spec = task.spec.model_copy(update={"inputs": inputs, "depends_on": depends_on})
+    body = spec.model_dump(mode="json", exclude_none=True, exclude={"task_id"})
+    return replace(
+        task,
+        spec=spec,
+        text=canonical(body),
+        key=_idempotency_key(spec, body),
+        needs=_needs(spec),
+    )
+
+
+def _needs(spec: TaskSpec) -> tuple[str, ...]:
+    from_tasks = [s.from_task for s in spec.inputs.values() if isinstance(s, TaskInput)]
+    return tuple(dict.fromkeys([*spec.depends_on, *from_tasks]))
 
 
 def _known(tx: Tx, submitter: str, task: Prepared) -> Row | None:
@@ -160,8 +211,9 @@ def _insert(tx: Tx, submitter: str, task: Prepared) -> Row:
     tx.run("INSERT OR IGNORE INTO lanes VALUES (?, ?)", task.lane_id, task.requirements)
     row: Row = {
         "task_id": task.task_id, "submitter": submitter, "state": "waiting", "kind": spec.kind,
-        "priority": spec.priority, "lane_id": task.lane_id, "spec": task.text,
-        "spec_sha256": task.digest, "idempotency_key": task.key, "lease_ttl_s": task.lease_ttl_s,
+        "priority": spec.priority, "lane_id": task.lane_id,
+        "spec_bytes": len(task.text), "spec_sha256": task.digest, "idempotency_key": task.key,
+        "lease_ttl_s": task.lease_ttl_s,
         "timeout_s": spec.timeout_s, "max_attempts": spec.max_attempts, "unmet": 0,
         "not_before": spec.not_before and spec.not_before.timestamp(),
         "expires_at": spec.expires_at and spec.expires_at.timestamp(),
@@ -170,21 +222,29 @@ def _insert(tx: Tx, submitter: str, task: Prepared) -> Row:
     names = ", ".join(row)
     marks = ", ".join("?" * len(row))
     tx.run(f"INSERT INTO tasks ({names}) VALUES ({marks})", *row.values())
-    return {**row, "seq": tx.db.last_insert_rowid(), "lease_id": None, "fence": None}
+    seq = tx.db.last_insert_rowid()
+    labels = canonical(spec.labels).decode()
+    tx.run("INSERT INTO specs VALUES (?, ?, ?)", seq, labels, task.text.decode())
+    return {**row, "seq": seq, "lease_id": None, "fence": None, "avoid": None}
+
+
+_NEED = f"""SELECT n.state, n.submitter, {OPEN_NEED} AS open FROM tasks n,
+    (SELECT ? AS task_id, ? AS needs) d WHERE n.task_id = d.needs"""
 
 
 def _depend(tx: Tx, submitter: str, task: Prepared, row: Row) -> str | None:
     """Record what the task needs; returns a dependency that has failed already."""
     broken = None
     for need in task.needs:
-        other = tx.row("SELECT state, submitter FROM tasks WHERE task_id = ?", need)
+        other = tx.row(_NEED, task.task_id, need)
         if other is None or other["submitter"] != submitter:
             raise RaeError("unknown_dependency", f"{task.task_id} depends on {need}")
         tx.run("INSERT INTO dependencies VALUES (?, ?)", task.task_id, need)
-        if other["state"] == "succeeded":
+        if not other["open"]:
             continue
         row["unmet"] += 1
-        if TaskState(other["state"]).final:
+        state = TaskState(other["state"])
+        if state.final and state is not TaskState.SUCCEEDED:
             broken = f"{need} ended as {other['state']}"
     return broken
 
@@ -210,7 +270,8 @@ def _check_inputs(tx: Tx, submitter: str, task: Prepared, specs: dict[str, TaskS
 
 
 def _spec_of(tx: Tx, submitter: str, task_id: str) -> TaskSpec:
-    row = tx.row("SELECT spec FROM tasks WHERE task_id = ? AND submitter = ?", task_id, submitter)
+    sql = "SELECT seq FROM tasks WHERE task_id = ? AND submitter = ?"
+    row = tx.row(sql, task_id, submitter)
     if row is None:
         raise RaeError("unknown_dependency", f"there is no task {task_id} to take an input from")
-    return TaskSpec.model_validate_json(row["spec"])
+    return ledger_tasks.spec_of(tx, row)

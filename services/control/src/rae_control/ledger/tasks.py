@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rae_control.core.retries import Limits, Verdict, after_interruption
+from rae_control.core.lanes import lane_id
+from rae_control.core.retries import NO_CHARGE, Limits, Verdict, after_interruption
 from rae_control.ledger.schema import HOLDER
 from rae_control.ledger.store import Moved, Row, Tx
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.names import TaskState as S
 from rae_protocol.nodes import Progress
+from rae_protocol.tasks import TaskSpec
 
 OWNERS = frozenset({"yield_owner", "yield_guard", "yield_paused"})  # for the people at the machine
 LIVE = ("leased", "running")
-_DUE_BYTES = 2 * 1024**2
+_LOOK_AT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,15 @@ class Who:
 def event(
     tx: Tx, reason: str, *, task: Row | None = None, who: Who = Who(), detail: Any = None,
     old: str | None = None, new: str | None = None,
-) -> None:  # fmt: skip
-    """Write one line of history."""
+) -> int:  # fmt: skip
+    """Write one line of history; returns its number."""
     tx.run(
         "INSERT INTO events (at, submitter, task_id, attempt, from_state, to_state, node_id, slot,"
         " reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         tx.now, task and task["submitter"], task and task["task_id"], who.attempt, old, new,
         who.node_id, who.slot, reason, None if detail is None else json.dumps(detail),
     )  # fmt: skip
+    return tx.db.last_insert_rowid()
 
 
 def get(tx: Tx, task_id: str) -> Row:
@@ -58,7 +61,7 @@ def move(
     old = task["state"]
     values: dict[str, Any] = {"state": new.value, "reason": reason, "updated_at": tx.now, **columns}
     if new.final:
-        values["finished_at"] = tx.now
+        values["finished_at"] = tx.latest
     sets = ", ".join(f"{name} = ?" for name in values)
     changed = tx.run(
         f"UPDATE tasks SET {sets} WHERE seq = ? AND state = ?",
@@ -66,18 +69,20 @@ def move(
     )  # fmt: skip
     if changed != 1:
         raise RaeError("internal", f"task {task['task_id']} is not {old} any more")
-    event(tx, reason, task=task, who=who, detail=detail, old=old, new=new.value)
+    line = event(tx, reason, task=task, who=who, detail=detail, old=old, new=new.value)
     attempt = task if task["lease_id"] else {**task, **values}
     lease = (attempt["lease_id"], attempt["node_id"], attempt["slot"])
+    lane_before = task["lane_id"]
     task.update(values)
-    _tell(tx, task, old, lease)
+    _tell(tx, task, old, line, lease, lane_before)
     if new.final:
         _release_dependents(tx, task)
 
 
 def _tell(
-    tx: Tx, task: Row, old: str | None, lease: tuple[str | None, str | None, str | None]
-) -> None:
+    tx: Tx, task: Row, old: str | None, line: int,
+    lease: tuple[str | None, str | None, str | None], lane_before: str,
+) -> None:  # fmt: skip
     oldest, requirements = None, "{}"
     if old == "queued":
         sql = "SELECT min(seq) AS seq FROM tasks WHERE lane_id = ? AND state = 'queued'"
@@ -86,90 +91,134 @@ def _tell(
     if task["state"] == "queued":
         lane = tx.row("SELECT requirements FROM lanes WHERE lane_id = ?", task["lane_id"])
         requirements = lane["requirements"] if lane else "{}"
-    tx.moved.append(Moved(dict(task), old, task["state"], *lease, oldest, requirements))
+    moved = Moved(dict(task), old, task["state"], *lease, line, lane_before, oldest, requirements)
+    tx.changes.moved.append(moved)
+
+
+def keep_lane(tx: Tx, task: Row, needs: Mapping[str, Any]) -> str:
+    """The lane of a task with these needs; it is made if it is not there."""
+    lane = lane_id(task["priority"], task["submitter"], needs)
+    tx.run("INSERT OR IGNORE INTO lanes VALUES (?, ?)", lane, canonical(needs).decode())
+    return lane
 
 
 def inserted(tx: Tx, task: Row) -> None:
     """A new row was written: its first event and its place in memory."""
-    event(tx, task["reason"], task=task, old=None, new=task["state"])
-    _tell(tx, task, None, (None, None, None))
+    line = event(tx, task["reason"], task=task, old=None, new=task["state"])
+    _tell(tx, task, None, line, (None, None, None), task["lane_id"])
 
 
 def _release_dependents(tx: Tx, task: Row) -> None:
-    """Tasks that waited for this one go on, or end with it (and theirs with them)."""
-    tx.ended.append(task)
-    if len(tx.ended) > 1:
-        return  # the call below us works the list off: a long chain must not recurse
-    while tx.ended:
-        _release_of(tx, tx.ended[0])
-        tx.ended.pop(0)
+    """Tasks that waited for this one go on, or end with it (and theirs with them).
+
+    Noted first: what is more than a short transaction can hold is left to the reaper.
+    """
+    task_id = task["task_id"]
+    if tx.row("SELECT 1 FROM dependencies WHERE needs = ? LIMIT 1", task_id):
+        tx.run("INSERT INTO releases VALUES (?, '')", task_id)
+        if not tx.releasing:  # else the call below us works it off: a chain must not recurse
+            release(tx, tx.in_time)
 
 
-def _release_of(tx: Tx, task: Row) -> None:
-    for dependent in tx.rows(
-        "SELECT t.* FROM dependencies d JOIN tasks t USING (task_id)"
-        " WHERE d.needs = ? AND t.state = 'waiting'",
-        task["task_id"],
+def release(tx: Tx, go_on: Callable[[], bool], needs: str = "") -> int:
+    """Let some tasks go that waited for ended ones, first for `needs`, until `go_on` says no.
+
+    Returns how many: 0 when there is no more to do.
+    """
+    done, tx.releasing = 0, True
+    sql = "SELECT r.needs, r.after, t.state FROM releases r JOIN tasks t ON t.task_id = r.needs"
+    while found := (tx.row(f"{sql} WHERE r.needs = ?", needs) if needs else None) or tx.row(
+        f"{sql} LIMIT 1"
     ):
-        if task["state"] == S.SUCCEEDED.value:
-            dependent["unmet"] = max(0, dependent["unmet"] - 1)
-            tx.run("UPDATE tasks SET unmet = ? WHERE seq = ?", dependent["unmet"], dependent["seq"])
-            queue_if_due(tx, dependent)
+        after = found["after"]
+        some = tx.rows(
+            "SELECT task_id FROM dependencies WHERE needs = ? AND task_id > ?"
+            " ORDER BY task_id LIMIT ?",
+            found["needs"], after, _LOOK_AT,
+        )  # fmt: skip
+        for dependent in some if not done or go_on() else ():
+            _let_go(tx, found, get(tx, dependent["task_id"]))
+            done, after = done + 1, dependent["task_id"]
+            if not go_on():
+                break
+        if after == (some[-1]["task_id"] if some else after) and len(some) < _LOOK_AT:
+            tx.run("DELETE FROM releases WHERE needs = ?", found["needs"])
         else:
-            cause = f"{task['task_id']} ended as {task['state']}"
-            error = json.dumps({"code": "E_INPUT", "message": f"dependency failed: {cause}"})
-            move(tx, dependent, S.FAILED, "dependency_failed", detail=cause, error=error)
+            tx.run("UPDATE releases SET after = ? WHERE needs = ?", after, found["needs"])
+            if not go_on():
+                break
+    tx.releasing = False
+    return done
+
+
+def _let_go(tx: Tx, need: Row, dependent: Row) -> None:
+    if dependent["state"] != "waiting":
+        return
+    if need["state"] == S.SUCCEEDED.value:
+        dependent["unmet"] -= 1
+        tx.run("UPDATE tasks SET unmet = ? WHERE seq = ?", dependent["unmet"], dependent["seq"])
+        queue_if_due(tx, dependent)
+    else:
+        cause = f"{need['needs']} ended as {need['state']}"
+        error = json.dumps({"code": "E_INPUT", "message": f"dependency failed: {cause}"})
+        move(tx, dependent, S.FAILED, "dependency_failed", detail=cause, error=error)
 
 
 def queue_if_due(tx: Tx, task: Row, reason: str = "due") -> bool:
     """Queue a waiting task when nothing keeps it."""
-    due = task["not_before"] is None or task["not_before"] <= tx.now
+    due = task["not_before"] is None or task["not_before"] <= tx.earliest
     if task["state"] != "waiting" or task["unmet"] or task["fence"] or not due:
         return False
     move(tx, task, S.QUEUED, reason)
     return True
 
 
-def due(tx: Tx, limit: int = 500) -> int:
+def due(tx: Tx, go_on: Callable[[], bool], limit: int = 500) -> int:
     """Queue some waiting tasks whose time has come; expire some that came too late.
 
-    Returns how many: 0 when there is no more to do.
+    Stops at the limit, or when `go_on` says that others wait for the writer. Returns how many: 0
+    when there is no more to do.
     """
-    count = size = 0
+    count = 0
     for found in tx.rows(
         "SELECT task_id FROM tasks WHERE state = 'waiting' AND unmet = 0 AND fence IS NULL"
         " AND (not_before IS NULL OR not_before <= ?) LIMIT ?",
-        tx.now, limit,
+        tx.earliest, limit,
     ) + tx.rows(
         "SELECT task_id FROM tasks WHERE expires_at <= ? AND state IN ('queued', 'waiting')"
         " LIMIT ?",
-        tx.now, limit,
+        tx.earliest, limit,
     ):  # fmt: skip
-        # One whole row at a time, and not too many: others wait for the writer. An earlier one may
-        # have ended this one as its dependent.
+        if count and not go_on():
+            break
+        # An earlier one may have ended this one as its dependent.
         task = get(tx, found["task_id"])
-        if task["expires_at"] is not None and task["expires_at"] <= tx.now:
+        if task["expires_at"] is not None and task["expires_at"] <= tx.earliest:
             if task["state"] in {"queued", "waiting"}:
                 move(tx, task, S.EXPIRED, "expired")
                 count += 1
         else:
             count += queue_if_due(tx, task)
-        size += len(task["spec"])
-        if size > _DUE_BYTES:
-            break
     return count
 
 
+def shift_pauses(tx: Tx, seconds: float, longest_s: float) -> None:
+    """The time by which pauses end has stepped: move them along. Submitters' own times stay."""
+    tx.run(
+        "UPDATE tasks SET not_before = min(not_before + ?, ?) WHERE state = 'waiting'"
+        " AND not_before IS NOT NULL AND reason NOT IN ('submitted', 'requeued')",
+        seconds, tx.earliest + longest_s,
+    )  # fmt: skip
+
+
 def claim(
-    tx: Tx, task_id: str, lease_id: str, who: Who, *, acked: bool, gpus: Mapping[str, Any]
-) -> Row | None:
-    """Lease a queued task to a node's slot; None when it is not queued any more.
+    tx: Tx, task: Row, lease_id: str, who: Who, *, acked: bool, gpus: Mapping[str, Any]
+) -> None:
+    """Lease a queued task to a node's slot.
 
     The attempt records the machine of the node's session (or that session, where it named none).
     """
-    task = tx.row("SELECT * FROM tasks WHERE task_id = ? AND state = 'queued'", task_id)
-    if task is None or (task["expires_at"] is not None and task["expires_at"] <= tx.now):
-        return None
+    task_id = task["task_id"]
     attempt = task["attempts"] + 1
     who = Who(who.node_id, who.slot, attempt)
     tx.run(
@@ -186,7 +235,6 @@ def claim(
     )  # fmt: skip
     if acked:
         move(tx, task, S.RUNNING, "acked", who=who)
-    return task
 
 
 def open_attempt(
@@ -208,10 +256,29 @@ def open_attempt(
         and attempt in {None, task["attempts"]}
     ):
         return task
-    known = tx.row("SELECT * FROM tasks WHERE task_id = ?", task_id)
-    if known is not None:
-        event(tx, f"stale_{call}", task=known, who=Who(node_id, None, attempt))
+    _note_stale(tx, call, node_id, task_id, lease_id)
     return None
+
+
+def _note_stale(tx: Tx, call: str, node_id: str, task_id: str, lease_id: str | None) -> None:
+    """One line of history for each kind of call on an attempt that this node really had.
+
+    Without a lease its last attempt of the task is meant. The number is ours, not the caller's.
+    """
+    past = tx.row(
+        "SELECT attempt FROM attempts WHERE task_id = ? AND node_id = ?"
+        " AND (? IS NULL OR lease_id = ?) ORDER BY attempt DESC LIMIT 1",
+        task_id, node_id, lease_id, lease_id,
+    )  # fmt: skip
+    if past is None:
+        return
+    reason, attempt = f"stale_{call}", past["attempt"]
+    if tx.row(
+        "SELECT 1 FROM events WHERE task_id = ? AND reason = ? AND attempt = ? AND node_id = ?",
+        task_id, reason, attempt, node_id,
+    ):  # fmt: skip
+        return
+    event(tx, reason, task=get(tx, task_id), who=Who(node_id, None, attempt))
 
 
 def end_attempt(tx: Tx, task: Row, state: str, reason: str, digest: str | None = None) -> Who:
@@ -263,14 +330,19 @@ def interrupt(
     tx: Tx, lease_id: str, reason: str, limits: Limits, *, fenced: bool, detail: Any = None,
     digest: str | None = None,
 ) -> Row | None:  # fmt: skip
-    """A lease ends without the task's fault. `fenced`: the attempt may still be alive."""
+    """A lease ends without the task's fault. `fenced`: the attempt may still be alive.
+
+    What is not charged only makes the pause longer, so that it does not run in a circle.
+    """
     task = tx.row("SELECT * FROM tasks WHERE lease_id = ?", lease_id)
     if task is None:
         return None
-    total, in_row = task["interruptions"] + 1, task["in_row"] + 1
+    charged = reason not in NO_CHARGE
+    total, in_row = task["interruptions"] + charged, task["in_row"] + 1
     verdict = after_interruption(reason, total, in_row, limits)
+    ended_as = "interrupted" if charged else "uncharged"
     again(
-        tx, task, verdict, "interrupted", reason, detail=detail, digest=digest,
+        tx, task, verdict, ended_as, reason, detail=detail, digest=digest,
         fence=lease_id if fenced and task["state"] == "running" else None,
         interruptions=total, in_row=in_row,
     )  # fmt: skip
@@ -294,7 +366,7 @@ def again(
             columns["error"] = json.dumps({"code": code, "message": message})
         move(tx, task, S.FAILED, verdict.reason, who=who, detail=detail, **columns)
     elif verdict.pause_s > 0 or fence:
-        later = tx.now + verdict.pause_s
+        later = tx.earliest + verdict.pause_s
         move(
             tx, task, S.WAITING, verdict.reason, who=who, detail=detail, not_before=later, **columns
         )
@@ -302,10 +374,21 @@ def again(
         move(tx, task, S.QUEUED, verdict.reason, who=who, detail=detail, **columns)
 
 
-def succeed(
-    tx: Tx, task: Row, result: str | None, artifacts: list[tuple[str, str, int, str]], digest: str
-) -> None:
-    """Write the result; `artifacts` are (name, sha256, size, type)."""
+def spec_of(tx: Tx, task: Row) -> TaskSpec:
+    """What was submitted: megabytes, so it is read only where it is needed."""
+    row = tx.rows("SELECT spec FROM specs WHERE seq = ?", task["seq"])[0]
+    return TaskSpec.model_validate_json(row["spec"])
+
+
+def keep_result(tx: Tx, task: Row, value: Any) -> None:
+    """Write what an attempt returned, in place of what an earlier one did."""
+    tx.run("DELETE FROM results WHERE seq = ?", task["seq"])
+    if value is not None:
+        tx.run("INSERT INTO results VALUES (?, ?)", task["seq"], canonical(value).decode())
+
+
+def succeed(tx: Tx, task: Row, artifacts: list[tuple[str, str, int, str]], digest: str) -> None:
+    """The task is done; `artifacts` are (name, sha256, size, type)."""
     who = end_attempt(tx, task, "succeeded", "succeeded", digest)
     tx.run("DELETE FROM artifacts WHERE task_id = ?", task["task_id"])
     for name, sha256, size, kind in artifacts:
@@ -315,57 +398,15 @@ def succeed(
             task["task_id"], name, task["attempts"], sha256, size, kind,
         )  # fmt: skip
     move(
-        tx, task, S.SUCCEEDED, "succeeded", who=who, result=result, error=None, progress=100.0,
-        in_row=0, lease_id=None,
+        tx, task, S.SUCCEEDED, "succeeded", who=who, error=None, progress=100.0, in_row=0,
+        lease_id=None,
     )  # fmt: skip
-
-
-def cancel(tx: Tx, task: Row, reason: str | None) -> str | None:
-    """Cancel; returns the lease that must be stopped on its node. Again on a cancelled task: None.
-
-    Raises RaeError `already_finished`.
-    """
-    state = task["state"]
-    if state == "cancelled":
-        return None
-    if S(state).final:
-        raise RaeError("already_finished", f"task {task['task_id']} is {state}", state=state)
-    lease: str | None = task["lease_id"]
-    who = end_attempt(tx, task, "cancelled", "cancelled") if lease else Who()
-    # The fence keeps a requeued task waiting until the cancelled attempt is surely dead. Without
-    # an ack nothing runs: the node asks before it starts.
-    move(
-        tx, task, S.CANCELLED, "cancelled", who=who, detail=reason,
-        lease_id=None, fence=lease if state == "running" else task["fence"],
-    )  # fmt: skip
-    return lease
-
-
-def requeue(tx: Tx, task: Row, reason: str | None) -> None:
-    """Start an ended task afresh. Raises RaeError `not_requeueable`."""
-    if task["state"] not in {"failed", "cancelled", "expired"}:
-        raise RaeError("not_requeueable", f"task {task['task_id']} is {task['state']}")
-    needs = tx.rows(
-        "SELECT n.task_id, n.state FROM dependencies d JOIN tasks n ON n.task_id = d.needs"
-        " WHERE d.task_id = ?",
-        task["task_id"],
-    )
-    broken = [n["task_id"] for n in needs if S(n["state"]).final and n["state"] != "succeeded"]
-    if broken:
-        raise RaeError("not_requeueable", f"it depends on {broken[0]}, which did not succeed")
-    open_needs = sum(n["state"] != "succeeded" for n in needs)
-    fresh = {
-        "failures": 0, "interruptions": 0, "in_row": 0, "unmet": open_needs, "not_before": None,
-        "expires_at": None, "finished_at": None, "error": None, "result": None, "progress": None,
-        "note": None, **NO_LEASE,
-    }  # fmt: skip
-    move(tx, task, S.WAITING, "requeued", detail=reason, **fresh)
-    queue_if_due(tx, task, "requeued")
 
 
 def clear_fence(tx: Tx, lease_id: str) -> None:
     """The cut-off attempt is surely dead: a requeued task may start."""
     task = tx.row("SELECT * FROM tasks WHERE fence = ?", lease_id)
+    tx.changes.unfenced.append(lease_id)
     if task is not None:
         tx.run("UPDATE tasks SET fence = NULL WHERE seq = ?", task["seq"])
         task["fence"] = None

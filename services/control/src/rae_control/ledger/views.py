@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 import apsw
 
-from rae_control.ledger.store import Row, fetch
+from rae_control.ledger.retention import removed_events_key
+from rae_control.ledger.store import Row, fetch, streamed
 from rae_protocol.errors import RaeError
 from rae_protocol.names import TaskState
-from rae_protocol.tasks import ArtifactView, AttemptView, EventView, TaskError, TaskSpec, TaskView
+from rae_protocol.tasks import ArtifactView, AttemptView, EventView, TaskError, TaskView
 
 LIST_LIMIT = 500
+# A page ends early rather than hold more than this of what callers wrote.
+PAGE_BYTES = 2 * 1024**2
+_TASK = "SELECT t.*, s.labels FROM tasks t JOIN specs s USING (seq)"
 
 
 def moment(unix: float | None) -> datetime | None:
@@ -24,7 +28,7 @@ def moment(unix: float | None) -> datetime | None:
 
 def task_row(db: apsw.Connection, task_id: str, submitter: str | None) -> Row:
     """A task that this submitter may see (None: everybody's). Raises RaeError `unknown_task`."""
-    rows = fetch(db, "SELECT * FROM tasks WHERE task_id = ?", (task_id,))
+    rows = fetch(db, f"{_TASK} WHERE task_id = ?", (task_id,))
     if not rows or submitter not in {None, rows[0]["submitter"]}:
         raise RaeError("unknown_task", f"there is no task {task_id}")
     return rows[0]
@@ -50,13 +54,13 @@ def view(row: Row) -> TaskView:
         reason=row["reason"],
         progress=row["progress"],
         note=row["note"],
-        labels=json.loads(row["spec"]).get("labels", {}),
+        labels=json.loads(row["labels"] or "{}"),
         error=_error(row),
     )
 
 
 def detail(db: apsw.Connection, row: Row) -> TaskView:
-    """Everything about a task but why it does not run."""
+    """Everything about a task but why it does not run, its spec and its result."""
     artifacts = [
         ArtifactView(name=a["name"], size=a["size"], sha256=a["sha256"], type=a["type"])
         for a in fetch(
@@ -81,12 +85,37 @@ def detail(db: apsw.Connection, row: Row) -> TaskView:
         )
     ]
     extra: dict[str, Any] = {
-        "result": json.loads(row["result"]) if row["result"] is not None else None,
         "artifacts": artifacts,
         "history": history[::-1],
-        "spec": TaskSpec.model_validate_json(row["spec"]),
     }
     return view(row).model_copy(update=extra)
+
+
+def spec_text(db: apsw.Connection, row: Row) -> bytes:
+    """What was submitted, as JSON."""
+    return _text(db, "SELECT CAST(spec AS BLOB) FROM specs WHERE seq = ?", row) or b"null"
+
+
+def result_text(db: apsw.Connection, row: Row) -> bytes | None:
+    """What the task returned, as JSON."""
+    return _text(db, "SELECT CAST(result AS BLOB) FROM results WHERE seq = ?", row)
+
+
+def _text(db: apsw.Connection, sql: str, row: Row) -> bytes | None:
+    text: bytes | None = db.execute(sql, (row["seq"],)).get
+    return text
+
+
+def _page(rows: Iterator[Row], limit: int, *heavy: str) -> tuple[list[Row], bool]:
+    """The first rows, and whether there are more; at least one, however heavy it is."""
+    page: list[Row] = []
+    size = 0
+    for row in rows:
+        if len(page) == limit or size > PAGE_BYTES:
+            return page, True
+        page.append(row)
+        size += sum(len(row[name] or "") for name in heavy)
+    return page, False
 
 
 def task_list(
@@ -100,17 +129,14 @@ def task_list(
             values.append(value)
     if (label := filters.get("label")) is not None:
         name, _, value = label.partition("=")
-        where.append(
-            "EXISTS (SELECT 1 FROM json_each(spec, '$.labels') WHERE key = ? AND value = ?)"
-        )
+        where.append("EXISTS (SELECT 1 FROM json_each(s.labels) WHERE key = ? AND value = ?)")
         values += [name, value]
     if before is not None:
         where.append("seq < ?")
         values.append(before)
-    sql = f"SELECT * FROM tasks WHERE {' AND '.join(where)} ORDER BY seq DESC LIMIT ?"
-    rows = fetch(db, sql, (*values, limit + 1))
-    more = rows[limit - 1]["seq"] if len(rows) > limit else None
-    return [view(row) for row in rows[:limit]], more
+    found = streamed(db, f"{_TASK} WHERE {' AND '.join(where)} ORDER BY seq DESC", values)
+    rows, more = _page(found, limit, "labels", "error", "note")
+    return [view(row) for row in rows], rows[-1]["seq"] if more else None
 
 
 def events(
@@ -123,11 +149,14 @@ def events(
 ) -> list[EventView]:
     """Events with a larger seq than `after`, oldest first."""
     where, values = ["seq > ?"], list[Any]([after])
-    for column, value in (("submitter", submitter), ("task_id", task_id)):
-        if value is not None:
-            where.append(f"{column} = ?")
-            values.append(value)
-    sql = f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?"
+    if task_id is not None:
+        where.append("task_id = ?")
+        values.append(task_id)
+    if submitter is not None:
+        # The plus keeps a task's few events from being looked for among all of its submitter's.
+        where.append("submitter = ?" if task_id is None else "+submitter = ?")
+        values.append(submitter)
+    found = streamed(db, f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq", values)
     return [
         EventView(
             seq=row["seq"], at=_always(row["at"]), task_id=row["task_id"], attempt=row["attempt"],
@@ -135,8 +164,17 @@ def events(
             slot=row["slot"], reason=row["reason"],
             detail=json.loads(row["detail"]) if row["detail"] else None,
         )
-        for row in fetch(db, sql, (*values, limit))
+        for row in _page(found, limit, "detail")[0]
     ]  # fmt: skip
+
+
+def event_range(db: apsw.Connection, submitter: str | None) -> tuple[int, int]:
+    """The newest event's seq, and up to which seq some of the submitter's (None: of all) events
+    were removed after their time. 0 where there is none."""
+    newest = fetch(db, "SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+    key = removed_events_key(submitter)
+    removed = fetch(db, "SELECT CAST(value AS INTEGER) AS seq FROM meta WHERE key = ?", (key,))
+    return newest[0]["seq"] if newest else 0, removed[0]["seq"] if removed else 0
 
 
 def unfinished_needs(db: apsw.Connection, task_id: str) -> list[str]:
@@ -171,10 +209,11 @@ def lane_heads(db: apsw.Connection) -> list[Row]:
     )
 
 
-def queued_ids(db: apsw.Connection, lane_id: str) -> list[str]:
-    """The queued tasks of a lane in order."""
+def queued_ids(db: apsw.Connection, lane_id: str) -> tuple[int, list[str]]:
+    """The newest event, and the queued tasks of a lane in order as of that event."""
+    newest = int(db.execute("SELECT coalesce(max(seq), 0) FROM events").get)
     sql = "SELECT task_id FROM tasks WHERE lane_id = ? AND state = 'queued' ORDER BY seq"
-    return [row["task_id"] for row in fetch(db, sql, (lane_id,))]
+    return newest, [task_id for (task_id,) in db.execute(sql, (lane_id,))]
 
 
 def open_leases(db: apsw.Connection) -> list[Row]:
@@ -187,16 +226,29 @@ def open_leases(db: apsw.Connection) -> list[Row]:
 
 
 def fences(db: apsw.Connection) -> list[Row]:
-    """Cut-off attempts that are not known to be dead: fence, lease_ttl_s."""
-    return fetch(db, "SELECT fence, lease_ttl_s FROM tasks WHERE fence IS NOT NULL")
+    """Cut-off attempts that are not known to be dead: fence, lease_ttl_s, task_id, node_id."""
+    return fetch(
+        db,
+        "SELECT t.fence, t.lease_ttl_s, t.task_id, a.node_id FROM tasks t"
+        " JOIN attempts a ON a.lease_id = t.fence WHERE t.fence IS NOT NULL",
+    )
 
 
 def backlog(db: apsw.Connection) -> list[Row]:
     """Tasks and bytes of each submitter that wait or are queued."""
     return fetch(
         db,
-        "SELECT submitter, count(*) AS tasks, sum(length(spec)) AS bytes FROM tasks"
+        "SELECT submitter, count(*) AS tasks, sum(spec_bytes) AS bytes FROM tasks"
         " WHERE state IN ('waiting', 'queued') GROUP BY submitter",
+    )
+
+
+def lane_sizes(db: apsw.Connection) -> list[Row]:
+    """How many tasks of each lane wait or are queued, and whose they are."""
+    return fetch(
+        db,
+        "SELECT lane_id, submitter, count(*) AS tasks FROM tasks"
+        " WHERE state IN ('waiting', 'queued') GROUP BY lane_id",
     )
 
 

@@ -1,0 +1,139 @@
+"""How many connections strangers get, by address, and each known token; and how many requests."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from rae_control.core.limits import Bucket
+
+# Per address: what shows no known token within a second, and at once.
+RATE, BURST = 20.0, 400.0
+# Connections that have shown none yet: of one address, and of all.
+OF_ONE, OF_ALL = 256, 1024
+# Connections that have shown the same token: more than a large submitter's long polls.
+OF_A_TOKEN = 2000
+# Addresses that are remembered; who comes back after so many others starts afresh.
+ADDRESSES = 4096
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """A connection. `known`: a request on it had a known token, or registered a node."""
+
+    address: str
+    hang_up: Callable[[], None]
+    _gate: Gate | None = None
+    token: str | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether it has shown a known token."""
+        return self.token is not None
+
+    def recognise(self, token: str) -> None:
+        """It is no stranger: what its connection took is given back. `token`: what tells it."""
+        if not self.known:
+            self.token = token
+            if self._gate is not None:
+                self._gate.recognised(self)
+
+    def ask(self) -> float:
+        """A request without a known token comes: 0 when it may, else the seconds to wait."""
+        return 0.0 if self._gate is None else self._gate.take(self.address)
+
+
+@dataclass(slots=True)
+class Gate:
+    """All connections, by address or by token. For one thread; `now` is a steady clock."""
+
+    now: Callable[[], float]
+    _buckets: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
+    _strangers: OrderedDict[Visit, None] = field(default_factory=OrderedDict)
+    _of: dict[str, OrderedDict[Visit, None]] = field(default_factory=dict)
+    _known: dict[str, OrderedDict[Visit, None]] = field(default_factory=dict)
+
+    def enter(self, address: str, hang_up: Callable[[], None]) -> Visit | float:
+        """A connection comes: its visit, or the seconds after which it may come again.
+
+        Where too many have shown nothing, the oldest of them goes: who has something to show does
+        so at once.
+        """
+        wait = self.take(address)
+        if wait:
+            return wait
+        visit = Visit(address, hang_up, self)
+        mine = self._of.setdefault(address, OrderedDict())
+        self._strangers[visit] = mine[visit] = None
+        for group, most in ((mine, OF_ONE), (self._strangers, OF_ALL)):
+            if len(group) > most:
+                oldest = next(iter(group))
+                self._forget(oldest)
+                oldest.hang_up()
+        return visit
+
+    def leave(self, visit: Visit) -> None:
+        """The connection is over."""
+        self._forget(visit)
+        mine = self._known.get(visit.token or "")
+        if mine is not None:
+            mine.pop(visit, None)
+            if not mine:
+                del self._known[visit.token or ""]
+
+    def recognised(self, visit: Visit) -> None:
+        """The connection is no stranger's. Of too many with one token the oldest ends."""
+        self._forget(visit)
+        mine = self._known.setdefault(visit.token or "", OrderedDict())
+        mine[visit] = None
+        if len(mine) > OF_A_TOKEN:
+            oldest = next(iter(mine))
+            del mine[oldest]
+            oldest.hang_up()
+        bucket = self._buckets.get(visit.address)
+        if bucket is not None:
+            bucket.level = min(bucket.burst, bucket.level + 1)
+
+    def take(self, address: str) -> float:
+        """0 when one more of this address may pass, else the seconds until one may."""
+        now = self.now()
+        bucket = self._buckets.pop(address, None) or Bucket(RATE, BURST, BURST, now)
+        self._buckets[address] = bucket
+        if len(self._buckets) > ADDRESSES:
+            self._buckets.popitem(last=False)
+        return bucket.take(now)
+
+    def _forget(self, visit: Visit) -> None:
+        self._strangers.pop(visit, None)
+        mine = self._of.get(visit.address)
+        if mine is not None:
+            mine.pop(visit, None)
+            if not mine:
+                del self._of[visit.address]
+
+
+@dataclass(slots=True)
+class Budget:
+    """Bytes of bodies that may be held at once: for each caller, and for all."""
+
+    each: int
+    total: int
+    _held: dict[Hashable, int] = field(default_factory=dict)
+    _all: int = 0
+
+    def take(self, who: Hashable, size: int) -> bool:
+        """Whether there is room for a body; it is held until `give`."""
+        mine = self._held.get(who, 0) + size
+        if mine > self.each or self._all + size > self.total:
+            return False
+        self._held[who] = mine
+        self._all += size
+        return True
+
+    def give(self, who: Hashable, size: int) -> None:
+        """A body is not held any more."""
+        self._all -= size
+        self._held[who] -= size
+        if not self._held[who]:
+            del self._held[who]

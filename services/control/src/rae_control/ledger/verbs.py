@@ -1,0 +1,87 @@
+"""What a submitter may do to a task: cancel it, or have it start afresh."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import apsw
+
+from rae_control.ledger import tasks
+from rae_control.ledger.schema import OPEN_NEED
+from rae_control.ledger.store import Row, Tx, fetch
+from rae_protocol.errors import RaeError
+from rae_protocol.names import TaskState as S
+
+
+def cancel(tx: Tx, task: Row, reason: str | None) -> str | None:
+    """Cancel; returns the lease that must be stopped on its node. Again on a cancelled task: None.
+
+    Raises RaeError `already_finished`.
+    """
+    state = task["state"]
+    if state == "cancelled":
+        return None
+    if S(state).final:
+        cause = f"task {task['task_id']} has ended: it is {state}"
+        raise RaeError("already_finished", cause, state=state)
+    lease: str | None = task["lease_id"]
+    who = tasks.end_attempt(tx, task, "cancelled", "cancelled") if lease else tasks.Who()
+    # The fence keeps a requeued task waiting until the cancelled attempt is surely dead. Without
+    # an ack nothing runs: the node asks before it starts.
+    tasks.move(
+        tx, task, S.CANCELLED, "cancelled", who=who, detail=reason,
+        lease_id=None, fence=lease if state == "running" else task["fence"],
+    )  # fmt: skip
+    return lease
+
+
+def requeue(tx: Tx, task: Row, reason: str | None, limits: Callable[[Tx, str], None]) -> None:
+    """Start an ended task afresh. Raises RaeError `not_requeueable`, or what `limits` raises.
+
+    Not before all who waited for it have ended, too: see `releasing`.
+    """
+    if releasing(tx.db, task["task_id"]):
+        raise RaeError("not_requeueable", f"tasks that need {task['task_id']} are about to end")
+    if task["state"] not in {"failed", "cancelled", "expired"}:
+        cause = f"task {task['task_id']} is {task['state']}"
+        only = "only failed, cancelled and expired tasks queue again"
+        raise RaeError("not_requeueable", f"{cause}, and {only}")
+    if task["idempotency_key"] is not None and (
+        twin := tx.row(
+            "SELECT task_id, state FROM tasks WHERE submitter = ? AND idempotency_key = ?"
+            " AND state NOT IN ('failed', 'cancelled', 'expired') LIMIT 1",
+            task["submitter"], task["idempotency_key"],
+        )
+    ):  # fmt: skip
+        cause = f"task {twin['task_id']} with the same idempotency key is {twin['state']}"
+        raise RaeError("not_requeueable", cause)
+    needs = tx.rows(
+        f"SELECT n.task_id, n.state, {OPEN_NEED} AS open FROM dependencies d"
+        " JOIN tasks n ON n.task_id = d.needs WHERE d.task_id = ?",
+        task["task_id"],
+    )
+    broken = [n["task_id"] for n in needs if S(n["state"]).final and n["state"] != "succeeded"]
+    if broken:
+        raise RaeError("not_requeueable", f"it depends on {broken[0]}, which did not succeed")
+    open_needs = sum(n["open"] for n in needs)
+    found = tx.row("SELECT requirements FROM lanes WHERE lane_id = ?", task["lane_id"])
+    wanted = json.loads(found["requirements"] if found else "{}")
+    # Nodes that denied it may have other allow-lists by now.
+    lane = task["lane_id"]
+    if wanted.pop("not_nodes", None):
+        lane = tasks.keep_lane(tx, task, wanted)
+    fresh = {
+        "failures": 0, "interruptions": 0, "in_row": 0, "unmet": open_needs, "not_before": None,
+        "expires_at": None, "finished_at": None, "error": None, "progress": None, "note": None,
+        "avoid": None, "lane_id": lane, **tasks.NO_LEASE,
+    }  # fmt: skip
+    tasks.keep_result(tx, task, None)
+    tasks.move(tx, task, S.WAITING, "requeued", detail=reason, **fresh)
+    tasks.queue_if_due(tx, task, "requeued")
+    limits(tx, task["submitter"])
+
+
+def releasing(db: apsw.Connection, task_id: str) -> bool:
+    """Whether tasks that waited for this one, which has ended, do not know it yet."""
+    return bool(fetch(db, "SELECT 1 FROM releases WHERE needs = ?", (task_id,)))
