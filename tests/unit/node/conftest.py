@@ -13,11 +13,14 @@ from rae_node import config as files
 from rae_node.agent import Agent
 from rae_node.assemble import PACKAGE_DATA
 from rae_node.capabilities import Machine
+from rae_node.guard.sources.base import Source
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
+from rae_node.journal import Journal
 from rae_node.live import Live
 from rae_node.log import EventLog
 from rae_node.outfit import Outfit
+from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout
 from rae_node.runners.cli import load_allowlist
 from rae_node.settings import Settings
@@ -50,6 +53,8 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
         isolation: Isolation | None = None,
         machine: Machine = MACHINE,
         start: bool = True,
+        sources: Sequence[Source] = (),
+        sleep_block: Sequence[str] = ("/nowhere",),  # this machine may sleep
         **config: Any,
     ) -> Rig:
         control = control or FakeControl()
@@ -63,7 +68,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
         for section, values in (runtime or {}).items():
             sections[section].update(values)
         owner, clock = Idle(), SystemClock()
-        pause = PauseSource(layout.run / "pause.json", clock)
+        pause = PauseSource(layout.run / "pause.json", clock, layout.pause_file)
         checked = files.RuntimeConfig.model_validate(sections)
         live = Live(layout.config_file, layout.runtime_file, {}, node, checked)
         outfit = Outfit(
@@ -71,7 +76,9 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
             settings=settings, client=control, clock=clock,  # type: ignore[arg-type]
             isolation=isolation or ProcessIsolation(layout.root), machine=machine,
             machine_id="m", allowed=load_allowlist([PACKAGE_DATA / "allowlist.d"]),
-            task_folders=tasks, sources=(pause, owner), pause=pause, log=quiet_log,
+            task_folders=tasks, sources=(*sources, pause, owner), pause=pause, log=quiet_log,
+            owner=OwnerFile(layout.owner_file), journal=Journal(layout.logs, clock),
+            sleep_block=sleep_block,
         )  # fmt: skip
         agent = Agent(outfit)
         made.append(agent)

@@ -10,8 +10,12 @@ from typing import Any
 
 from rae_node.agent import Agent
 from rae_node.capabilities import Machine
-from rae_node.guard.policy import Reading
+from rae_node.errors import NodeError
+from rae_node.guard.inputs import InputState
+from rae_node.guard.policy import Holder, Reading
+from rae_node.guard.sources.input import InputLink
 from rae_node.settings import Settings
+from rae_node.why import obstacles
 from rae_protocol import models
 from rae_protocol.errors import RaeError, Unreachable
 from rae_protocol.node_client import Polled
@@ -28,6 +32,48 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> A
     raise AssertionError(f"not in {timeout_s} s: {what}")
 
 
+class SetClock:
+    """A machine's clocks, which a test moves; of its first boot at 10 000 s, in December 2026."""
+
+    def __init__(self) -> None:
+        self.wall_at, self.boot_at, self.boots = 1_796_000_000.0, 10_000.0, 1
+
+    def wall(self) -> float:
+        return self.wall_at
+
+    def boot(self) -> float:
+        return self.boot_at
+
+    def monotonic(self) -> float:
+        return self.boot_at
+
+    def boot_id(self) -> str:
+        return f"boot-{self.boots}"
+
+    def passes(self, seconds: float) -> None:
+        """Time goes on."""
+        self.wall_at += seconds
+        self.boot_at += seconds
+
+    def reboots(self, off_s: float, wall: float | None = None) -> None:
+        """Off for so long; then the wall clock is right, or so."""
+        self.boots, self.boot_at = self.boots + 1, 0.0
+        self.wall_at = self.wall_at + off_s if wall is None else wall
+
+
+class ScriptedInput(InputLink):
+    """A detector that a test plays; without a state it is gone."""
+
+    def __init__(self, state: InputState | None) -> None:
+        super().__init__(Path("/nowhere"))
+        self.state = state
+
+    def ask(self) -> InputState:
+        if self.state is None:
+            raise NodeError("blind", "gone")
+        return self.state
+
+
 class FakeControl:
     """NodeClient's interface over a list of tasks. `fail[verb]` is raised instead of answering."""
 
@@ -41,6 +87,7 @@ class FakeControl:
         self.blobs: dict[str, bytes] = {}
         self.clock_offset_s = 0.0
         self.margin_s = 0.5
+        self.wanted: models.Wanted | None = None
         self._polls = 0
 
     def _call(self, verb: str, detail: Any = None) -> None:
@@ -94,7 +141,7 @@ class FakeControl:
 
     def heartbeat(self, beat: models.Heartbeat) -> models.HeartbeatAnswer:
         self._call("heartbeat", beat)
-        return models.HeartbeatAnswer(incarnation=self.incarnation)
+        return models.HeartbeatAnswer(incarnation=self.incarnation, wanted=self.wanted)
 
     def poll(self, *, wait_s: float, slots: Sequence[str] | None) -> Polled:
         self._call("poll", tuple(slots or ()))
@@ -148,9 +195,15 @@ class Idle:
 
     def __init__(self) -> None:
         self.present: bool | None = False
+        self.seen = threading.Event()
+        self.age_s = 0.0
 
     def read(self) -> Reading:
-        return Reading(self.name, self.present, "owner_active")
+        present = self.present
+        if present:
+            self.seen.set()
+        holder = Holder("owner_active", "the owner", age_s=self.age_s)
+        return Reading(self.name, present, "owner_active", holders=(holder,))
 
 
 class Rig:
@@ -165,7 +218,7 @@ class Rig:
             found = until(lambda: self.control.of("result"), "a result", timeout_s)[0]
         except AssertionError as error:  # what came instead says why
             said = [call for call in self.control.calls if call[0] not in {"poll", "heartbeat"}]
-            raise AssertionError(f"{error}; {said}, {self.agent.obstacles()}") from None
+            raise AssertionError(f"{error}; {said}, {obstacles(self.agent)}") from None
         self.control.calls = [call for call in self.control.calls if call[0] != "result"]
         return found
 

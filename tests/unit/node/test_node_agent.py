@@ -251,7 +251,10 @@ def test_the_owners_return_stops_everything_at_once_and_hands_it_back(make_rig: 
     for task_id, reason, detail, ms in rig.control.of("yield"):
         assert task_id in {first.task_id, second.task_id}
         assert (reason, detail) == ("owner", "owner_active") and 0 <= ms < 1000
-    until(lambda: rig.control.of("heartbeat")[-1].availability.value == "owner", "control knows")
+    until(
+        lambda: "owner" in {beat.availability.value for beat in rig.control.of("heartbeat")},
+        "control knows",
+    )
     polls = len(rig.control.of("poll"))
     rig.agent.poller.wake()
     assert rig.control.of("poll")[polls:] in ([], [()])
@@ -282,6 +285,38 @@ def test_a_task_that_arrives_after_the_owner_is_handed_back_unacked(make_rig: Ma
     assert found[0][:2] == (task.task_id, "owner") and not rig.control.of("ack")
 
 
+def test_b1_the_cooldown_counts_from_the_last_moment_of_presence(make_rig: MakeRig) -> None:
+    rig = make_rig(runtime={"safety": {"cooldown_minutes": 0.05}})
+    until(lambda: rig.agent.guard.decision.may_poll, "the node is free")
+    rig.owner.present = True
+    until(lambda: not rig.agent.guard.decision.safe, "the owner is seen")
+    tripped = time.monotonic()
+    until(lambda: time.monotonic() - tripped > 3.1, "a game that lasts longer than the cooldown")
+    rig.agent.guard.look_now(0, 10)
+    rig.owner.present = False
+    rig.agent.guard.look_now(0, 10)
+    assert rig.agent.guard.decision.reasons == ("cooldown",)
+    until(lambda: rig.agent.guard.decision.may_poll, "the cooldown is over")
+
+
+@pytest.mark.parametrize("why", ["input of a while ago", "a pause"])
+def test_b1_what_is_no_fresh_presence_does_not_put_the_cooldown_off(
+    make_rig: MakeRig, why: str
+) -> None:
+    rig = make_rig(runtime={"safety": {"cooldown_minutes": 0.05}})
+    until(lambda: rig.agent.guard.decision.may_poll, "the node is free")
+    if why == "a pause":
+        rig.agent.outfit.pause.set(None)
+    else:
+        rig.owner.age_s = 100.0
+        rig.owner.present = True
+    rig.agent.guard.look_now(0, 10)
+    assert not rig.agent.guard.decision.safe and rig.agent.guard.cooldown_left_s() > 0
+    until(lambda: rig.agent.guard.cooldown_left_s() == 0, "the cooldown is over")
+    rig.agent.guard.look_now(0, 10)
+    assert not rig.agent.guard.decision.safe and rig.agent.guard.cooldown_left_s() == 0
+
+
 def test_b1_the_cooldown_follows_a_guard_trip(make_rig: MakeRig) -> None:
     rig = make_rig(runtime={"safety": {"cooldown_minutes": 60}})
     start(rig)
@@ -308,6 +343,19 @@ def test_a_slot_that_becomes_free_is_asked_for_at_once(make_rig: MakeRig) -> Non
     rig.control.give(params={"command": "sleep", "args": ["0.2"]})
     rig.outcome()
     until(lambda: rig.control.of("poll")[-1] == ("cpu0", "cpu1"), "a poll for both", 2.0)
+
+
+def test_a_lost_resume_is_made_up_for_by_the_state_in_the_next_heartbeat(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig()
+    rig.control.order(command="drain")
+    until(lambda: rig.agent.draining, "the node drains")
+    # The resume was sent with an answer that never came.
+    rig.control.wanted = "work"
+    rig.agent.link.beat_now()
+    assert rig.run()[0].status == "succeeded"
+    assert not rig.agent.draining
 
 
 def test_drain_finishes_what_runs_and_takes_no_more(make_rig: MakeRig) -> None:
@@ -557,7 +605,7 @@ def test_a_task_that_arrives_while_the_agent_ends_is_not_run(make_rig: MakeRig) 
     task = rig.control.give(slot="cpu7").model_copy(update={"slot": "cpu0", "params": SLEEP})
     until(lambda: rig.control.of("poll"), "a poll")
     rig.agent.may_take = lambda: True  # type: ignore[method-assign] - the look before the end
-    rig.agent._stopping = True
+    rig.agent.stopping = True
     rig.agent._take(task, rig.agent.slots.epoch)
     assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "shutdown"
     assert not rig.running()
@@ -630,6 +678,16 @@ def test_a_full_disk_does_not_turn_a_refused_result_into_a_hand_back(
     until(lambda: rig.control.of("result"), "a try")
     until(lambda: not rig.agent.runs(), "the end")
     assert not rig.control.of("yield") and not rig.agent.spool.leases()
+
+
+def test_no_goodbye_is_said_while_a_result_waits_for_control(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.control.fail["result"] = Unreachable("control is away")
+    rig.control.give()
+    until(lambda: len(rig.agent.spool), "the result waits")
+    rig.agent.shut_down()
+    assert not rig.control.of("goodbye"), "its lease would be closed, and the work done again"
+    assert len(rig.agent.spool) == 1
 
 
 def test_no_goodbye_is_said_while_something_may_live(

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -18,10 +18,12 @@ import pytest
 
 from rae_node.assemble import PACKAGE_DATA
 from rae_node.awake import Awake
+from rae_node.isolation import ProcessIsolation
 from rae_node.log import EventLog
 from rae_node.model_runner import ModelRunner
+from rae_node.paths import Layout
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import until
+from tests.unit.node.fakes import Rig, until
 
 
 class Log:
@@ -75,6 +77,20 @@ def test_b5_the_block_ends_with_an_agent_that_is_killed(tmp_path: Path) -> None:
     until(lambda: not file.exists(), "it is let go")
     with suppress(ChildProcessError):  # the tests' process inherits it, if it looks after orphans
         os.waitpid(holder, 0)
+
+
+def test_b5_the_weakest_isolation_keeps_the_machine_awake_too(
+    make_rig: Callable[..., Rig], layout: Layout, tmp_path: Path
+) -> None:
+    file = tmp_path / "held"
+    rig = make_rig(isolation=ProcessIsolation(layout.root), sleep_block=holding(file))
+    assert rig.agent.outfit.isolation.level == "process"
+    rig.control.give("cli", params={"command": "sleep", "args": ["60"]})
+    until(rig.running, "it runs")
+    until(lambda: file.exists() and file.read_text(), "it is held")
+    rig.owner.present = True
+    rig.agent.guard.wake()
+    until(lambda: not file.exists(), "it is let go")
 
 
 @pytest.mark.parametrize(

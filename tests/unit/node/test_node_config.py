@@ -237,3 +237,36 @@ def test_b10_a_rest_of_no_length_is_refused() -> None:
     data = {**dev_config("n1", "http://127.0.0.1:1"), "gpu_rest_minutes": 0}
     with pytest.raises(ValueError, match="gpu_rest_minutes"):
         NodeConfig.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    "written", ["010", "1:30", "0x10", "0b11", "1_000", "190:20:30.15", "!!int 010", "!!float 1:30"]
+)
+def test_a_number_of_a_file_is_decimal_or_refused_with_its_line(
+    pair: tuple[Path, Path], written: str
+) -> None:
+    config, runtime = pair
+    name = "idle_required_minutes: "
+    runtime.write_text(RUNTIME.replace(f"{name}10", f"{name}{written}"))
+    with pytest.raises(ConfigError, match=r"runtime\.yaml:3: .*(decimal|no valid YAML)"):
+        load_runtime(runtime)
+    config.write_text(f"{KUBUS}max_concurrent_cpu: {written}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml:14: .*(decimal|no valid YAML)"):
+        load_node_config(config)
+
+
+def test_a_duration_that_yaml_would_read_as_octal_is_refused(pair: tuple[Path, Path]) -> None:
+    config, _ = pair
+    config.write_text(f"{KUBUS}workspace: {{keep_failed: 010}}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml:14: .*no duration"):
+        load_node_config(config)
+
+
+def test_decimal_numbers_stay_numbers_and_all_else_is_text_as_written(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text("[10, -3, 0, 1.5, .5, 1.0e+3, 010, 1:30, 22:00, 0x10, 1_000, 2030-01-02]\n")
+    numbers = [10, -3, 0, 1.5, 0.5, 1000.0]
+    assert read_yaml(file) == [*numbers, "010", "1:30", "22:00", "0x10", "1_000", "2030-01-02"]
+    for value in (10, -3, 1.5, 1e20, 1e-7, "010", "1e3", "22:00", "0x10", "10", "2030-01-02"):
+        file.write_text(yaml.safe_dump([value]))
+        assert read_yaml(file) == [value]  # what Ansible writes comes back

@@ -37,7 +37,7 @@ def node(**fields: Any) -> NodeConfig:
 
 
 def fails(finding: Finding, *words: str) -> None:
-    """It fails, says these words, and tells how to mend it."""
+    """It fails, says these words, and tells how to fix it."""
     assert finding.state == "FAIL", finding
     assert finding.what and finding.fix
     assert all(word in f"{finding.what} {finding.fix}" for word in words), finding
@@ -96,13 +96,17 @@ FAILING: dict[str, tuple[Finding, tuple[str, ...]]] = {
     "a blind measure": (
         rules.source("gpu", Reading("gpu", measures={"vram_gb": None}), ""), ("blind",),
     ),
-    "no Ollama": (rules.models(ROLES, None)[0], ("11435", "python-specialist", "rae-ollama")),
+    "no Ollama": (rules.models(ROLES, 14, None)[0], ("11435", "python-specialist", "rae-ollama")),
     "no model": (
-        rules.models(ROLES, ["llama3:latest"])[1],
-        ("lacks deepseek-coder:33b", "OLLAMA_HOST=127.0.0.1:11435 ollama pull deepseek-coder:33b"),
+        rules.models(ROLES, 14, ["llama3:latest"])[1],
+        ("lacks deepseek-coder:6.7b", "ollama_models", "provision-node.yml", "llama3:latest"),
+    ),
+    "no model on a development node": (
+        rules.models(ROLES, 24, [], dev=True)[1],
+        ("OLLAMA_HOST=127.0.0.1:11435 ollama pull deepseek-coder:6.7b",),
     ),
     "an unmapped role": (
-        rules.models(node(capabilities={"llm": ["poet"]}), [])[1], ("llm_models", "poet"),
+        rules.models(node(capabilities={"llm": ["poet"]}), 14, [])[1], ("llm_models", "poet"),
     ),
     "an open task file": (rules.trusted(["/t.py can be written"]), ("/t.py", "chmod go-w")),
     "a silent agent": (rules.agent(True, "no answer"), ("no answer", "log")),
@@ -133,13 +137,14 @@ def test_what_is_right_or_cannot_be_helped_does_not_fail() -> None:
         rules.gpu(False, 2, None), rules.gpu(True, 1, [CARD]),
         rules.trusted([]), rules.agent(True, ""), rules.unit("enabled", "u", False),
         rules.source("gpu", Reading("gpu", True, "foreign_gpu_process"), ""),
-        *rules.models(ROLES, ["deepseek-coder:33b"]), *rules.control("https://c", "", ["1.1"], ""),
+        *rules.models(ROLES, 14, ["deepseek-coder:6.7b"]),
+        *rules.control("https://c", "", ["1.1"], ""),
     ]  # fmt: skip
     assert [one for one in right if one.state != "ok"] == []
     notes = [
         rules.namespaces({"/proc/sys/user/max_user_namespaces": "0"}, False), rules.cgroup(None),
-        rules.source("tty", None, ""), rules.unit("", "u", True), *rules.models(node(), None),
-        *rules.models(ROLES, None, lent=False),
+        rules.source("tty", None, ""), rules.unit("", "u", True), *rules.models(node(), 14, None),
+        *rules.models(ROLES, 14, None, lent=False),
     ]  # fmt: skip
     assert {one.state for one in notes} == {"note"}
 
@@ -182,6 +187,17 @@ def test_a_node_that_is_set_up_passes_and_its_secret_is_not_shown(home: Layout, 
     assert rendered(found).endswith("Nothing failed.")
     assert as_json(found)["ok"] is True
     assert "hush" not in rendered(found) + json.dumps(as_json(found))
+
+
+def test_the_input_detector_of_a_node_that_is_not_lent_may_wait_and_a_lent_ones_may_not(
+    home: Layout, eyes: Eyes
+) -> None:
+    body = yaml.safe_load(home.config_file.read_text())
+    body |= {"guard_sources": ["input"], "input_socket": str(home.run / "nothing.sock")}
+    home.config_file.write_text(yaml.safe_dump(body))
+    assert see(home, eyes, "guard input").state == "note"
+    (home.agent / "enabled").touch()
+    fails(see(home, eyes, "guard input"), "systemctl start rae-input")
 
 
 def test_wrong_files_are_named_with_field_and_line(home: Layout, eyes: Eyes) -> None:
@@ -298,6 +314,28 @@ def test_a_machine_without_systemd_fails_where_it_is_installed_only(
     blind = replace(eyes, unit=absent)
     fails(see(home, blind, "unit"), "systemctl")
     assert healthy(list(examine(home, dev=True, eyes=blind)))
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        ("3h 5min\n\n3h 5min\n", "ok"),
+        ("infinity\n\n1d 2h", "ok"),
+        ("3h 5min\n\n3h\n", "FAIL"),
+        ("2h 59min 59.500s\n\ninfinity", "FAIL"),
+        ("nothing", "note"),
+    ],
+)
+def test_tasks_units_that_end_before_task_timeout_minutes_fail(
+    home: Layout, eyes: Eyes, said: str, state: str
+) -> None:
+    units = replace(eyes, isolation=lambda *_: ("unit", ""), task_limits=lambda: said)
+    found = see(home, units, "task limit")
+    assert found.state == state
+    if state == "FAIL":
+        fails(found, "RuntimeMaxSec=11100")
+    names = {one.name for one in examine(home, dev=False, eyes=eyes)}
+    assert "task limit" not in names  # only units have one
 
 
 def test_who_is_neither_root_nor_the_agent_is_told_what_cannot_be_seen(

@@ -1,8 +1,10 @@
-"""The GPU's guard: foreign use counts, ours does not, a sleeping GPU sleeps on (B2, B3, B10)."""
+"""The GPU's source with NVIDIA's binding in a real child, and a sleeping GPU (B2, B3, B10)."""
 
 from __future__ import annotations
 
+import math
 import os
+import subprocess
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,58 +14,15 @@ import pytest
 
 from rae_node.errors import NodeError
 from rae_node.gpu import Gpu, NvmlChild
+from rae_node.guard.causes import found_in
+from rae_node.guard.gpu_rules import Resting
 from rae_node.guard.policy import GpuRun, Reading, Rules, decide, follow_gpu, gpu_must_rest
-from rae_node.guard.sources.gpu import GpuSource, Use, judge
+from rae_node.guard.sources.gpu import GpuSource
+from rae_node.why import obstacles
 from tests.fake_nvml import GPU, LOST, FakeNvml
 from tests.unit.node.fakes import MACHINE, Rig, until
 
 RULES = Rules(True, True, {"gpu_percent": 90.0, "vram_gb": 14.0})
-NAMES = {7: "Xorg", 8: "blender", 9: "gnome-shell"}
-
-
-def facts(
-    *processes: tuple[int, float | None],
-    percent: float = 0,
-    used_mb: float = 0,
-    shares: list[tuple[int, float]] | None = None,
-) -> dict[str, Any]:
-    return {
-        "percent": percent,
-        "used_mb": used_mb,
-        "free_mb": 8192 - used_mb,
-        "processes": processes,
-        "shares": shares,
-    }
-
-
-@pytest.mark.parametrize(
-    ("gpu", "ours", "use"),
-    [
-        (facts(percent=50, used_mb=2048), (), Use(50, 2048, False)),
-        (facts((8, 500), percent=5, used_mb=500), (), Use(5, 500, True)),
-        (facts((1, 500), percent=100, used_mb=900), {1}, Use(0, 400, False)),
-        (facts((1, None), percent=100, used_mb=900), {1}, Use(0, 0, False)),
-        (facts((1, None), (8, 9), percent=100, used_mb=900), {1}, Use(100, 900, True)),
-        (facts((1, 500), percent=100, shares=[(1, 60), (8, 40)]), {1}, Use(40, 0, False)),
-        (facts((7, 300), (9, 200), percent=10), (), Use(10, 0, False)),
-        (facts((7, 300), percent=11), (), Use(11, 0, True)),
-        (facts((7, 1025), percent=0), (), Use(0, 0, True)),
-        (facts((7, None), percent=0), (), Use(0, 0, True)),
-        (facts((1, 5), (7, 300), percent=100, shares=[(1, 99), (7, 1)]), {1}, Use(1, 0, False)),
-        (facts((1, 5), (7, 300), percent=100, shares=[(1, 70), (7, 30)]), {1}, Use(30, 0, True)),
-        (facts((1, 5), (7, 300), percent=100), {1}, Use(0, 0, False)),
-        (facts((1, 5), (8, 5), percent=99, shares=[]), {1}, Use(99, 0, True)),
-        (facts((1, 5), (8, 5), percent=99, shares=[(1, 30), (8, 9)]), {1}, Use(69, 0, True)),
-        # Total and shares are of different moments: alone on the GPU, all of it is ours.
-        (facts((1, 5), percent=99, shares=[(1, 30)]), {1}, Use(0, 0, False)),
-        (facts((1, 5), (7, 300), percent=99, shares=[(1, 30)]), {1}, Use(0, 0, False)),
-        (facts((1, 5), percent=99, shares=[]), {1}, Use(0, 0, False)),
-    ],
-)
-def test_b2_only_use_that_is_not_ours_counts_and_a_desktop_at_rest_is_no_owner(
-    gpu: dict[str, Any], ours: Collection[int], use: Use
-) -> None:
-    assert judge(gpu, ours, lambda pid: NAMES.get(pid, "?")) == use
 
 
 @pytest.mark.parametrize(
@@ -78,6 +37,17 @@ def test_b3_equal_to_the_limit_is_safe_and_above_is_not(
     measures: dict[str, float], reasons: tuple[str, ...]
 ) -> None:
     assert decide(RULES, [Reading("gpu", measures=measures)], 0).reasons == reasons
+
+
+def test_a_figure_that_is_not_a_number_is_never_safe() -> None:
+    measured = [Reading("gpu", measures={"gpu_percent": math.nan})]
+    assert decide(RULES, measured, 0).reasons == ("gpu_percent_high",)
+    assert [stops for _, _, stops in found_in(RULES, measured, {})] == [True]
+    now = [Reading("gpu", measures={"gpu_percent": 1.0}, peaks={"gpu_percent": math.nan})]
+    assert (decide(RULES, now, 0).safe, decide(RULES, now, 0).may_poll) == (True, False)
+    assert [stops for _, _, stops in found_in(RULES, now, {})] == [False]
+    without_limit = [Reading("gpu", measures={"other": math.nan}, peaks={"other": math.nan})]
+    assert decide(RULES, without_limit, 0).may_poll
 
 
 MakeSource = Callable[..., GpuSource]
@@ -109,13 +79,37 @@ def source(fake_nvml: FakeNvml, bus: Path, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setenv(name, value)
     children = []
 
-    def make(expected: bool | None = True, ours: Collection[int] = ()) -> GpuSource:
+    def make(
+        expected: bool | None = True,
+        ours: Collection[int] = (),
+        resting: Resting | None = None,
+    ) -> GpuSource:
         children.append(NvmlChild())
-        return GpuSource(expected, children[-1], ours=lambda: ours, pci=bus)
+        consent = resting or Resting()
+        return GpuSource(
+            expected, children[-1], ours=lambda: ours, resting=lambda: consent, pci=bus
+        )
 
     yield make
     for child in children:
         child.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str], int]]:
+    """Start a process that has this name, and does nothing; returns its pid."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin(name: str) -> int:
+        program = tmp_path / name
+        program.symlink_to("/bin/sleep")
+        running.append(subprocess.Popen([program, "600"]))
+        return running[-1].pid
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
 
 
 def test_several_gpus_are_read_and_the_worst_counts(
@@ -128,17 +122,112 @@ def test_several_gpus_are_read_and_the_worst_counts(
 
 
 def test_b2_a_process_that_is_not_ours_is_the_owner_and_one_of_ours_is_not(
+    source: MakeSource, fake_nvml: FakeNvml, start: Callable[[str], int]
+) -> None:
+    pid = start("trainer")
+    fake_nvml.show("gpu GPU-0 16384 4096 100", f"proc 0 {pid} 4000 100")
+    found = source().read()
+    assert (found.present, found.code) == (True, "foreign_gpu_process")
+    assert found.measures == {"gpu_percent": 100.0, "vram_gb": 4.0}
+    assert (found.peaks, found.vram_free_mb) == ({"gpu_percent": 100.0}, 12288.0)
+    who = f"trainer (uid {os.getuid()}, process {pid}) computes on the GPU, 4000 MiB"
+    assert [str(holder) for holder in found.holders] == [f"{who}; end it: no consent covers it"]
+    ours = source(ours=[pid]).read()
+    assert (ours.present, ours.measures) == (False, {"gpu_percent": 0.0, "vram_gb": 0.094})
+
+
+def test_a_browser_rests_by_its_name_beside_the_compositor_and_works_by_its_decoder(
+    source: MakeSource, fake_nvml: FakeNvml, start: Callable[[str], int]
+) -> None:
+    shell, browser = start("gnome-shell"), start("firefox")
+    desktop = (f"graphics 0 {shell} 390 2", f"proc 0 {shell} 390 2")  # NVML's C+G
+    fake_nvml.show("gpu GPU-0 16384 800 3", *desktop)
+    assert source().read().present is False
+    fake_nvml.show("gpu GPU-0 16384 800 3", *desktop, f"graphics 0 {browser} 290 1")
+    (holder,) = source().read().holders
+    assert holder.code == "foreign_gpu_process" and '"gpu_may_rest: [firefox]"' in holder.ends
+    one = source(resting=Resting(frozenset({"firefox"})))
+    assert one.read().present is False
+    film = f"graphics 0 {browser} 290 2 0 12"
+    fake_nvml.show("gpu GPU-0 16384 800 4 0 12", *desktop, film)
+    assert one.read().code == "gpu_in_use"  # of two looks, one shows 12 %
+    fake_nvml.show("gpu GPU-0 16384 2600 4", *desktop, f"graphics 0 {browser} 1900 1")
+    assert "gpu_vram_budget" in {each.code for each in one.read().holders}
+
+
+def test_the_first_word_of_a_command_line_cannot_write_to_the_terminal(
     source: MakeSource, fake_nvml: FakeNvml
 ) -> None:
-    fake_nvml.show("gpu GPU-0 16384 4096 100", f"proc 0 {os.getpid()} 4000 100")
-    shown = {"gpu_percent": 100.0, "vram_gb": 4.0}
-    assert source().read() == Reading(
-        "gpu", True, "foreign_gpu_process", measures=shown, vram_free_mb=12288.0
+    first = "\x1b]0;all is well\x07\n" + "x" * 100_000
+    with subprocess.Popen([first, "600"], executable="/bin/sleep") as process:
+        fake_nvml.show(GPU, f"graphics 0 {process.pid} 290 1")
+        (holder,) = source().read().holders
+        process.kill()
+    assert str(holder).startswith(f"?]0;all is well??{'x' * 47} (uid {os.getuid()}, ")
+    assert holder.ends == "close it: its name cannot be printed as a line"
+
+
+@pytest.mark.parametrize("kind", ["encoder", "capture"])
+def test_a_stream_counts_at_once_unless_it_is_ours(
+    source: MakeSource, fake_nvml: FakeNvml, start: Callable[[str], int], kind: str
+) -> None:
+    pid = start("sunshine")
+    fake_nvml.show(GPU, f"{kind} 0 {pid} 1920 1080")
+    found = source().read()
+    assert (found.present, found.code) == (True, "gpu_stream")
+    assert "sunshine" in found.holders[0].who and "1920x1080" in found.holders[0].who
+    assert source(ours=[pid]).read().present is False
+
+
+def test_the_gpus_use_is_the_mean_of_nvmls_samples_and_the_peak_is_of_now(
+    source: MakeSource, fake_nvml: FakeNvml
+) -> None:
+    samples = [f"sample 0 {percent}" for percent in (0, 0, 60, 4294967295)]
+    fake_nvml.show("gpu GPU-0 16384 300 96", *samples)
+    found = source().read()
+    assert (found.measures["gpu_percent"], found.peaks["gpu_percent"]) == (20.0, 96)
+
+
+CALLS = [
+    f"nvmlDeviceGet{name}"
+    for name in (
+        "UtilizationRates", "MemoryInfo", "ComputeRunningProcesses_v3",
+        "GraphicsRunningProcesses_v3", "ProcessUtilization", "EncoderUtilization",
+        "DecoderUtilization", "EncoderSessions", "FBCSessions", "Samples",
     )
-    ours = source(ours=[os.getpid()]).read()
-    assert (ours.present, ours.measures) == (False, {"gpu_percent": 0.0, "vram_gb": 0.094})
-    fake_nvml.show("gpu GPU-0 16384 4096 0", f"graphics 0 {os.getpid()} -1 0")
-    assert source().read().present
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_that_fails_makes_blind_and_one_that_this_gpu_lacks_only_where_it_is_needed(
+    source: MakeSource, fake_nvml: FakeNvml, start: Callable[[str], int], call: str
+) -> None:
+    desktop = (GPU, f"graphics 0 {start('Xorg')} 300 2")
+    one = source()
+    fake_nvml.show(*desktop, f"error {call} 999")
+    with pytest.raises(NodeError, match="NVML fails"):
+        one.read()
+    fake_nvml.show(*desktop, f"unsupported {call}")
+    if "Memory" in call or "Running" in call:
+        with pytest.raises(NodeError, match=rf"{call.removesuffix('_v3')} \(Not Supported\)"):
+            one.read()
+    else:
+        assert one.read().present is False
+    fake_nvml.show(*desktop)
+    assert one.read().present is False
+
+
+@pytest.mark.parametrize("code", [4, 13], ids=["no permission", "no such function"])
+def test_what_nobody_may_ask_is_not_known_either(
+    source: MakeSource, fake_nvml: FakeNvml, start: Callable[[str], int], code: int
+) -> None:
+    shares, decoder = (f"error nvmlDeviceGet{name} {code}" for name in (
+        "ProcessUtilization", "DecoderUtilization"))  # fmt: skip
+    fake_nvml.show(GPU, shares, decoder)
+    assert source().read().present is False
+    fake_nvml.show(GPU, f"graphics 0 {start('Xorg')} 300 2", shares, decoder)
+    with pytest.raises(NodeError, match=r"Decoder.* update NVIDIA's driver, or close Xorg"):
+        source().read()
 
 
 def test_an_error_of_nvml_makes_blind_until_it_is_mended(
@@ -274,4 +363,4 @@ def test_b10_a_resting_gpu_is_not_offered_and_cpu_slots_are(make_rig: Callable[.
     rig.outcome()
     until(lambda: rig.control.of("poll")[-1] == ("cpu0",), "the GPU is not offered")
     assert rig.agent.reasons() == ["gpu_rest"]
-    assert rig.agent.obstacles() == []
+    assert obstacles(rig.agent) == []

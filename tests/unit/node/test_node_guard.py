@@ -26,10 +26,10 @@ from rae_node.guard.policy import (
 from rae_node.guard.sources.base import Watched, look_once
 from rae_node.guard.sources.load import LoadSource, Sample
 from rae_node.guard.sources.pause import PauseSource
-from rae_node.log import DecisionLog
+from rae_node.journal import Journal
 from rae_node.paths import Layout
 from rae_protocol.models import Availability
-from tests.unit.node.fakes import FAST, Rig, until
+from tests.unit.node.fakes import FAST, Idle, Rig, SetClock, until
 
 RULES = Rules(True, True, {"cpu_percent": 80.0})
 CLEAR = Reading("load", measures={"cpu_percent": 80.0})
@@ -129,29 +129,38 @@ def test_two_looks_in_the_same_moment_keep_the_last_value() -> None:
     assert source.read().measures["cpu_percent"] is None
 
 
-class Wall:
-    def __init__(self) -> None:
-        self.now = 1000.0
+def test_a_short_peak_keeps_new_work_away_and_what_runs_goes_on() -> None:
+    rules = Rules(True, True, {"cpu_percent": 80.0})
+    busy = [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6]  # seconds of a machine with one core
+    samples = [Sample(used, second, 0) for second, used in enumerate(busy)]
+    source = load(samples, [*map(float, range(len(busy)))])
+    shown = [decide(rules, [source.read()], 0) for _ in busy[1:]]
+    assert [one.safe for one in shown] == [True] * 13 + [False]
+    assert [one.may_poll for one in shown] == [True] * 2 + [False] * 5 + [True] * 2 + [False] * 5
+    assert shown[2].reasons == ("cpu_percent_high",)
+    assert shown[2].availability is Availability.OWNER
 
-    def wall(self) -> float:
-        return self.now
 
-    def boot(self) -> float:
-        return self.now
+def test_a_peak_and_the_cooldown_are_both_said_and_a_peak_without_a_limit_is_none() -> None:
+    peak = Reading("load", peaks={"cpu_percent": 99.0, "unknown": 99.0})
+    rules = Rules(True, True, {"cpu_percent": 80.0})
+    assert decide(rules, [peak], 5.0).reasons == ("cooldown", "cpu_percent_high")
+    assert decide(Rules(True, True, {"cpu_percent": 99.0}), [peak], 0.0).may_poll
 
 
 def test_a_pause_survives_a_restart_and_ends_by_itself(tmp_path: Path) -> None:
-    clock, file = Wall(), tmp_path / "pause.json"
-    assert PauseSource(file, clock).set(60) == 1060.0
+    clock, file = SetClock(), tmp_path / "pause.json"
+    assert PauseSource(file, clock).set(60) == clock.wall() + 60
     assert PauseSource(file, clock).read().present
-    clock.now = 1060.0
+    clock.passes(60)
     assert not PauseSource(file, clock).read().present
 
 
 def test_a_pause_without_an_end_holds_until_resume(tmp_path: Path) -> None:
-    clock, source = Wall(), PauseSource(tmp_path / "pause.json", Wall())
+    clock = SetClock()
+    source = PauseSource(tmp_path / "pause.json", clock)
     source.set(None)
-    clock.now = 1e12
+    clock.passes(1e12)
     assert source.read().present and source.until() == 0
     source.clear()
     assert not source.read().present
@@ -166,7 +175,7 @@ class Stuck:
 
     def read(self) -> Reading:
         self.reads += 1
-        self.free.wait(10)
+        self.free.wait(60)
         return Reading(self.name, False)
 
 
@@ -208,13 +217,46 @@ def test_a_failing_source_is_blind() -> None:
     assert watched.reading(5).present is None
 
 
+class HangsWithTheOwner:
+    """Hangs from the look on at which the owner was seen."""
+
+    name = "gpu"
+
+    def __init__(self) -> None:
+        self.owner: Idle | None = None
+        self.free = threading.Event()
+
+    def read(self) -> Reading:
+        if self.owner is not None and self.owner.present and self.owner.seen.wait(1.0):
+            self.free.wait(60)
+        return Reading(self.name)
+
+
+def test_an_owner_who_comes_back_waits_for_no_source_that_hangs(
+    make_rig: Callable[..., Rig],
+) -> None:
+    hangs = HangsWithTheOwner()
+    rig = make_rig(settings=replace(FAST, source_timeout_sec=60.0), sources=(hangs,))
+    hangs.owner = rig.owner
+    rig.control.give(params={"command": "sleep", "args": ["30"]}, slot="cpu0")
+    until(rig.agent.runs, "the task runs")
+    rig.owner.present = True
+    try:
+        until(lambda: not rig.agent.runs(), "the task is gone")
+        assert rig.agent.guard.decision.reasons == ("owner_active",)
+    finally:
+        hangs.free.set()
+
+
 def test_b6_decisions_are_kept_for_seven_days(tmp_path: Path) -> None:
     (tmp_path / "decisions-2026-01-01.jsonl").write_text("old")
     (tmp_path / "decisions-2026-01-09.jsonl").write_text("young")
-    log = DecisionLog(tmp_path)
-    log.write(1768046400.0, {"safe": True})  # 2026-01-10
-    log.write(1768046401.0, {"safe": False})
-    names = sorted(file.name for file in tmp_path.iterdir())
+    clock = SetClock()
+    clock.wall_at = 1768046400.0
+    log = Journal(tmp_path, clock)
+    log.write(1768046400.0, "decision", safe=True)  # 2026-01-10
+    log.write(1768046401.0, "decision", safe=False)
+    names = sorted(file.name for file in tmp_path.glob("*.jsonl"))
     assert names == ["decisions-2026-01-09.jsonl", "decisions.jsonl"]
     assert (tmp_path / "decisions.jsonl").read_text().count("\n") == 2
 
@@ -223,14 +265,17 @@ def test_b6_a_clock_that_goes_back_and_forth_loses_no_decision(tmp_path: Path) -
     (tmp_path / "decisions-2026-01-09.jsonl").write_text("first\n")
     (tmp_path / "decisions.jsonl").write_text("second\n")
     os.utime(tmp_path / "decisions.jsonl", (1767960000, 1767960000))  # 2026-01-09
-    DecisionLog(tmp_path).write(1768046400.0, {"safe": True})  # 2026-01-10
+    clock = SetClock()
+    clock.wall_at = 1768046400.0
+    Journal(tmp_path, clock).write(1768046400.0, "decision", safe=True)  # 2026-01-10
     assert (tmp_path / "decisions-2026-01-09.jsonl").read_text() == "first\nsecond\n"
     assert (tmp_path / "decisions.jsonl").read_text().count("\n") == 1
 
 
 def decisions(layout: Layout) -> list[dict[str, Any]]:
     file = layout.logs / "decisions.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    return [entry for entry in found if entry["event"] == "decision"]
 
 
 def test_b6_each_change_is_logged_once_and_with_every_reason(
@@ -272,7 +317,7 @@ def test_a_source_that_cannot_tell_says_why(tmp_path: Path) -> None:
         def read(self) -> Reading:
             raise OSError("no such device")
 
-    readings, problems = look_once([Failing(), PauseSource(tmp_path / "pause", Wall())], 5)
+    readings, problems = look_once([Failing(), PauseSource(tmp_path / "pause", SetClock())], 5)
     assert [one.present for one in readings] == [None, False]
     assert problems == {"failing": "no such device"}
 
@@ -291,3 +336,14 @@ def test_b10_no_run_of_the_gpu_is_longer_than_its_bound(steps: list[tuple[float,
             since = now
         last = now
         assert now - since <= 60 + 20  # the run and one more step of work
+
+
+def test_no_task_begins_on_a_look_of_half_a_minute_ago(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(settings=replace(FAST, guard_idle_sec=30.0))
+    until(lambda: rig.control.of("poll"), "the node asks for work")
+    looked = rig.agent.guard.looked_at
+    until(lambda: rig.agent.outfit.clock.boot() - looked > 0.2, "the look is old")
+    rig.owner.present = True  # a program on the GPU, say: no signal wakes the guard
+    rig.control.give(params={"command": "sleep", "args": ["30"]})
+    until(lambda: rig.control.of("yield"), "the task is handed back")
+    assert not rig.control.of("ack")

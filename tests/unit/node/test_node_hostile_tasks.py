@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from rae_node import proctree, startup
+from rae_node.download import fetch_url
 from rae_node.errors import TaskFailure
 from rae_node.isolation import ProcessIsolation, Spec
 from rae_node.local_socket import open_door
 from rae_node.log import EventLog
 from rae_node.paths import Layout, socket_path
-from rae_node.workspace import Workspace, fetch_url, inline_bytes
+from rae_node.workspace import Workspace, inline_bytes
 from rae_protocol.models import LeasedInput
 from tests.unit.node.fakes import Rig, until
 
@@ -113,8 +114,8 @@ def test_an_inline_input_that_cannot_be_decoded_is_the_tasks_failure(encoding: s
 
 
 def test_a_malformed_url_is_the_tasks_failure(tmp_path: Path) -> None:
-    with pytest.raises(TaskFailure, match="has no valid URL") as caught:
-        fetch_url("a", "http://[::1", tmp_path / "a", ["::1"], 10, 1.0, lambda: None)
+    with pytest.raises(TaskFailure, match="a URL is http") as caught:
+        fetch_url("a", "http://[::1", tmp_path / "a", ["::1"], 10, 1.0, lambda _: None)
     assert caught.value.rc == "E_INPUT"
 
 

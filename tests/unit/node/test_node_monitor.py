@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from rae_node.guard.policy import REASONS, Reading, in_words
+from rae_node.guard.policy import Reading
+from rae_node.guard.words import REASONS, in_words
 from rae_node.log import EventLog
 from rae_node.metrics import OUTCOMES, STOPPED_MS, YIELDS, Tally, healthz, prometheus
 from rae_node.monitor import Monitor, respond, view

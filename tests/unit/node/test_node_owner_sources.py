@@ -6,151 +6,30 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rae_node import procs
-from rae_node.errors import NodeError
-from rae_node.guard.sources.logind import LogindSource
 from rae_node.guard.sources.tty import TtySource
 from tests.unit.node.fakes import until
 
-DESKTOP = {
-    "Id": "2", "Class": "user", "Type": "wayland", "State": "active", "Active": "yes",
-    "Remote": "no", "TTY": "tty2",
-}  # fmt: skip
-
-
-class Logind:
-    """Answers as loginctl does; `ghosts` are sessions that end between the two questions."""
-
-    def __init__(self, *sessions: dict[str, str], ghosts: int = 0) -> None:
-        self.sessions, self.ghosts = sessions, ghosts
-
-    def __call__(self, argv: Sequence[str]) -> str:
-        ids = [one["Id"] for one in self.sessions]
-        if argv[0] == "list-sessions":
-            return "".join(f"{one:>7} 1000 anna seat0 tty2\n" for one in ids)
-        if self.ghosts:
-            self.ghosts -= 1
-            raise NodeError("blind", "Failed to get session path: No session '2' known")
-        assert list(argv[-len(ids) :]) == ids
-        blocks = ("".join(f"{k}={v}\n" for k, v in one.items()) for one in self.sessions)
-        return "\n".join(blocks)
-
-
-@pytest.mark.parametrize(
-    ("changes", "code"),
-    [
-        ({}, "graphical_session"),
-        ({"Type": "x11", "State": "online"}, "graphical_session"),
-        ({"Type": "mir"}, "graphical_session"),
-        ({"Class": "greeter"}, "graphical_session"),
-        ({"Active": "no", "State": "online"}, ""),
-        ({"State": "closing"}, ""),
-        ({"Class": "background"}, ""),
-        ({"Class": "manager", "Type": "unspecified"}, ""),
-        ({"Type": "tty"}, ""),
-        ({"Type": "tty", "Remote": "yes", "TTY": "pts/0"}, ""),
-        ({"Type": "tty", "Remote": "yes", "TTY": ""}, "remote_session"),
-        ({"Remote": "yes", "Active": "no", "TTY": ""}, "graphical_session"),
-    ],
-)
-def test_b2_an_active_graphical_session_is_the_owner_locked_or_not(
-    changes: dict[str, str], code: str
-) -> None:
-    found = LogindSource(Logind({**DESKTOP, **changes})).read()
-    assert (found.present, found.code) == (bool(code), code)
-
-
-PLAYBOOK = {"Type": "tty", "Remote": "yes", "TTY": "", "Service": "sshd", "Name": "ansible"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "present"),
-    [
-        ({}, False),
-        ({"Name": "julka"}, True),
-        ({"Service": "xrdp-sesman"}, True),
-        ({"Type": "x11"}, True),
-    ],
-)
-def test_the_operators_playbook_is_nobodys_presence(changes: dict[str, str], present: bool) -> None:
-    sessions = Logind({**DESKTOP, **PLAYBOOK, **changes})
-    assert LogindSource(sessions, operators=["ansible"]).read().present is present
-    assert LogindSource(sessions).read().present
-
-
-@pytest.mark.parametrize(
-    ("listens", "changes", "present"),
-    [
-        ("@/tmp/.X11-unix/X0", {}, True),
-        ("/run/user/1000/wayland-1", {}, True),
-        ("/run/user/1001/wayland-1", {}, False),
-        ("/run/user/1000/bus", {}, False),
-        ("/tmp/.X11-unix/X0", {"Active": "no", "State": "online"}, False),
-        ("/tmp/.X11-unix/X0", {"Seat": "", "VTNr": "0"}, False),
-    ],
-)
-def test_b2_a_display_that_was_started_in_a_terminal_session_is_a_graphical_one(
-    tmp_path: Path, listens: str, changes: dict[str, str], present: bool
-) -> None:
-    sockets = tmp_path / "unix"
-    sockets.write_text(f"Num RefCount\n0000: 00000002 00000000 00010000 0001 01 99 {listens}\n")
-    session = {**DESKTOP, "Type": "tty", "Seat": "seat0", "VTNr": "2", "User": "1000", **changes}
-    assert LogindSource(Logind(session), sockets).read().present is present
-
-
-def test_one_present_session_among_several_is_enough() -> None:
-    terminal = {**DESKTOP, "Id": "1", "Type": "tty"}
-    assert LogindSource(Logind(terminal, DESKTOP)).read().present
-    assert not LogindSource(Logind()).read().present
-
-
-def test_a_session_that_ends_between_the_questions_is_asked_again_and_only_once() -> None:
-    assert LogindSource(Logind(DESKTOP, ghosts=1)).read().present
-    with pytest.raises(NodeError):
-        LogindSource(Logind(DESKTOP, ghosts=2)).read()
-
-
-def test_a_session_of_which_something_is_unknown_makes_blind() -> None:
-    with pytest.raises(NodeError, match="Active"):
-        LogindSource(Logind({**DESKTOP, "Active": ""})).read()
-    with pytest.raises(NodeError, match="left out"):
-        LogindSource(lambda argv: "2 1000 anna\n" if argv[0] == "list-sessions" else "").read()
-
-
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        (None, "systemd-logind"),
-        ("echo 'Failed to connect to bus' >&2; exit 1", "Failed to connect to bus"),
-        ("exec sleep 600", "timed out"),
-    ],
-)
-def test_b2_a_missing_failing_or_hanging_loginctl_makes_blind(
-    script: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    if script is not None:
-        (tmp_path / "loginctl").write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
-        (tmp_path / "loginctl").chmod(0o755)
-    with pytest.raises(NodeError, match=words):
-        LogindSource().read()
-
 
 class Later:
-    """A clock so many seconds ahead."""
+    """Clocks so many seconds ahead; `wall` may be set beside."""
 
     ahead = 0.0
+    step = 0.0
 
     def wall(self) -> float:
-        return time.time() + self.ahead
+        return time.time() + self.ahead + self.step
 
     def boot(self) -> float:
         return self.wall()
+
+    def monotonic(self) -> float:
+        return 1e6 + time.monotonic() + self.ahead
 
 
 Terminals = tuple[Path, Later, str]
@@ -169,9 +48,24 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
     os.close(slave)
 
 
-def look(terminals: Terminals, ours: Callable[[int], bool] = lambda _: False) -> bool | None:
+def source(
+    terminals: Terminals,
+    ours: Callable[[int], bool] = lambda _: False,
+    held: Callable[[int], bool] = lambda _: False,
+) -> TtySource:
     folder, clock, _ = terminals
-    return TtySource(lambda: 600, clock, ours=ours, folder=folder).read().present
+    return TtySource(
+        lambda: 600, clock, ours=ours, held=held, consoles=folder / "active", folder=folder,
+        monotonic=clock.monotonic,
+    )  # fmt: skip
+
+
+def look(
+    terminals: Terminals,
+    ours: Callable[[int], bool] = lambda _: False,
+    held: Callable[[int], bool] = lambda _: False,
+) -> bool | None:
+    return source(terminals, ours, held).read().present
 
 
 def test_b2_a_terminal_counts_until_it_was_idle_for_long_enough(terminals: Terminals) -> None:
@@ -185,13 +79,98 @@ def test_b2_a_terminal_counts_until_it_was_idle_for_long_enough(terminals: Termi
     assert look(terminals), "a stamp of the future is no proof of idleness"
 
 
-def test_b2_a_virtual_console_counts_too(terminals: Terminals) -> None:
+def test_b2_who_types_is_seen_by_the_next_look_and_named(terminals: Terminals) -> None:
+    folder, clock, name = terminals
+    looking = source(terminals)
+    clock.ahead = 700
+    looking.read()
+    clock.ahead = 1400
+    assert not looking.read().present
+    os.utime(name, (time.time() + 60, 0))  # as the kernel does at a key, with its own clock
+    seen = looking.read()
+    assert (seen.present, seen.code) == (True, "tty_active")
+    assert [one.who for one in seen.holders] == [f"terminal {folder}/pts/0: used 0 s ago"]
+    clock.ahead = 2000.5
+    assert not looking.read().present
+
+
+def test_a_clock_that_is_set_neither_hides_nor_makes_a_use(terminals: Terminals) -> None:
+    _, clock, _ = terminals
+    looking = source(terminals)
+    for clock.ahead in (0, 10, 20):
+        assert looking.read().present
+    clock.ahead, clock.step = 300, 3600
+    assert looking.read().present, "no quiet time has passed but five minutes"
+    clock.ahead = 630
+    assert not looking.read().present
+    clock.step = -3600
+    assert not looking.read().present
+
+
+@pytest.mark.parametrize(
+    "console", ["tty3", "ttyS0", "ttyAMA0", "ttyUSB1", "ttyACM0", "hvc0", "xvc0"]
+)
+def test_b2_a_virtual_or_serial_console_counts_too(terminals: Terminals, console: str) -> None:
     folder, clock, _ = terminals
     clock.ahead = 10_000
-    (folder / "tty3").touch()
-    assert look(terminals) is False
-    os.utime(folder / "tty3", (clock.wall() - 60, 0))
+    (folder / console).touch()
+    assert look(terminals, held=lambda _: True) is False
+    os.utime(folder / console, (clock.wall() - 60, 0))
+    assert look(terminals, held=lambda _: True)
+
+
+def test_a_serial_line_that_a_program_reads_does_not_count(terminals: Terminals) -> None:
+    folder, clock, _ = terminals
+    line, asked, held = folder / "ttyUSB0", list[float](), [False]
+    line.touch()
+
+    def is_held(_: int) -> bool:
+        asked.append(clock.ahead)
+        return held[0]
+
+    looking = source(terminals, held=is_held)
+    clock.ahead = 10_000
+    for clock.ahead in range(10_000, 10_100):
+        os.utime(line, (clock.wall() // 8 * 8, 0))
+        assert not looking.read().present
+    assert len(asked) <= 15, "all processes are looked at with each stamp, not each second"
+    held[0] = True  # a getty
+    os.utime(line, (clock.wall() + 9, 0))
+    assert looking.read().present
+
+
+def test_a_console_of_the_kernel_counts(terminals: Terminals) -> None:
+    folder, clock, _ = terminals
+    clock.ahead = 10_000
+    (folder / "active").write_text("tty0 ttyS0\n")
+    for name in ("ttyS0", "ttyS1"):
+        (folder / name).touch()
+    os.utime(folder / "ttyS1", (clock.wall() - 60, 0))
+    assert not look(terminals)
+    os.utime(folder / "ttyS0", (clock.wall() - 60, 0))
     assert look(terminals)
+
+
+def test_the_controlling_terminal_of_a_process_is_found_until_that_ends() -> None:
+    program = "import pty; pty.spawn(['sleep', '600'])"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL) as made:
+        try:
+            child = until(lambda: procs.children(made.pid), "the terminal's user")[0]
+            name = until(lambda: _terminal(child), "the child's terminal")
+            device = name.stat().st_rdev
+            until(lambda: procs.controls_some(device), "its process")
+        finally:
+            made.kill()
+    until(lambda: not procs.controls_some(device), "its end")
+
+
+@pytest.mark.parametrize("other", ["tty", "ttyS", "ttyprintk", "vcs1", "console", "hvcs0x"])
+def test_what_is_no_terminal_of_its_own_does_not_count(terminals: Terminals, other: str) -> None:
+    folder, clock, _ = terminals
+    clock.ahead = 10_000
+    (folder / other).touch()
+    os.utime(folder / other, (clock.wall() - 60, 0))
+    assert look(terminals) is False
 
 
 def test_where_there_are_no_terminals_to_look_at_the_source_is_blind(tmp_path: Path) -> None:

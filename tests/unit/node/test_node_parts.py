@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from rae_node import startup
-from rae_node.capabilities import describe, gpu_slots, probe_machine
+from rae_node import procs, startup
+from rae_node.capabilities import describe, gpu_slots, probe_machine, roles_of
 from rae_node.cli import main, parse_duration
 from rae_node.config import NodeConfig, RuntimeConfig, dev_config, dev_runtime
 from rae_node.errors import ConfigError, NodeError, Verdict, verdict
@@ -102,7 +102,7 @@ def test_what_was_spooled_survives_and_what_was_not_finished_goes(
 
 @pytest.fixture
 def door(layout: Layout, quiet_log: EventLog) -> Iterator[LocalSocket]:
-    verbs = {"status": lambda _: {"fine": True}, "resume": lambda _: {}}
+    verbs = {"status": lambda _, __: {"fine": True}, "resume": lambda _, __: {}}
     door = LocalSocket(socket_path(layout.root), verbs, frozenset({"resume"}), quiet_log)
     door.start()
     yield door
@@ -148,13 +148,6 @@ def test_nobody_takes_the_lock_of_another_user_s_agent(layout: Layout) -> None:
 def test_who_lends_again_is_root_the_agent_or_an_owner() -> None:
     assert may_resume(0, 1000) and may_resume(1000, 1000)
     assert not may_resume(65534, 1000)
-
-
-def test_a_long_root_has_a_short_socket(tmp_path: Path) -> None:
-    root = tmp_path / ("x" * 120)
-    assert len(os.fsencode(socket_path(root))) <= 107
-    assert socket_path(root) == socket_path(root) != socket_path(root / "y")
-    assert socket_path(root).parent.stat().st_mode & 0o77 == 0
 
 
 def test_a_hostname_becomes_a_node_id() -> None:
@@ -215,6 +208,25 @@ def test_every_process_of_an_earlier_agent_is_found_killed_and_wiped_after(
     innocent.kill()
     innocent.wait()
     assert list(layout.workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["mark", "cwd", "file"])
+def test_no_process_of_another_user_passes_for_the_agents(layout: Layout, how: str) -> None:
+    one = stray(layout, how)
+    try:
+        assert one.pid in procs.predecessors(layout.root)
+        if os.getuid() == 0:
+            os.chown(layout.run, 4711, 4711)
+        else:
+            layout.run.rmdir()
+            layout.run.symlink_to("/usr")  # root's
+        assert one.pid not in procs.predecessors(layout.root)
+        os.chown(layout.workdir, -1, os.getgid())
+        layout.workdir.chmod(0o2770)  # shared with the tasks' group, which is this process's now
+        assert one.pid in procs.predecessors(layout.root)
+    finally:
+        one.kill()
+        one.wait()
 
 
 def test_the_machine_has_one_name_that_tells_nothing(layout: Layout, tmp_path: Path) -> None:
@@ -338,6 +350,23 @@ def test_only_roles_whose_model_is_there_are_offered(tmp_path: Path) -> None:
     config = node(llm_models={"a": "one", "b": "two:7b"}, capabilities={"llm": ["a", "b", "c"]})
     found = describe(config, RUNTIME, MACHINE, disk=tmp_path, models=["one:latest"])
     assert (found.llm, found.runners) == (["a"], ["cli", "python", "llm"])
+
+
+@pytest.mark.parametrize(
+    ("max_vram_gb", "model"),
+    [(14, "deepseek-coder:6.7b"), (19.9, "deepseek-coder:6.7b"), (20, "deepseek-coder:33b")],
+)
+def test_a11_the_default_models_are_there_and_fit_into_the_memory_that_is_lent(
+    tmp_path: Path, max_vram_gb: float, model: str
+) -> None:
+    config = node(capabilities={"llm": ["python-specialist", "code-refactor"]})
+    safety = RUNTIME.safety.model_copy(update={"max_vram_gb": max_vram_gb})
+    runtime = RUNTIME.model_copy(update={"safety": safety})
+    present = ["deepseek-coder:33b", "deepseek-coder:6.7b"]
+    assert roles_of(config, max_vram_gb, present)["python-specialist"] == model
+    assert roles_of(config, max_vram_gb, present[1:])["python-specialist"] == present[1]
+    found = describe(config, runtime, MACHINE, disk=tmp_path, models=present[1:])
+    assert found.llm == ["python-specialist", "code-refactor"]
 
 
 class Ollama(BaseHTTPRequestHandler):

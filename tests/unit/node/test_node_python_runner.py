@@ -154,7 +154,7 @@ def test_a_file_that_is_no_python_is_named_with_its_line(plan: Plan, text: str, 
     with pytest.raises(TaskFailure) as refused:
         plan(text, {})
     assert refused.value.rc == "E_INVALID" and words in refused.value.message
-    assert "mend that file" in refused.value.message
+    assert "fix that file" in refused.value.message
 
 
 json_values = st.recursive(

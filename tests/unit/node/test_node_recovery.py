@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,11 +20,12 @@ from rae_node.config import PROFILES, NodeConfig, check_file, dev_config, dev_ru
 from rae_node.errors import ConfigError
 from rae_node.live import Live
 from rae_node.log import EventLog
+from rae_node.moments import Moment, now_on
 from rae_node.paths import Layout
 from rae_node.recovery import KEPT, State, Sweeper, expired, keep, read_state, recover, write_state
 from rae_node.spool import Spool
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, until
+from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, SetClock, until
 
 MakeRig = Callable[..., Rig]
 RUNNING = State("t1", 1, "lease-00000001", "RUNNING", 1000.0)
@@ -39,7 +41,7 @@ def make_workspace(layout: Layout, name: str = "t1.1") -> Path:
     return folder
 
 
-def keep_one(layout: Layout, task_id: str, **more: float) -> None:
+def keep_one(layout: Layout, task_id: str, **more: Any) -> None:
     state = State(task_id, 1, "lease-00000001", "DONE", 1000.0)
     keep(make_workspace(layout, f"{task_id}.1"), replace(state, **more))
 
@@ -152,9 +154,10 @@ def test_z_a_yield_wipes_in_every_profile(make_rig: MakeRig, layout: Layout) -> 
 def test_the_sweeper_takes_what_is_over_and_everything_when_the_disk_is_low(
     layout: Layout, quiet_log: EventLog
 ) -> None:
-    clock, low = SystemClock(), [False]
+    clock, low = SetClock(), [False]
     for name, age in (("old", 100.0), ("fresh", 1.0), ("future", -100.0)):
-        keep_one(layout, name, at=clock.wall() - age, keep_s=50)
+        kept = {"boot": clock.boot() - age, "boot_id": clock.boot_id()}
+        keep_one(layout, name, at=clock.wall() - age, keep_s=50, **kept)
     make_workspace(layout, "t9.1")  # of a task that runs
     sweeper = Sweeper(layout.workdir, clock, quiet_log, 60, lambda: low[0], miner, wipe)
     assert sweeper.sweep() == 2
@@ -162,21 +165,26 @@ def test_the_sweeper_takes_what_is_over_and_everything_when_the_disk_is_low(
     low[0] = True
     assert sweeper.sweep() == 1
     assert names(layout.workdir) == ["t9.1"]
-    assert not list(expired(layout.workdir, clock.wall(), miner))
+    assert not list(expired(layout.workdir, now_on(clock), miner))
 
 
 def test_a12_a_kept_folder_stays_no_longer_than_config_yaml_says_now(layout: Layout) -> None:
-    keep_one(layout, "t1", keep_s=1e300)
+    keep_one(layout, "t1", keep_s=1e300, boot=50.0, boot_id="this")
     rae = NodeConfig.model_validate(dev_config("n1", "http://127.0.0.1:1")).keep_s
-    assert [folder.name for folder in expired(layout.workdir, 1000.0, rae)] == ["t1.1.kept"]
-    assert not list(expired(layout.workdir, 1000.0 + 86399, miner))
-    assert list(expired(layout.workdir, 1000.0 + 86400, miner))
+
+    def gone(after_s: float, keep_s: Callable[..., float]) -> list[str]:
+        now = Moment(1000.0 + after_s, 50.0 + after_s, "this")
+        return [folder.name for folder in expired(layout.workdir, now, keep_s)]
+
+    assert gone(0, rae) == ["t1.1.kept"]
+    assert gone(86399, miner) == []
+    assert gone(86400, miner) == ["t1.1.kept"]
 
 
 @pytest.mark.parametrize(("name", "state"), [("mine", "DONE"), ("t1.1", "RUNNING")])
 def test_a_kept_folder_that_no_agent_made_goes(layout: Layout, name: str, state: str) -> None:
     keep(make_workspace(layout, name), replace(RUNNING, state=state, keep_s=60))
-    assert list(expired(layout.workdir, 1000.0, miner))
+    assert list(expired(layout.workdir, Moment(1000.0), miner))
 
 
 def test_the_first_sweep_is_at_the_start(make_rig: MakeRig, layout: Layout) -> None:

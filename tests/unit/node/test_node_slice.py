@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from rae_node import procs
@@ -22,3 +23,25 @@ def test_an_agent_that_is_no_unit_of_the_slice_owns_its_tree_alone(tmp_path: Pat
     assert procs.own_slice("/rae.slice/rae-node.service", str(tmp_path)) == tmp_path / "rae.slice"
     for elsewhere in ("/user.slice/session-1.scope", "/rae.slice-of-others/x", "/rae.slice", ""):
         assert procs.own_slice(elsewhere) is None
+
+
+def test_units_that_end_while_the_guard_looks_do_not_blind_it(tmp_path: Path) -> None:
+    (tmp_path / "rae-node.service").mkdir()
+    (tmp_path / "rae-node.service" / "cgroup.procs").write_text("901\n")
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            for number in range(20):
+                (tmp_path / f"rae-task-kill@{number}.service" / "task").mkdir(parents=True)
+            for number in range(20):
+                (tmp_path / f"rae-task-kill@{number}.service" / "task").rmdir()
+                (tmp_path / f"rae-task-kill@{number}.service").rmdir()
+
+    units = threading.Thread(target=come_and_go)
+    units.start()
+    try:
+        assert all(901 in procs.own_pids(tmp_path) for _ in range(500))
+    finally:
+        done.set()
+        units.join()

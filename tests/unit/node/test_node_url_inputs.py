@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from rae_node.paths import Layout, socket_path
 from tests.unit.node.fakes import Rig, until
 
 CONTENT = b"bytes from far away\n" * 1000
+PACKED = gzip.compress(CONTENT)
 MakeRig = Callable[..., Rig]
 
 
@@ -26,9 +28,14 @@ class Files(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(302 if self.path == "/moved" else 200)
         self.send_header("Location", "http://127.0.0.1:9/")
+        if self.path == "/packed.tar.gz":  # as servers do that take the name for a coding
+            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
         if self.path == "/file":
             self.wfile.write(CONTENT)
+        if self.path == "/packed.tar.gz":
+            self.server.accepted = self.headers["Accept-Encoding"]  # type: ignore[attr-defined]
+            self.wfile.write(PACKED)
         while self.path == "/drip" and not self.server.free.is_set():  # type: ignore[attr-defined]
             try:
                 self.wfile.write(b"x")  # far less than a piece
@@ -64,6 +71,17 @@ def test_a_url_of_an_allowed_host_becomes_an_input(
     rig = make_rig(input_url_hosts=["127.0.0.1"])
     result, _ = rig.run("cli", **task(files, "/file", hashlib.sha256(CONTENT).hexdigest()))
     assert result.result["stdout"].split()[0] == str(len(CONTENT))
+
+
+def test_an_archive_arrives_packed_whatever_coding_its_server_names(
+    make_rig: MakeRig, files: ThreadingHTTPServer
+) -> None:
+    rig = make_rig(input_url_hosts=["127.0.0.1"])
+    wanted = hashlib.sha256(PACKED).hexdigest()
+    result, _ = rig.run("cli", **task(files, "/packed.tar.gz", wanted))
+    assert result.error is None, result.error
+    assert result.result["stdout"].split()[0] == str(len(PACKED))
+    assert files.accepted == "identity"  # type: ignore[attr-defined]
 
 
 def test_other_hosts_are_denied_by_default(make_rig: MakeRig, files: ThreadingHTTPServer) -> None:

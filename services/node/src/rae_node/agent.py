@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from rae_node import __version__, capabilities
 from rae_node.awake import Awake
@@ -17,9 +18,9 @@ from rae_node.guard.policy import (
     GpuRun,
     follow_gpu,
     gpu_must_rest,
-    in_words,
     yield_reason,
 )
+from rae_node.guard.sources.owner_socket import OwnerSocketSource
 from rae_node.isolation import at_least
 from rae_node.link import Link
 from rae_node.local_socket import open_door
@@ -27,6 +28,7 @@ from rae_node.metrics import Tally
 from rae_node.model_runner import ModelRunner
 from rae_node.monitor import open_monitor
 from rae_node.outfit import Outfit
+from rae_node.paced import Paced
 from rae_node.poller import Poller, Want
 from rae_node.recovery import Sweeper
 from rae_node.runners.base import Runner
@@ -35,7 +37,10 @@ from rae_node.runners.llm import LlmRunner, present_models
 from rae_node.runners.python import PythonRunner
 from rae_node.slots import Slots, slot_names
 from rae_node.spool import Spool
-from rae_protocol.models import Command, Heartbeat, LeasedTask, LeaseRef, RegisterRequest
+from rae_protocol.models import Command, Heartbeat, LeasedTask, LeaseRef, RegisterRequest, Wanted
+
+_LOOK_S = 4.0  # each source may take its time once
+_BEAT_S = 1.0  # between heartbeats that tell news: any user can pause and pause again
 
 
 class Agent:
@@ -47,7 +52,7 @@ class Agent:
         self.exit_code = 0
         self.draining = False
         self.tally = Tally()
-        self._stopping = False
+        self.stopping = False
         self._instance = uuid.uuid4().hex
         self._clock, self._log = outfit.clock, outfit.log
         self.models: list[str] | None = None
@@ -60,29 +65,31 @@ class Agent:
                 "bad_config", "There is no slot; set max_concurrent_cpu: 1 in config.yaml"
             )
         self._models_end = ModelRunner(outfit.log, outfit.clock)
-        self._awake = Awake(outfit.log)
-        # Level `process` is for development: no task of it is worth a machine's sleep.
-        follow = self._awake.follow if outfit.isolation.level != "process" else lambda _: None
-        self.slots: Slots[TaskRun] = Slots(names, follow)
+        # At every level of isolation: B5 and the report know of no exception.
+        self._awake = Awake(outfit.log, outfit.sleep_block)
+        self.slots: Slots[TaskRun] = Slots(names, self._awake.follow)
         self.spool = Spool(outfit.layout.spool, outfit.log)
         self.spool.load()
         self.link = Link(outfit, self.slots, self.spool, self)
+        self._beat = Paced(self.link.beat_now, _BEAT_S, outfit.clock)
         self.delivery = Delivery(outfit, self.spool, self.link)
         self.poller = Poller(
             outfit, self.link, self.slots, want=self._want, on_task=self._take,
             on_commands=self.commanded,
         )  # fmt: skip
+        self._door = open_door(self)
         self.guard = Guard(
             outfit,
             busy=lambda: len(self.slots) > 0,
             stop_all=self._stop_for_guard,
             deadlines=self._enforce_deadlines,
             changed=self._decision_changed,
+            besides=[OwnerSocketSource(self._door.keep_open)],
         )
         runners: tuple[Runner, ...] = (
             CliRunner(outfit.allowed),
             PythonRunner(outfit.task_folders, outfit.layout.workdir),
-            LlmRunner(config.ollama_url, config.llm_models, self._models_end.begins),
+            LlmRunner(config.ollama_url, self._roles, self._models_end.begins),
         )
         self._bench = Bench(
             outfit, self.link, self.spool, self.delivery,
@@ -93,11 +100,11 @@ class Agent:
             outfit.layout.workdir, outfit.clock, outfit.log, outfit.settings.sweep_sec,
             self._disk_low, config.keep_s, outfit.isolation.wipe,
         )  # fmt: skip
-        self._door = open_door(self)
         self._monitor = open_monitor(self)
 
     def start(self) -> None:
         """Start every thread; the first decision comes before the first registration."""
+        self._record("agent", text="the agent starts")
         self._door.start()
         self.guard.start()
         self.guard.ready.wait(10.0)
@@ -111,6 +118,8 @@ class Agent:
     def look_at_files(self) -> None:
         """Take over what the owner changed. Called about once a second."""
         news = self.outfit.live.look()
+        if self.outfit.owner.changed():
+            self.guard.wake()
         if news == "rejected":
             self._log.warning("config_rejected", problem=self.outfit.live.problem)
         elif news == "waits":
@@ -122,14 +131,16 @@ class Agent:
 
     def shut_down(self) -> None:
         """Kill the work, hand it back, say goodbye; bounded, for the owner may be waiting."""
-        self._stopping = True
+        self.stopping = True
         limit = self._clock.boot() + self.outfit.settings.shutdown_sec
         self.poller.stop()
         self._stop_runs("shutdown", "the agent ends")
         self.slots.wait_empty(self.outfit.settings.shutdown_sec)
         self.link.stop()
-        # A goodbye gives every lease to others: never while something of ours may live.
-        if self.link.ready.is_set() and self.exit_code == 0 and not self._alive():
+        # A goodbye gives every lease to others: never while something of ours may live, or while a
+        # result or a yield waits for control, which a later agent delivers under its lease.
+        settled = not self._alive() and not len(self.spool)
+        if self.link.ready.is_set() and self.exit_code == 0 and settled:
             goodbye = threading.Thread(target=self._goodbye, daemon=True)
             goodbye.start()
             goodbye.join(max(0.2, limit - self._clock.boot()))
@@ -139,14 +150,15 @@ class Agent:
         self._door.close()
         if self._monitor is not None:
             self._monitor.close()
+        self._record("agent", text="the agent stops")
         self._log.info("agent_stopped", exit_code=self.exit_code)
 
     # News from control (link.Ears)
 
-    def registered(self, commands: Sequence[Command]) -> None:
+    def registered(self, commands: Sequence[Command], wanted: Wanted | None) -> None:
         """A session has begun: whether to drain comes with it, and the spool may go."""
-        self.draining = any(item.command == "drain" for item in commands)
-        self.commanded(commands)
+        self.draining = False  # where control is older, a `drain` among the commands says otherwise
+        self.commanded(commands, wanted)
         self.delivery.wake()
         self.poller.wake()
 
@@ -158,12 +170,12 @@ class Agent:
         if len(self.spool):
             self.delivery.wake()
 
-    def commanded(self, commands: Sequence[Command]) -> None:
-        """Cancel one lease; drain or resume the node."""
+    def commanded(self, commands: Sequence[Command], wanted: Wanted | None) -> None:
+        """Cancel leases; drain or resume the node. `wanted` counts, however the orders came."""
+        before = self.draining
         for command in commands:
             if command.command != "cancel":
                 self.draining = command.command == "drain"
-                self._log.info("ordered", order=command.command, reason=command.reason)
                 continue
             lease_id, task_id = command.lease_id, command.task_id
             runs = [
@@ -175,7 +187,11 @@ class Agent:
             if runs:
                 stop = ("cancelled", command.reason or "cancelled", self._clock.boot(), runs)
                 threading.Thread(target=self._stop_runs, args=stop, daemon=True).start()
-        if commands:
+        if wanted is not None:
+            self.draining = wanted == "drain"
+        if self.draining != before:
+            self._log.info("ordered", order="drain" if self.draining else "resume")
+        if commands or self.draining != before:
             self.poller.wake()
 
     def disowned(self, why: str) -> None:
@@ -188,7 +204,7 @@ class Agent:
         if self.done.is_set():
             return
         self._log.error("agent_leaves", why=why)
-        self._stopping = True
+        self.stopping = True
         self.exit_code = 1
         self._stop_runs("stale", why)
         self.done.set()
@@ -235,16 +251,20 @@ class Agent:
         return min(rests)
 
     def _decision_changed(self) -> None:
-        self.link.beat_now()
+        self._beat()
         self.poller.wake()
 
     # Tasks
 
     def _want(self) -> Want | None:
-        free = self._free_slots()
+        free = self.free_slots()
         if self.may_take() and free:
             return free
         return () if len(self.slots) or (self.draining and self.guard.decision.safe) else None
+
+    def _roles(self) -> dict[str, str]:
+        max_vram_gb = self.outfit.runtime.safety.max_vram_gb
+        return capabilities.roles_of(self.outfit.config, max_vram_gb, self.models or [])
 
     def _gpu_rests(self) -> bool:
         """Whether the GPU gets no new task now (B10). Looks at it, too: the guard asks often."""
@@ -253,7 +273,7 @@ class Agent:
         self._gpu_run = follow_gpu(self._gpu_run, now, working, config.gpu_rest_minutes * 60)
         return gpu_must_rest(self._gpu_run, config.gpu_longest_run_minutes * 60)
 
-    def _free_slots(self) -> tuple[str, ...]:
+    def free_slots(self) -> tuple[str, ...]:
         """Slots that a task may have now."""
         resting = self._gpu_rests()
         return tuple(name for name in self.slots.free() if not (resting and name.startswith("gpu")))
@@ -263,7 +283,7 @@ class Agent:
         return (
             self.guard.decision.may_poll
             and not self.draining
-            and not self._stopping
+            and not self.stopping
             and self.strong_enough()
             and not self._disk_low()
             and not self._spool_full()
@@ -287,7 +307,11 @@ class Agent:
         run = TaskRun(task, self._bench)
         problem: str | None = "epoch"
         if task.incarnation == self.link.incarnation:
-            willing = self.may_take() and not (run.slot.startswith("gpu") and self._gpu_rests())
+            # At rest the guard looks every half minute: no work begins on a look that old.
+            fresh = bool(self.runs()) or self.guard.look_if_older(0.1, _LOOK_S)
+            willing = (
+                fresh and self.may_take() and not (run.slot.startswith("gpu") and self._gpu_rests())
+            )
             problem = self.slots.occupy(run, epoch) if willing else "unwilling"
         if problem == "epoch":
             told = "of an earlier session"
@@ -299,7 +323,7 @@ class Agent:
             threading.Thread(target=run.hand_back_unstarted, args=why, daemon=True).start()
         else:
             # The node may have changed its mind between the look and the occupation.
-            if self._stopping or not self.guard.decision.safe:
+            if self.stopping or not self.guard.decision.safe:
                 detail = ", ".join(self.guard.decision.reasons) or "the agent ends"
                 run.stop(Stop(self._refusal(), detail, self._clock.boot()))
             try:
@@ -307,16 +331,21 @@ class Agent:
             except RuntimeError:  # no more threads: without one nothing would free the slot
                 self.slots.release(run)
                 raise
+            self._record("task_begins", task_id=task.task_id, kind=task.kind, slot=task.slot)
             self.guard.wake()
+
+    def _record(self, event: str, **facts: Any) -> None:
+        self.outfit.journal.try_write(self._clock.wall(), event, **facts)
 
     def _refusal(self) -> str:
         """The word a task is handed back with that is not wanted now."""
-        if self._stopping:
+        if self.stopping:
             return "shutdown"
         return "drain" if self.draining else yield_reason(self.guard.decision)
 
     def _ended(self, run: TaskRun) -> None:
         self.tally.ended(run.ending, run.stopped_ms)
+        self._record("task_ends", task_id=run.task.task_id, ending=run.ending)
         self.slots.release(run)
         self.poller.wake()
 
@@ -341,6 +370,10 @@ class Agent:
                 outfit.machine,
                 disk=outfit.layout.workdir,
                 models=self.models,
+            ).model_copy(
+                update=capabilities.programs_of(
+                    outfit.allowed, outfit.task_folders, outfit.layout.workdir
+                )
             ),
             ack=True,
             instance=self._instance,
@@ -374,27 +407,6 @@ class Agent:
         full = ["disk_low"] if self._disk_low() else []
         full += ["spool_full"] if self._spool_full() else []
         return [*self.guard.decision.reasons, *weak, *rest, *full][:32]
-
-    def obstacles(self) -> list[str]:
-        """Why no task is taken now, in words; nothing when one may come."""
-        outfit = self.outfit
-        level, minimum = outfit.isolation.level, outfit.config.min_isolation
-        url, why = outfit.config.rae_endpoint, self.link.problem
-        found = {
-            f"not registered with {url}: {why}": not self.link.ready.is_set(),
-            f"isolation is '{level}', below min_isolation '{minimum}': {outfit.isolation.why}": (
-                not self.strong_enough()
-            ),
-            "an operator drains this node; `raectl nodes resume` ends that": self.draining,
-            "the agent ends": self._stopping,
-            in_words("disk_low"): self._disk_low(),
-            in_words("spool_full"): self._spool_full(),
-            "every slot is taken": not self.slots.free(),
-            in_words("gpu_rest"): self.slots.free() != () and not self._free_slots(),
-        }
-        words = [in_words(code) for code in self.guard.decision.reasons]
-        words += self.guard.problems() if not self.guard.decision.safe else []
-        return [*words, *(text for text, holds in found.items() if holds)]
 
     def _goodbye(self) -> None:
         try:

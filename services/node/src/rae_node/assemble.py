@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,29 @@ from rae_node import config as files
 from rae_node import procs
 from rae_node.agent import Agent
 from rae_node.box_view import view_of
-from rae_node.capabilities import describe, probe_machine
+from rae_node.capabilities import describe, probe_machine, programs_of
 from rae_node.config import NodeConfig, RuntimeConfig, SourceName
+from rae_node.detector import Eyes
 from rae_node.gpu import NvmlChild
+from rae_node.guard.owner_rules import OwnerRules
+from rae_node.guard.proofs import Proofs
+from rae_node.guard.sessions import REMOTE_SERVERS
 from rae_node.guard.sources.base import Source
 from rae_node.guard.sources.gpu import GpuSource
+from rae_node.guard.sources.input import InputLink, InputSource
 from rae_node.guard.sources.load import LoadSource, measure
+from rae_node.guard.sources.login_bus import LoginBus
 from rae_node.guard.sources.logind import LogindSource
+from rae_node.guard.sources.owner import OwnerSource
 from rae_node.guard.sources.pause import PauseSource
+from rae_node.guard.sources.remote import RemoteSource
 from rae_node.guard.sources.tty import TtySource
 from rae_node.isolation import Isolation
+from rae_node.journal import Journal
 from rae_node.live import Live
 from rae_node.log import EventLog, LogFile
 from rae_node.outfit import Outfit
+from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout, write_file
 from rae_node.runners.cli import AllowList, load_allowlist
 from rae_node.runners.llm import present_models
@@ -89,7 +100,14 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
     )
     clock = SystemClock()
     live = Live(layout.config_file, layout.runtime_file, rest, config, runtime)
-    pause = PauseSource(layout.run / "pause.json", clock)
+    pause = PauseSource(layout.run / "pause.json", clock, layout.pause_file)
+    wake = threading.Event()
+    owner, journal = OwnerFile(layout.owner_file), Journal(layout.logs, clock)
+    sources = build_sources(
+        config, lambda: live.runtime, settings, clock, layout, owner=owner, wake=wake,
+        note=lambda text: journal.try_write(clock.wall(), "seat", text=text),
+    )  # fmt: skip
+    own_rules = OwnerSource(owner, clock, ours=procs.own_pids)
     outfit = Outfit(
         layout=layout,
         config=config,
@@ -102,9 +120,12 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         machine_id=machine_id(layout),
         allowed=allowed,
         task_folders=task_folders(config),
-        sources=(*build_sources(config, lambda: live.runtime, settings, clock).values(), pause),
+        sources=(*sources.values(), own_rules, pause),
         pause=pause,
         log=log,
+        owner=owner,
+        journal=journal,
+        wake=wake,
     )
     return Agent(outfit), lock
 
@@ -142,30 +163,76 @@ def build_sources(
     runtime: Callable[[], RuntimeConfig],
     settings: Settings,
     clock: Clock,
+    layout: Layout,
     *,
+    owner: OwnerFile,
     names: Sequence[SourceName] | None = None,
     nvml: NvmlChild | None = None,
     ours: Callable[[], Collection[int]] = procs.own_pids,
+    wake: threading.Event | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> dict[SourceName, Source]:
-    """The guard's detectors: those of config.yaml, or the named ones. `ours`: our processes."""
+    """The guard's detectors: those of config.yaml, or the named ones. `ours`: our processes.
+
+    `wake`: set when one of them has news; only an agent has it, and records proofs. `note`: gets a
+    sentence for each login, lock and unlock.
+    """
+    news = wake.set if wake is not None else lambda: None
+    # Sooner than the guard gives up: a detector that hangs is named, not only late.
+    patience_s = 0.8 * settings.source_timeout_sec
+    link = InputLink(Path(config.input_socket), news, patience_s=patience_s)
+    bus = LoginBus(news)
+
+    def idle_s(owners: Callable[[OwnerRules], float]) -> float:
+        return max(runtime().safety.idle_required_minutes * 60, owners(owner.rules_or_strict()))
+
     every: dict[SourceName, Callable[[], Source]] = {
-        "logind": lambda: LogindSource(operators=config.operator_users),
+        "logind": lambda: LogindSource(
+            bus.sessions,
+            link=link if "input" in config.guard_sources else None,
+            proofs=Proofs(layout.proofs_file, clock.wall),
+            record=wake is not None,
+            operators=config.operator_users,
+            note=note,
+            servers=REMOTE_SERVERS if "remote" in config.guard_sources else (),
+        ),
+        "input": lambda: InputSource(link, lambda: idle_s(lambda own: own.input_idle_s), clock),
         "tty": lambda: TtySource(
-            lambda: runtime().safety.idle_required_minutes * 60,
+            lambda: idle_s(lambda own: own.terminal_idle_s),
             clock,
             ours=lambda device: procs.only_on_terminal(ours(), device),
         ),
+        "remote": lambda: RemoteSource(bus.sessions, ours=ours),
         "load": lambda: LoadSource(settings.load_window_sec, take=lambda: measure(ours())),
-        "gpu": lambda: GpuSource(config.capabilities.gpu, nvml or NvmlChild(), ours=ours),
+        "gpu": lambda: GpuSource(
+            config.capabilities.gpu,
+            nvml or NvmlChild(),
+            ours=ours,
+            resting=lambda: owner.rules_or_strict().resting,
+            owner_file=str(owner.path),
+        ),
     }
-    return {name: every[name]() for name in names or config.guard_sources}
+    return {name: every[name]() for name in (config.guard_sources if names is None else names)}
 
 
-def probe(config: NodeConfig, runtime: RuntimeConfig, disk: Path) -> dict[str, Any]:
-    """What this node would register with."""
+def detector_eyes(layout: Layout) -> Eyes:
+    """What `rae-node detector` looks with. Raises ConfigError."""
+    config = files.load_node_config(layout.config_file)
+    news, clock = threading.Event(), SystemClock()
+    bus = LoginBus(news.set)
+    return Eyes(
+        InputLink(Path(config.input_socket), news.set), bus.sessions, bus.seats,
+        Proofs(layout.proofs_file, clock.wall), clock, news,
+    )  # fmt: skip
+
+
+def probe(config: NodeConfig, runtime: RuntimeConfig, layout: Layout, disk: Path) -> dict[str, Any]:
+    """What this node would register with. Raises ConfigError."""
     machine = probe_machine(Settings().probe_timeout_sec)
     models = present_models(config.ollama_url, 2.0)
+    programs = programs_of(allow_list(config, layout), task_folders(config), layout.workdir)
     found = describe(config, runtime, machine, disk=disk, models=models)
+    found = found.model_copy(update=programs)
     return found.model_dump(mode="json")
 
 

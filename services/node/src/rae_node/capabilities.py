@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,17 @@ from rae_node.config import NodeConfig, RuntimeConfig
 from rae_node.gpu import Gpu
 from rae_node.gpu import probe as probe_gpu
 from rae_node.runners.base import PATH
+from rae_node.runners.cli import AllowList
 from rae_node.runners.llm import has_model
+from rae_node.runners.python import PythonRunner
 from rae_protocol.models import Capabilities, CpuInfo, CudaInfo, GpuInfo
 
+MOST_NAMES = 1000  # of commands and Python tasks, in a registration
 MEMORY_SHARE = 0.75  # of the machine's memory, where the owner sets no mem_soft_mb
 RESOLVE = Path("/opt/resolve/bin/resolve")
+# The reference model, and the one for cards with 16 GB, which the role `ollama` installs.
+_REFERENCE_MODEL, _SMALL_MODEL = "deepseek-coder:33b", "deepseek-coder:6.7b"
+_REFERENCE_VRAM_GB = 20
 _FFMPEG = re.compile(r"ffmpeg version ([0-9][0-9.]*)")
 
 
@@ -125,16 +131,35 @@ def describe(
         python_version=machine.python_version,
         ffmpeg_version=machine.ffmpeg_version,
         davinci_available=machine.davinci,
-        llm=offered_roles(config, models or []),
+        llm=offered_roles(config, models or [], runtime.safety.max_vram_gb),
         models=models or [],
         runners=["cli", "python", *(["llm"] if models is not None else [])],
         tags=list(dict.fromkeys([*tags, *config.tags])),
     )
 
 
-def offered_roles(config: NodeConfig, models: list[str]) -> list[str]:
+def programs_of(allowed: AllowList, folders: Sequence[Path], workdir: Path) -> dict[str, list[str]]:
+    """What tasks may name here; control gives the node nothing else."""
+    return {
+        "commands": allowed.commands()[:MOST_NAMES],
+        "python_tasks": PythonRunner(folders, workdir).names()[:MOST_NAMES],
+    }
+
+
+def roles_of(config: NodeConfig, max_vram_gb: float, present: list[str]) -> dict[str, str]:
+    """The model of each role: llm_models, else the largest that is there and fits (A11)."""
+    if config.llm_models is not None:
+        return dict(config.llm_models)
+    large = max_vram_gb >= _REFERENCE_VRAM_GB and has_model(present, _REFERENCE_MODEL)
+    return {
+        "python-specialist": _REFERENCE_MODEL if large else _SMALL_MODEL,
+        "code-refactor": _SMALL_MODEL,
+    }
+
+
+def offered_roles(config: NodeConfig, models: list[str], max_vram_gb: float) -> list[str]:
     """Declared roles (all known ones, if none is declared) whose model is there."""
-    roles: Mapping[str, str] = config.llm_models
+    roles = roles_of(config, max_vram_gb, models)
     wanted = roles if config.capabilities.llm is None else config.capabilities.llm
     return [role for role in wanted if role in roles and has_model(models, roles[role])]
 

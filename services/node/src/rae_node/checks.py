@@ -20,9 +20,12 @@ from rae_node.config import NodeConfig, RuntimeConfig, SourceName, load_both
 from rae_node.errors import NodeError
 from rae_node.gpu import NvmlChild
 from rae_node.guard.loop import rules_of
-from rae_node.guard.policy import Decision, Reading, Rules, decide, in_words
+from rae_node.guard.policy import Decision, Reading, Rules, decide
 from rae_node.guard.sources.base import look_once
+from rae_node.guard.sources.owner import OwnerSource
 from rae_node.guard.sources.pause import PauseSource
+from rae_node.guard.words import in_words
+from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout
 from rae_node.settings import Settings
 from rae_protocol.clock import SystemClock
@@ -45,19 +48,34 @@ def look(
     def ours() -> frozenset[int]:
         return frozenset(procs.predecessors(layout.root))
 
+    owner = OwnerFile(layout.owner_file)
     with closing(NvmlChild()) as nvml:
         sources = build_sources(
-            config, lambda: runtime, Settings(), clock, names=names, nvml=nvml, ours=ours
+            config,
+            lambda: runtime,
+            Settings(),
+            clock,
+            layout,
+            names=names,
+            nvml=nvml,
+            ours=ours,
+            owner=owner,
         )
-        pause = PauseSource(layout.run / "pause.json", clock)
-        return look_once([*sources.values(), pause], PATIENCE_S)
+        pause = PauseSource(layout.run / "pause.json", clock, layout.pause_file)
+        return look_once(
+            [*sources.values(), OwnerSource(owner, clock, ours=ours), pause], PATIENCE_S
+        )
 
 
 def user_idle(layout: Layout) -> tuple[Decision, list[str]]:
-    """B2: sessions, terminals, foreign GPU processes and the owner's word. Raises NodeError."""
+    """B2: sessions, input, terminals, remote desktops, foreign GPU use, the owner's word.
+
+    Raises NodeError.
+    """
     config, runtime = load_both(layout.config_file, layout.runtime_file)
-    readings, problems = look(layout, config, runtime, ("logind", "tty", "gpu"))
-    return decide(replace(rules_of(runtime), limits={}), readings, 0), [*problems.values()]
+    readings, problems = look(layout, config, runtime, ("logind", "input", "tty", "remote", "gpu"))
+    words = [*_holders(readings), *problems.values()]
+    return decide(replace(_rules(layout, runtime), limits={}), readings, 0), words
 
 
 def gpu_load(layout: Layout) -> tuple[Decision, list[str]]:
@@ -65,7 +83,7 @@ def gpu_load(layout: Layout) -> tuple[Decision, list[str]]:
     config, runtime = load_both(layout.config_file, layout.runtime_file)
     readings, problems = look(layout, config, runtime, ("gpu",))
     only = [replace(one, present=one.present and False) for one in readings if one.source == "gpu"]
-    return decide(Rules(True, True, rules_of(runtime).limits), only, 0), [*problems.values()]
+    return decide(Rules(True, True, _rules(layout, runtime).limits), only, 0), [*problems.values()]
 
 
 def dry_run(layout: Layout) -> tuple[list[str], bool]:
@@ -74,7 +92,7 @@ def dry_run(layout: Layout) -> tuple[list[str], bool]:
     Returns lines and whether the four came out as they must. Raises NodeError.
     """
     config, runtime = load_both(layout.config_file, layout.runtime_file)
-    rules = rules_of(runtime)
+    rules = _rules(layout, runtime)
     idle = Reading("gpu", measures={"gpu_percent": 0.0, "vram_gb": 0.0})
     over = {name: limit + 1 for name, limit in rules.limits.items() if name != "cpu_percent"}
     busy = Reading("gpu", True, "foreign_gpu_process", measures=over)
@@ -91,7 +109,16 @@ def dry_run(layout: Layout) -> tuple[list[str], bool]:
         right = right and found.safe is must
     readings, problems = look(layout, config, runtime)
     lines.append(f"{'Now, really':12} {_verdict(decide(rules, readings, 0))}")
-    return [*lines, *(f"  {problem}" for problem in problems.values())], right
+    words = [*_holders(readings), *problems.values()]
+    return [*lines, *(f"  {word}" for word in words)], right
+
+
+def _rules(layout: Layout, runtime: RuntimeConfig) -> Rules:
+    return rules_of(runtime, OwnerFile(layout.owner_file).rules_or_strict())
+
+
+def _holders(readings: Sequence[Reading]) -> list[str]:
+    return [str(holder) for reading in readings for holder in reading.holders]
 
 
 def _verdict(decision: Decision) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from rae_node import __version__
 from rae_node.errors import ConfigError, NodeError
-from rae_node.local_socket import ask
+from rae_node.local_socket import OWNER_GROUP, ask
 from rae_node.paths import (
     PRODUCTION_ROOT,
     Layout,
@@ -28,9 +27,14 @@ from rae_node.paths import (
 from rae_node.settings import seconds_of
 from rae_protocol import notify
 from rae_protocol.errors import in_words
+from rae_protocol.terminal import complain, run_program, say, say_json
 
 _Verb = Callable[[argparse.Namespace], int]
-_EPILOG = "exit codes: 0 done; 1 refused or failed, the sentence on stderr says why; 2 wrong usage"
+_EPILOG = (
+    "exit codes: 0 done; 1 refused or failed, the sentence on stderr says why; 2 wrong usage;"
+    " 141 the output's reader has gone"
+)
+_PAGES = {"owner": Path(__file__).parent / "data" / "owner.md"}
 
 
 def parse_duration(text: str) -> float:
@@ -44,7 +48,8 @@ def parse_duration(text: str) -> float:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="rae-node", description="Lend this machine to RAE, politely.", epilog=_EPILOG
     )
@@ -68,38 +73,51 @@ def _parser() -> argparse.ArgumentParser:
     sets = run.add_argument("--set", action="append", default=[], dest="overrides")
     sets.metavar, sets.help = "NAME=VALUE", "override any period or limit"
     pause = verb("pause", "stop all work now and take none", _pause)
-    until = "30m, 2h, 90s; without it until resume"
+    until = "30m, 2h, 2d, 90s; a bare number is seconds; without it until resume"
     pause.add_argument("duration", nargs="?", type=parse_duration, help=until)
     verb("resume", "end the pause", _resume)
     status = verb("status", "show what the agent does, and why it takes no task", _status)
-    doctor = verb("doctor", "look at every precondition, and say how to mend what fails", _doctor)
-    for talks in (pause, status, doctor):
+    reasons = verb("why", "what keeps this machine from working, since when, what ends it", _why)
+    past = verb("history", "the last decisions, tasks and logins, in words", _history)
+    past.add_argument("--count", type=int, default=50, help="how many entries (50)")
+    doctor = verb("doctor", "look at every precondition, and say how to fix what fails", _doctor)
+    for talks in (pause, status, reasons, past, doctor):
         talks.add_argument("--json", action="store_true", help="for programs")
     verb("dry-run", "what the guard would do, in four cases and now; executes nothing", _dry_run)
     verb("report", "whether this node is ready to work unattended, and why not", _report)
+    seen = "whether input on this machine's seats is seen, and the test that proves it"
+    detector = verb("detector", seen, _detector)
+    detector.add_argument("action", choices=["status", "test"])
+    detector.add_argument("--seat", default="seat0", help="which seat to test (seat0)")
+    wait = "how long to wait for each key or movement (20s)"
+    detector.add_argument("--timeout", type=parse_duration, default=20.0, help=wait)
+    detector.add_argument("--json", action="store_true", help="status for programs")
     allows = verb("allows", "whether the allow-list lets a command run; runs nothing", _allows)
     allows.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ARG")
     verb("probe", "print what this machine can do, as JSON", _probe)
-    check = verb("check-config", "check a config.yaml or runtime.yaml", _check_config, False)
+    files = "check a config.yaml, runtime.yaml, owner.yaml or allow-list"
+    check = verb("check-config", files, _check_config, located=False)
     check.add_argument("file", type=Path)
+    guide = verb("help", "`help owner`: the page for the owner of this machine", _help, False)
+    guide.add_argument("topic", nargs="?", choices=list(_PAGES))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """The program. Returns its exit code."""
-    options = _parser().parse_args(argv)
+    return run_program("rae-node", lambda: _main(argv))
+
+
+def _main(argv: list[str] | None) -> int:
+    options = build_parser().parse_args(argv)
     try:
         code: int = options.run(options)
-        if sys.stdout is not None:  # closed by who started us
-            sys.stdout.flush()
         return code
     except NodeError as error:
-        print(f"rae-node: {error.message}", file=sys.stderr)
-    except BrokenPipeError:  # whoever read has seen enough; Python must not flush again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        complain("rae-node", error.message)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"rae-node: {where}{in_words(error)}", file=sys.stderr)
+        complain("rae-node", f"{where}{in_words(error)}")
     return 1
 
 
@@ -161,14 +179,51 @@ def _layout(options: argparse.Namespace) -> Layout:
 
 
 def _pause(options: argparse.Namespace) -> int:
-    answer = _ask(options, verb="pause", duration_s=options.duration)
+    try:
+        answer = _ask(options, verb="pause", duration_s=options.duration)
+    except NodeError as error:
+        if error.rc != "not_running":
+            raise
+        answer = _pause_by_file(_layout(options).pause_file, options.duration, error)
     if options.json:
-        print(json.dumps(answer, indent=2))
+        say_json(answer)
         return 0
     end = answer["until"]
-    until = f"until {datetime.fromtimestamp(end):%H:%M:%S}" if end else "until `rae-node resume`"
-    print(f"Paused {until}: {answer['stopped']} tasks stopped in {answer['stopped_ms']} ms.")
+    moment = datetime.fromtimestamp(end) if end else None
+    until = f"until {moment:%a %d %b %H:%M:%S}" if moment else "until `rae-node resume`"
+    if options.duration is not None:  # `30` are seconds, which may not be what was meant
+        until = f"for {_span(options.duration)}, {until}"
+    count = answer["stopped"]
+    done = f"; {count} {'task was' if count == 1 else 'tasks were'} stopped" if count else ""
+    say(f"Paused {until}{done}.")
     return 0
+
+
+def _span(seconds: float) -> str:
+    """A duration in the largest unit that it is a whole number of."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"
+
+
+def _pause_by_file(file: Path, duration_s: float | None, error: NodeError) -> dict[str, Any]:
+    """The agent does not answer; its guard looks at this file, too. Raises NodeError."""
+    from rae_node.guard.sources.pause import PauseSource  # noqa: PLC0415 - as below
+    from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as below
+
+    try:
+        until = PauseSource(file, SystemClock()).set(duration_s)
+    except FileNotFoundError:
+        raise error from None  # no node has its folders here
+    except OSError as problem:
+        raise NodeError(
+            error.rc,
+            f"{error.message}. {file} pauses as well, and cannot be written "
+            f"({problem.strerror}): as root or in group {OWNER_GROUP}, type `touch {file}`",
+        ) from error
+    complain("rae-node", f"{error.message}. Written instead: {file}")
+    return {"stopped": 0, "stopped_ms": 0.0, "until": until, "file": str(file)}
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -179,22 +234,24 @@ def _resume(options: argparse.Namespace) -> int:
         from rae_node.guard.sources.pause import PauseSource  # noqa: PLC0415 - as above
         from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as above
 
-        pause = PauseSource(_layout(options).run / "pause.json", SystemClock())
-        if error.rc != "not_running" or pause.until() is None:
+        layout = _layout(options)
+        pause = PauseSource(layout.run / "pause.json", SystemClock(), layout.pause_file)
+        if error.rc != "not_running" or not pause.is_set():
             raise
         pause.clear()
-        print("Resumed: the pause is over. No agent runs.")
+        say("Resumed: the pause is over. No agent runs.")
         return 0
-    reasons = ", ".join(answer["reasons"])
-    why = f" ({reasons}, {answer['cooldown_left_s']} s of cooldown left)" if reasons else ""
-    print(f"Resumed: {answer['availability']}{why}.")
+    from rae_node.guard.words import in_words as reason_in_words  # noqa: PLC0415 - as above
+
+    why = "; ".join(map(reason_in_words, answer["reasons"]))
+    say(f"Resumed. Still no work: {why}." if why else "Resumed.")
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
     answer = _ask(options, verb="status")
     if options.json:
-        print(json.dumps(answer, indent=2))
+        say_json(answer)
         return 0
     slots: dict[str, Any] = answer.pop("slots")
     if end := answer["paused_until"]:
@@ -202,13 +259,39 @@ def _status(options: argparse.Namespace) -> int:
     elif end == 0:
         answer["paused_until"] = "`rae-node resume`"
     for sentence in answer.pop("no_task_because") or ["ready for tasks"]:
-        print(f"no task: {sentence}" if not answer["taking_work"] else sentence)
+        say(f"no task: {sentence}" if not answer["taking_work"] else sentence)
     for name, value in answer.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        print(f"{name.replace('_', ' '):24} {'-' if shown in (None, '') else shown}")
+        say(f"{name.replace('_', ' '):24} {'-' if shown in (None, '') else shown}")
     for name, task in slots.items():
         what = "free" if task is None else f"{task['task_id']} ({task['kind']}, {task['phase']})"
-        print(f"{'slot ' + name:24} {what}")
+        say(f"{'slot ' + name:24} {what}")
+    return 0
+
+
+def _why(options: argparse.Namespace) -> int:
+    from rae_node import why  # noqa: PLC0415 - the other verbs answer faster without it
+
+    answer = _ask(options, verb="why")
+    shown = why.in_lines(answer, time.time())
+    say_json(answer) if options.json else say("\n".join(shown))
+    return 0
+
+
+def _history(options: argparse.Namespace) -> int:
+    from rae_node import history  # noqa: PLC0415 - as above
+    from rae_node.journal import Journal  # noqa: PLC0415 - as above
+    from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as above
+
+    try:
+        entries = _ask(options, verb="history", count=options.count)["entries"]
+    except NodeError as error:
+        logs = _layout(options).logs
+        if error.rc != "not_running" or not os.access(logs, os.R_OK | os.X_OK):
+            raise
+        entries = Journal(logs, SystemClock()).last(options.count)
+    lines = list(history.in_lines(entries)) or ["nothing has happened here yet"]
+    say_json(entries) if options.json else say("\n".join(lines))
     return 0
 
 
@@ -216,7 +299,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     from rae_node import checks  # noqa: PLC0415 - the other verbs answer faster without it
 
     lines, as_they_must = checks.dry_run(_layout(options))
-    print("\n".join(lines))
+    say("\n".join(lines))
     return 0 if as_they_must else 1
 
 
@@ -224,7 +307,7 @@ def _report(options: argparse.Namespace) -> int:
     from rae_node import report  # noqa: PLC0415 - as above
 
     lines = report.collect(_layout(options))
-    print(report.rendered(lines))
+    say(report.rendered(lines))
     return 0 if report.ready(lines) else 1
 
 
@@ -232,9 +315,22 @@ def _doctor(options: argparse.Namespace) -> int:
     from rae_node import doctor  # noqa: PLC0415 - as above
 
     found = list(doctor.examine(_layout(options), dev=options.data is not None))
-    shown = json.dumps(doctor.as_json(found), indent=2) if options.json else doctor.rendered(found)
-    print(shown)
+    say_json(doctor.as_json(found)) if options.json else say(doctor.rendered(found))
     return 0 if doctor.healthy(found) else 1
+
+
+def _detector(options: argparse.Namespace) -> int:
+    from rae_node import assemble, detector  # noqa: PLC0415 - as above
+
+    eyes = assemble.detector_eyes(_layout(options))
+    if options.action == "test":
+        return 0 if detector.test(eyes, options.seat, options.timeout, say) else 1
+    blind, seats, state = detector.status(eyes)
+    if options.json:
+        say_json(detector.as_json(blind, seats))
+    else:
+        say("\n".join(detector.in_words(blind, seats, state)))
+    return 0
 
 
 def _allows(options: argparse.Namespace) -> int:
@@ -246,7 +342,7 @@ def _allows(options: argparse.Namespace) -> int:
         raise ConfigError("Name the command: -- COMMAND ARG…")
     found = assemble.allow_list(config.load_node_config(layout.config_file), layout)
     entry = found.check(words[0], words[1:])
-    print(f"allowed: {entry.path}, at most {entry.max_runtime_s:g} s; nothing was run")
+    say(f"allowed: {entry.path}, at most {entry.max_runtime_s:g} s; nothing was run")
     return 0
 
 
@@ -255,8 +351,9 @@ def _probe(options: argparse.Namespace) -> int:
 
     node_id = options.node_id or default_node_id()
     root = options.root if options.data is None else dev_root(options.data, node_id)
-    config, runtime = assemble.read_files_for_probe(Layout(root), node_id)
-    print(json.dumps(assemble.probe(config, runtime, Path.cwd()), indent=2))
+    layout = Layout(root)
+    config, runtime = assemble.read_files_for_probe(layout, node_id)
+    say_json(assemble.probe(config, runtime, layout, Path.cwd()))
     return 0
 
 
@@ -264,5 +361,13 @@ def _check_config(options: argparse.Namespace) -> int:
     from rae_node.config import check_file  # noqa: PLC0415 - as above
 
     kind = check_file(options.file)
-    print(f"{options.file}: a valid {kind}")
+    say(f"{options.file}: a valid {kind}")
+    return 0
+
+
+def _help(options: argparse.Namespace) -> int:
+    if options.topic is None:
+        build_parser().print_help()
+    else:
+        say(_PAGES[options.topic].read_text(encoding="utf-8").rstrip("\n"))
     return 0

@@ -20,20 +20,21 @@ from pydantic import (
 )
 
 from rae_node.errors import ConfigError, first_problem, listed
+from rae_node.owner_file import OWNER_KEYS, load_owner, parse_owner
 from rae_node.settings import known_settings, seconds_of
+from rae_node.url_hosts import host_rule
 from rae_node.yamlfile import parse_yaml
 from rae_protocol.allowlist import Entry
 from rae_protocol.names import NodeId, Word
 from rae_protocol.yamlfile import BadFile, line_of, read_entries
 
 PLACEHOLDER = "100.x.x.x"
-DEFAULT_MODELS = {"python-specialist": "deepseek-coder:33b", "code-refactor": "deepseek-coder:6.7b"}
 _TAILSCALE = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
 
 Minutes = Annotated[float, Field(ge=0, le=60 * 24 * 30)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Period = Annotated[float, Field(gt=0, le=86400)]
-SourceName = Literal["logind", "tty", "load", "gpu"]
+SourceName = Literal["logind", "input", "tty", "remote", "load", "gpu"]
 Count = Annotated[int, Field(ge=0, le=64)]
 Duration = Annotated[float, BeforeValidator(seconds_of), Field(ge=0, le=365 * 86400)]
 # How long the workspaces of ended tasks are kept, in seconds: (succeeded, failed).
@@ -115,7 +116,7 @@ class NodeConfig(_Section):
     tags: list[Word] = Field(default_factory=list)
     max_concurrent_cpu: Count = 1
     max_concurrent_gpu: Count | None = None
-    llm_models: dict[Word, Word] = Field(default_factory=lambda: dict(DEFAULT_MODELS))
+    llm_models: dict[Word, Word] | None = None
     ollama_url: str = "http://127.0.0.1:11435"
     enrolment_file: str | None = None
     allowlist_dir: str | None = None
@@ -129,10 +130,13 @@ class NodeConfig(_Section):
     mem_soft_mb: Annotated[float, Field(gt=0)] | None = None
     guard_sources: Annotated[list[SourceName], Field(min_length=1)] = [
         "logind",
+        "input",
         "tty",
+        "remote",
         "load",
         "gpu",
     ]
+    input_socket: Annotated[str, Field(pattern="^/")] = "/run/rae-input/input.sock"
     operator_users: list[str] = Field(default_factory=list)
     gpu_longest_run_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 180
     gpu_rest_minutes: Annotated[float, Field(gt=0, le=60 * 24 * 30)] = 10
@@ -158,6 +162,13 @@ class NodeConfig(_Section):
         if parts.scheme == "http" and _literal(parts.hostname) is not None:
             refuse_public_http(value, lambda host: [host])
         return value.rstrip("/")
+
+    @field_validator("input_url_hosts")
+    @classmethod
+    def _hosts(cls, value: list[str]) -> list[str]:
+        for entry in value:
+            host_rule(entry)
+        return value
 
     @field_validator("ollama_url")
     @classmethod
@@ -263,13 +274,18 @@ def refuse_unknown(overrides: Iterable[str]) -> None:
 
 
 def check_file(file: Path) -> str:
-    """Validate a config.yaml, runtime.yaml or allow-list, told apart by what is in it.
+    """Validate a config.yaml, runtime.yaml, owner.yaml or allow-list, told apart by what is in it.
 
     Raises ConfigError.
 
     Where the other one lies beside it, both are checked together.
     """
-    if isinstance(parse_yaml(file)[0], list):
+    data = parse_yaml(file)[0]
+    if file.name == "owner.yaml" or (isinstance(data, dict) and set(map(str, data)) & OWNER_KEYS):
+        in_place = file.with_name("config.yaml").exists()
+        (load_owner if in_place else parse_owner)(file)
+        return "owner.yaml"
+    if isinstance(data, list):
         try:
             read_entries(file, Entry)
         except BadFile as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,12 +21,14 @@ from rae_node.doctor_rules import Finding, Owned
 from rae_node.errors import ConfigError, NodeError
 from rae_node.gpu import Gpu
 from rae_node.gpu import probe as probe_gpu
+from rae_node.guard.owner_rules import STRICT
 from rae_node.guard.policy import Reading
 from rae_node.guard.sources.gpu import PCI_DEVICES, nvidia_gpus
 from rae_node.isolation import Level
 from rae_node.local_socket import ask
+from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout, socket_path
-from rae_node.report import UNIT, isolation_of, lock_held, unit_state
+from rae_node.report import UNIT, isolation_of, lock_held, task_limits, unit_state
 from rae_node.runners.llm import present_models
 from rae_node.runners.signature import read_signature
 from rae_node.startup import read_enrolment
@@ -85,6 +88,7 @@ class Eyes:
     look: Callable[..., tuple[list[Reading], dict[str, str]]] = look
     models: Callable[[str, float], list[str] | None] = present_models
     unit: Callable[[], str] = unit_state
+    task_limits: Callable[[], str] = task_limits
 
 
 def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Finding]:
@@ -98,15 +102,19 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     try:
         config, runtime = load_both(layout.config_file, layout.runtime_file)
     except NodeError as error:
-        fix = "mend the file that is named; `rae-node check-config FILE` looks at one alone"
+        fix = "fix the file that is named; `rae-node check-config FILE` looks at one alone"
         yield rules.bad("config", error.message, fix)
         yield rules.note("the rest", "secret, control, guard, models and tasks wait for the files")
         return
     yield rules.good("config", f"{layout.config_file} and runtime.yaml agree")
+    yield _owner(layout.owner_file, agent_uid)
     yield _secret(layout, config, agent_uid, eyes)
     yield from _control(config, eyes)
     try:
-        yield rules.isolation(*eyes.isolation(layout, config), config.min_isolation)
+        level, why = eyes.isolation(layout, config)
+        yield rules.isolation(level, why, config.min_isolation)
+        if level == "unit":
+            yield _task_limit(runtime, eyes)
     except (OSError, NodeError) as error:
         if isinstance(error, NodeError) and error.rc == NOT_SHOWN:
             yield rules.not_shown(error.message)
@@ -120,9 +128,11 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     declared = config.capabilities.gpu
     gpus = None if declared is False else eyes.gpus(_TIMEOUT_S)
     yield rules.gpu(declared, eyes.gpus_on_bus(), gpus)
-    yield from _guard(layout, config, runtime, eyes)
     lent = dev or (layout.agent / "enabled").exists()
-    yield from rules.models(config, eyes.models(config.ollama_url, 2.0), lent)
+    yield from _guard(layout, config, runtime, eyes, lent)
+    yield from rules.models(
+        config, runtime.safety.max_vram_gb, eyes.models(config.ollama_url, 2.0), lent=lent, dev=dev
+    )
     yield from _tasks(layout, config)
 
 
@@ -151,6 +161,16 @@ def _unit(dev: bool, eyes: Eyes) -> Finding:
         return rules.unit("" if dev else eyes.unit(), UNIT, dev)
     except NodeError as error:
         return rules.unit(error.message, UNIT, dev)
+
+
+def _task_limit(runtime: RuntimeConfig, eyes: Eyes) -> Finding:
+    try:
+        unit_s = min(map(rules.seconds_of_span, filter(None, eyes.task_limits().splitlines())))
+    except (NodeError, ValueError) as error:
+        return rules.note(
+            "task limit", f"systemd does not say how long a task's unit lasts: {error}"
+        )
+    return rules.task_limit(runtime.execution.task_timeout_minutes, unit_s)
 
 
 def _secret(layout: Layout, config: NodeConfig, agent_uid: int, eyes: Eyes) -> Finding:
@@ -191,7 +211,7 @@ def _control(config: NodeConfig, eyes: Eyes) -> Iterator[Finding]:
 
 
 def _guard(
-    layout: Layout, config: NodeConfig, runtime: RuntimeConfig, eyes: Eyes
+    layout: Layout, config: NodeConfig, runtime: RuntimeConfig, eyes: Eyes, lent: bool
 ) -> Iterator[Finding]:
     for name in rules.ALL_SOURCES:
         reading, problem = None, ""
@@ -199,14 +219,34 @@ def _guard(
             readings, problems = eyes.look(layout, config, runtime, (name,))
             reading = next(one for one in readings if one.source == name)
             problem = problems.get(name, "")
-        yield rules.source(name, reading, problem)
+        if name == "input" and not lent and eyes.owned(Path(config.input_socket)) is None:
+            yield rules.note("guard input", "waits: it starts with enable-node, as the agent does")
+        else:
+            yield rules.source(name, reading, problem)
+    readings, _ = eyes.look(layout, config, runtime, ())
+    for one in readings:
+        if one.source in {"owner", "pause"} and one.present:
+            what = "; ".join(map(str, one.holders))
+            yield rules.note("owner's word", f"no work now: {what}")
+
+
+def _owner(file: Path, agent_uid: int) -> Finding:
+    try:
+        valid = OwnerFile(file).rules() is not STRICT
+        info = file.stat() if valid else None
+        if info and not info.st_mode & stat.S_IROTH and info.st_uid != agent_uid:
+            raise ConfigError(f"{file} may not be read by the agent; run `chmod a+r {file}`")
+    except ConfigError as error:
+        fix = "correct what is named; until then this node takes no work"
+        return rules.bad("owner.yaml", error.message, fix)
+    return rules.good("owner.yaml", f"{file} is in force" if valid else "not there: the defaults")
 
 
 def _tasks(layout: Layout, config: NodeConfig) -> Iterator[Finding]:
     try:
         found = allow_list(config, layout)
     except NodeError as error:
-        yield rules.bad("allow-list", error.message, "mend the entry, or take the file away")
+        yield rules.bad("allow-list", error.message, "fix the entry, or take the file away")
     else:
         absent = found.missing()
         yield rules.good("allow-list", f"{len(found.offered())} commands may run")
@@ -214,7 +254,7 @@ def _tasks(layout: Layout, config: NodeConfig) -> Iterator[Finding]:
             what = f"not installed, so not offered: {', '.join(absent)}"
             yield rules.note("allow-list", what)
         if why := "; ".join(found.distrusted()):
-            yield rules.bad("programs", why, "mend what is named, or take the entry away")
+            yield rules.bad("programs", why, "fix what is named, or take the entry away")
     yield rules.trusted(_distrusted(layout, config))
 
 

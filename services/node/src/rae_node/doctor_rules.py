@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rae_node.capabilities import roles_of
 from rae_node.config import NodeConfig, SourceName
 from rae_node.gpu import Gpu
-from rae_node.guard.policy import Reading, in_words
+from rae_node.guard.policy import Reading
+from rae_node.guard.words import in_words
 from rae_node.isolation import Level, at_least
 from rae_node.runners.llm import has_model
 
 MIN_PYTHON = (3, 10)
 MIN_DISK_MB = 1024
 MAX_OFFSET_S = 60.0  # control refuses signatures beyond it
-ALL_SOURCES: tuple[SourceName, ...] = ("logind", "tty", "load", "gpu")
+ALL_SOURCES: tuple[SourceName, ...] = ("logind", "input", "tty", "remote", "load", "gpu")
 STAND_INS = {
     "memory": "the supervisor adds up a task's memory and kills with E_OOM instead",
     "cpu": "nice (cpu_nice) stands in",
@@ -28,7 +32,7 @@ STAND_INS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line. A FAIL says what and why, and how to mend it."""
+    """One line. A FAIL says what and why, and how to fix it."""
 
     name: str
     state: Literal["ok", "FAIL", "note"]
@@ -148,6 +152,34 @@ def isolation(level: Level, why_not_more: str, minimum: Level) -> Finding:
     return bad("isolation", why, fix)
 
 
+def task_limit(task_timeout_minutes: float, unit_s: float) -> Finding:
+    """How long a task may run beside how long its unit lasts, in seconds."""
+    name, least_s = "task limit", task_timeout_minutes * 60
+    if unit_s > least_s:
+        return good(name, f"task_timeout_minutes {task_timeout_minutes:g} ends tasks, not its unit")
+    return bad(
+        name,
+        f"task_timeout_minutes is {task_timeout_minutes:g}, and systemd ends a task's unit after "
+        f"{unit_s / 60:g} minutes (RuntimeMaxSec): such a task would fail as E_LOST",
+        f"set RuntimeMaxSec={least_s + 300:.0f} for rae-task@.service and rae-task-gpu@.service "
+        "(provisioning does, by node_runtime.execution), or lower task_timeout_minutes",
+    )
+
+
+_SPANS = {"y": 31_557_600, "month": 2_629_800, "w": 604_800, "d": 86_400, "h": 3600, "min": 60,
+          "s": 1, "ms": 1e-3, "us": 1e-6}  # fmt: skip
+
+
+def seconds_of_span(text: str) -> float:
+    """Seconds of what systemd prints of a time span: `3h 5min`, `infinity`. Raises ValueError."""
+    if text.strip() == "infinity":
+        return math.inf
+    parts = [re.fullmatch(r"([0-9.]+)([a-z]+)", word) for word in text.split()]
+    if not parts or not all(one and one[2] in _SPANS for one in parts):
+        raise ValueError(f"'{text.strip()}' is no time span")
+    return sum(float(one[1]) * _SPANS[one[2]] for one in parts if one)
+
+
 def not_shown(problem: str) -> Finding:
     """What boxes cannot show, or must not. The problem ends with its fix."""
     what, _, fix = problem.rpartition("; ")
@@ -212,13 +244,20 @@ def source(name: SourceName, reading: Reading | None, problem: str) -> Finding:
         return note(title, "left out by guard_sources in config.yaml: it protects nobody")
     if reading.present is None or None in reading.measures.values():
         why = f"{name} is blind: {problem or 'a measure is missing'}; blind counts as in use"
-        return bad(title, why, "mend what is named; until then this node takes no work")
-    seen = [in_words(reading.code or name)] if reading.present else []
+        return bad(title, why, "fix what is named; until then this node takes no work")
+    seen = [in_words(reading.code or name), *map(str, reading.holders)] if reading.present else []
     seen += [f"{key} {value:.1f}" for key, value in reading.measures.items() if value is not None]
     return good(title, "; ".join(seen) or "sees nobody")
 
 
-def models(config: NodeConfig, present: list[str] | None, lent: bool = True) -> list[Finding]:
+def models(
+    config: NodeConfig,
+    max_vram_gb: float,
+    present: list[str] | None,
+    *,
+    lent: bool = True,
+    dev: bool = False,
+) -> list[Finding]:
     """Ollama and the model of each declared role; on a node that is not lent it waits, too."""
     roles, url = config.capabilities.llm or [], config.ollama_url
     if present is None:
@@ -230,16 +269,23 @@ def models(config: NodeConfig, present: list[str] | None, lent: bool = True) -> 
         fix = "systemctl start rae-ollama, or take the roles out of capabilities.llm"
         return [bad("ollama", f"{what}, which the roles {', '.join(roles)} need", fix)]
     found = [good("ollama", f"answers at {url}")]
-    host = url.removeprefix("http://")
+    known = roles_of(config, max_vram_gb, present)
     for role in roles:
-        model = config.llm_models.get(role)
+        model = known.get(role)
         if model is None:
             fix = f"add `{role}: MODEL` to llm_models in config.yaml"
             found.append(bad(f"model {role}", f"llm_models has no model for role {role}", fix))
         elif has_model(present, model):
             found.append(good(f"model {role}", model))
         else:
-            fix = f"OLLAMA_HOST={host} ollama pull {model}"
+            # The installed server has no network: only the playbook brings models.
+            fix = (
+                f"OLLAMA_HOST={url.removeprefix('http://')} ollama pull {model}"
+                if dev
+                else f"add `- name: {model}` to ollama_models in the inventory and run "
+                "`ansible-playbook playbooks/provision-node.yml` for this host, or map the role to "
+                f"one that is there in llm_models of config.yaml: {', '.join(present) or 'none is'}"
+            )
             found.append(bad(f"model {role}", f"Ollama lacks {model}", fix))
     return found
 

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from rae_node import recovery
@@ -25,14 +26,16 @@ from rae_node.handle import Handle, Outcome
 from rae_node.inputs import Inputs
 from rae_node.isolation import Spec
 from rae_node.link import Link
+from rae_node.log_tail import LogTail
+from rae_node.moments import now_on
 from rae_node.outcome import artifacts_of, conclude, limits_of, sendable, time_limit
 from rae_node.outfit import Outfit
 from rae_node.runners.base import Plan, Runner, environment
 from rae_node.spool import Spool
 from rae_node.workspace import Workspace
+from rae_protocol.abort import Aborted, Aborter
 from rae_protocol.errors import RaeError, Unreachable
 from rae_protocol.models import LeasedTask, LeaseRef
-from rae_protocol.names import MAX_LOG_BYTES, MAX_LOG_CHUNK
 
 # C6's words for our phases; docs/architecture.md has them beside control's states.
 PHASES = {"preparing": "PREP", "running": "RUNNING", "delivering": "UPLOADING"}
@@ -78,9 +81,9 @@ class TaskRun:
         self.deadline = self._clock.boot() + task.lease_ttl_s
         self._lock = threading.Lock()
         self._stop: Stop | None = None
-        self._stop_set = threading.Event()
+        self._calls = Aborter()
         self._handle: Handle | None = None
-        self._logged = 0
+        self._log_tail = LogTail(partial(self._client.log, self.lease), self._tell)
 
     # Called by other threads
 
@@ -90,7 +93,7 @@ class TaskRun:
             if self._stop is not None or self.phase == "delivering":
                 return False
             self._stop = stop
-            self._stop_set.set()
+            self._calls.abort()
             if self._handle is not None:
                 self._handle.kill()
             return True
@@ -163,7 +166,7 @@ class TaskRun:
 
     def _work(self) -> dict[str, Any]:
         self._ack()
-        task, ttl = self.task, self.task.lease_ttl_s
+        task = self.task
         boxed, workdir = self._outfit.isolation.level != "process", self._outfit.layout.workdir
         workspace = Workspace.create(workdir, task.task_id, task.attempt, boxed=boxed)
         self._enter("preparing", workspace)
@@ -175,8 +178,9 @@ class TaskRun:
                 raise TaskFailure("E_INVALID", text)
             plan = runner.plan(task, workspace)
             Inputs(
-                self._outfit, self._bench.link, self.lease, self._stop_set, self._check_stop, ttl
-            ).fetch(task.inputs, workspace)
+                self._outfit, self._bench.link, self.lease, self._calls, self._check_stop,
+                task.lease_ttl_s, time_limit(task, self._outfit.runtime),
+            ).fetch(task.inputs, workspace)  # fmt: skip
             body = self._supervised(plan, workspace)
             ended = "DONE" if body["status"] == "succeeded" else "FAILED"
             return body
@@ -196,14 +200,22 @@ class TaskRun:
             self._log.info("state_not_written", task_id=self.task.task_id, error=str(error))
 
     def _state(self, state: str, keep_s: float = 0.0) -> recovery.State:
-        return recovery.State(
-            **self.lease.model_dump(), state=state, at=self._clock.wall(), keep_s=keep_s
-        )
+        now, lease = now_on(self._clock), self.lease.model_dump()
+        return recovery.State(**lease, state=state, at=now.wall, keep_s=keep_s, boot=now.boot,
+                              boot_id=now.boot_id)  # fmt: skip
+
+    def _call(self, action: Callable[[], None]) -> None:
+        """Ask control. Raises HandBack or Dropped as soon as the work is stopped."""
+        try:
+            self._calls.run(lambda: self._bench.link.call(action))
+        except Aborted:
+            self._raise_stop()
+            raise
 
     def _ack(self) -> None:
         sent = self._clock.boot()
         try:
-            self._bench.link.call(lambda: self._client.ack(self.lease))
+            self._call(lambda: self._client.ack(self.lease))
         except RaeError as error:
             if verdict(error) is Verdict.STALE:
                 self._confirm_quiet()
@@ -219,9 +231,7 @@ class TaskRun:
         """Control waits for this word about a lease that it ended before the ack."""
         told = "the lease was over before its ack; nothing was started"
         try:
-            self._bench.link.call(
-                lambda: self._client.yield_task(self.lease, "cancelled", told, None)
-            )
+            self._call(lambda: self._client.yield_task(self.lease, "cancelled", told, None))
         except RaeError as error:
             self._log.info("quiet_not_confirmed", task_id=self.task.task_id, rc=error.rc)
 
@@ -235,11 +245,9 @@ class TaskRun:
         if outcome is None and handle.ended_at_deadline(self._clock.boot()):
             raise HandBack("deadline", "the supervisor was stopped while a deadline passed")
         if outcome is None and self._ran():
-            raise TaskFailure(
-                "E_LOST",
-                "The supervisor of this task was killed; with it ended everything that the task "
-                "had started. Submit it again if doing it twice does no harm",
-            )
+            told = "The supervisor of this task was killed; with it ended everything that the task"
+            harm = "Submit it again if doing it twice does no harm"
+            raise TaskFailure("E_LOST", f"{told} had started. {harm}")
         if outcome is None:
             raise HandBack("infrastructure", "the supervisor ended before it started the task")
         if outcome.cause == "deadline":
@@ -295,19 +303,16 @@ class TaskRun:
         if handle is None:
             return
         with handle:
-            handle.seek(self._logged)
-            while self._logged < MAX_LOG_BYTES and (data := handle.read(MAX_LOG_CHUNK)):
-                offset, piece = self._logged, data
-                if not self._tell(lambda: self._client.log(self.lease, offset, piece)):  # noqa: B023 - called within this round
-                    return
-                self._logged += len(data)
+            self._log_tail.follow(handle)
 
     def _tell(self, action: Callable[[], None]) -> bool:
         """A report that may be lost. A stale lease ends the work."""
         if not self._bench.link.ready.is_set():
             return False
         try:
-            self._bench.link.call(action)
+            self._calls.run(lambda: self._bench.link.call(action))
+        except (Aborted, RuntimeError):  # it was stopped; or no more threads
+            return False
         except RaeError as error:
             if verdict(error) is Verdict.STALE:
                 self.stop(Stop("stale", error.rc, self._clock.boot()))

@@ -19,8 +19,10 @@ from rae_protocol.models import (
     Heartbeat,
     HeartbeatAnswer,
     LeaseRef,
+    Periods,
     Registered,
     RegisterRequest,
+    Wanted,
 )
 
 T = TypeVar("T")
@@ -37,16 +39,16 @@ class Ears(Protocol):
         """How the node is."""
         ...
 
-    def registered(self, commands: Sequence[Command]) -> None:
-        """A session has begun, with these orders."""
+    def registered(self, commands: Sequence[Command], wanted: Wanted | None) -> None:
+        """A session has begun, with these orders and the state that control wants."""
         ...
 
     def renewed(self, lease_ids: frozenset[str], sent_at: float) -> None:
         """Control answered for these leases; the question was sent at that boot time."""
         ...
 
-    def commanded(self, commands: Sequence[Command]) -> None:
-        """Orders."""
+    def commanded(self, commands: Sequence[Command], wanted: Wanted | None) -> None:
+        """Orders, and the state that control wants; an older control names none."""
         ...
 
     def disowned(self, why: str) -> None:
@@ -87,6 +89,19 @@ class Link:
         """Tell control at once what has changed."""
         self._wake.set()
 
+    def adopt(self, periods: Registered | Periods) -> None:
+        """Take control's periods over: they are others when it has started with other settings."""
+        if periods.lease_margin_s is not None:
+            self.lease_margin_s = periods.lease_margin_s
+        if periods.heartbeat_interval_sec is None:
+            return
+        before = self._interval
+        own = self._outfit.config.heartbeat_interval_sec
+        self._interval = min(own, periods.heartbeat_interval_sec)
+        if self._interval != before:
+            self._log.info("heartbeat_interval_from_control", seconds=self._interval)
+            self._wake.set()  # the pause that runs is as long as the old interval
+
     def call(self, action: Callable[[], T]) -> T:
         """Make a call of the session; what the answer says about the session is heeded here.
 
@@ -109,7 +124,7 @@ class Link:
             self.state, self.problem = error.rc, error.message
             self._wake.set()
         if found is Verdict.SUPERSEDED:
-            self._ears.leave("another agent with this node_id took over")
+            self._ears.leave(f"another agent with this node_id took over: {error.message}")
         elif found is Verdict.UNWELCOME:
             self._ears.disowned(error.rc)
 
@@ -136,23 +151,20 @@ class Link:
         sent = self._clock.boot()
         leases = self._known(self._slots.new_epoch())
         answer = self.call(lambda: self._client.register(self._ears.introduce(leases)))
-        own = self._outfit.config.heartbeat_interval_sec
-        self._interval = min(own, answer.heartbeat_interval_sec)
-        if self._interval != own:
-            self._log.info("heartbeat_interval_from_control", seconds=self._interval)
-        self.lease_margin_s = answer.lease_margin_s
+        self.adopt(answer)
         self._heard(answer, leases, sent)
         self.state, self.problem = "registered", ""
         self.ready.set()  # before the agent hears of it: it wakes those who wait for this
         self._log.info("registered", unfinished=len(leases), incarnation=answer.incarnation)
-        self._ears.registered(answer.commands)
+        self._ears.registered(answer.commands, answer.wanted)
 
     def _heartbeat(self) -> None:
         leases = self._known([occupant.lease for occupant in self._slots.occupants()])
         sent = self._clock.boot()
         answer = self.call(lambda: self._client.heartbeat(self._ears.beat(leases)))
+        self.adopt(answer)
         self._heard(answer, leases, sent)
-        self._ears.commanded(answer.commands)
+        self._ears.commanded(answer.commands, answer.wanted)
 
     def _known(self, running: list[LeaseRef]) -> list[LeaseRef]:
         # Running first: what moves to the spool meanwhile is then met twice, never missed.

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import shutil
 import sys
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from logging import LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
-from pathlib import Path
 from typing import Any, TextIO
 
 LEVELS = ("info", "warning", "error")
@@ -131,42 +129,5 @@ class EventLog:
         news = file.problem is not None and not self._file_fails
         self._file_fails = file.problem is not None
         if news:
-            fix = "free space or mend logging.path; the lines meanwhile are on stderr only"
+            fix = "free space or fix logging.path; the lines meanwhile are on stderr only"
             self.warning("log_file_failed", error=str(file.problem), fix=fix)
-
-
-class DecisionLog:
-    """Every decision of the guard as a JSON line, a file a day, seven days kept (B6)."""
-
-    def __init__(self, folder: Path, keep_days: int = 7) -> None:
-        self._folder, self._keep = folder, timedelta(days=keep_days)
-        self._day: str | None = None
-
-    def write(self, unix: float, entry: dict[str, Any]) -> None:
-        """Add one entry; `unix` is its time. Raises OSError."""
-        at = datetime.fromtimestamp(unix, tz=timezone.utc)
-        self._rotate(at)
-        line = json.dumps({"ts": at.isoformat(timespec="milliseconds"), **entry})
-        with (self._folder / "decisions.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
-
-    def _rotate(self, at: datetime) -> None:
-        day = f"{at:%Y-%m-%d}"
-        if self._day == day:
-            return
-        self._day = day
-        current = self._folder / "decisions.jsonl"
-        if current.exists():
-            written = datetime.fromtimestamp(current.stat().st_mtime, tz=timezone.utc)
-            if f"{written:%Y-%m-%d}" != day:
-                dated = self._folder / f"decisions-{written:%Y-%m-%d}.jsonl"
-                if dated.exists():  # the clock went back and forth: both parts are of that day
-                    with current.open("rb") as part, dated.open("ab") as whole:
-                        shutil.copyfileobj(part, whole)
-                    current.unlink()
-                else:
-                    current.replace(dated)
-        oldest = f"decisions-{at - self._keep:%Y-%m-%d}.jsonl"
-        for file in self._folder.glob("decisions-*.jsonl"):
-            if file.name < oldest:
-                file.unlink()

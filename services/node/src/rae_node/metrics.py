@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from rae_node.guard.policy import REASONS
+from rae_node.guard.words import REASONS
 from rae_protocol.models import Availability, YieldRequest
 
 OUTCOMES = ("succeeded", "failed", "yielded", "dropped")

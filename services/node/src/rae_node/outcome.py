@@ -25,12 +25,14 @@ _SPARE_SHARE = 0.05  # of the memory: with less left, a machine is slow for its 
 _MAX_TOTAL = MAX_RESULT_BYTES - 9 * MIB  # less the JSON part and what stands between the parts
 
 
-def time_limit(task: LeasedTask, runtime: RuntimeConfig, plan: Plan) -> tuple[float, str]:
-    """The smallest of the time limits, in seconds, and its name."""
+def time_limit(
+    task: LeasedTask, runtime: RuntimeConfig, plan: Plan | None = None
+) -> tuple[float, str]:
+    """The smallest of the time limits, in seconds, and its name; a plan may have one of its own."""
     owners = runtime.execution.task_timeout_minutes * 60
     limits = [(task.timeout_s, "timeout_s of the task")]
     limits.append((owners, "task_timeout_minutes of the node's runtime.yaml"))
-    if plan.max_runtime_s is not None:
+    if plan is not None and plan.max_runtime_s is not None:
         limits.append((plan.max_runtime_s, plan.max_runtime_name))
     return min(limits)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rae_node import awake
 from rae_node.capabilities import Machine
 from rae_node.config import NodeConfig, RuntimeConfig
 from rae_node.guard.sources.base import Source
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.isolation import Isolation
+from rae_node.journal import Journal
 from rae_node.live import Live
 from rae_node.log import EventLog
+from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout
 from rae_node.runners.cli import AllowList
 from rae_node.settings import Settings
@@ -38,6 +42,10 @@ class Outfit:
     sources: Sequence[Source]
     pause: PauseSource
     log: EventLog
+    owner: OwnerFile
+    journal: Journal
+    sleep_block: Sequence[str] = awake.COMMAND
+    wake: threading.Event = field(default_factory=threading.Event)  # the guard looks at once
 
     @property
     def runtime(self) -> RuntimeConfig:

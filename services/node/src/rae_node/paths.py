@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import stat
-import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,11 @@ class Layout:
         return self.agent / "runtime.yaml"
 
     @property
+    def owner_file(self) -> Path:
+        """The owner's own rules; it may be missing."""
+        return self.agent / "owner.yaml"
+
+    @property
     def workdir(self) -> Path:
         """One workspace per attempt."""
         return self.root / "workdir"
@@ -57,10 +63,23 @@ class Layout:
         """Lock, socket, supervisor records, the owner's pause."""
         return self.root / "run"
 
+    @property
+    def pause_file(self) -> Path:
+        """The owner's pause as he writes it by hand; its folder is his group's."""
+        return self.root / "owner" / "pause"
+
+    @property
+    def proofs_file(self) -> Path:
+        """On which seats input is proven to be seen."""
+        return self.run / "proofs.json"
+
     def create(self) -> None:
         """Make the folders; workspaces and spool are for the agent alone. Raises OSError."""
-        for folder in (self.agent, self.root / "models", self.logs, self.run):
-            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (
+            self.agent, self.root / "models", self.logs, self.run, self.pause_file.parent
+        ):  # fmt: skip
+            # 0755 whatever the umask: the rules there are its owner's alone.
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         for folder in (self.workdir, self.spool):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not folder.stat().st_mode & stat.S_ISGID:  # then root shares it with the tasks
@@ -68,31 +87,28 @@ class Layout:
 
 
 def socket_path(root: Path) -> Path:
-    """The local socket; a short name elsewhere when the root's is too long for the kernel.
+    """The local socket: beside the lock, where the agent's user alone writes."""
+    return root / "run" / "rae-node.sock"
 
-    Agent and client both ask here. Raises OSError.
-    """
-    direct = root / "run" / "rae-node.sock"
-    if len(os.fsencode(direct)) <= _SOCKET_LIMIT:
-        return direct
-    digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:24]
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    for parent in (Path(runtime) if runtime else None, Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - the folder below is ours or refused
-        if parent is None or not parent.is_dir():
-            continue
-        path = parent / f"rae-node-{os.getuid()}" / f"{digest}.sock"
-        if len(os.fsencode(path)) <= _SOCKET_LIMIT:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            info = path.parent.lstat()
-            if info.st_uid != os.getuid() or info.st_mode & 0o77 or path.parent.is_symlink():
-                raise NodeError("bad_folder", f"{path.parent} is open to other users; remove it")
-            return path
-    raise NodeError("bad_folder", f"{root} is too long for a socket; use a shorter --data")
+
+@contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """What bind(2) and connect(2) take for a socket's path, however long. Raises OSError."""
+    if len(os.fsencode(path)) <= _SOCKET_LIMIT:
+        yield str(path)
+        return
+    # Not a shorter path elsewhere: in /tmp another user could be there first.
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def write_file(file: Path, text: str, mode: int = 0o600) -> None:
     """Write a file as a whole, on disk before this returns. Raises OSError."""
-    partial = file.with_name(f"{file.name}.part")
+    # A name of its own: another process, or thread, may write the same file now.
+    partial = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.part")
     partial.unlink(missing_ok=True)
     opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(opened, "w", encoding="utf-8") as handle:

@@ -11,7 +11,7 @@ from rae_node.outfit import Outfit
 from rae_node.pauses import Pauses
 from rae_node.slots import Slots
 from rae_protocol.errors import EnvelopeError, RaeError
-from rae_protocol.models import Command, LeasedTask
+from rae_protocol.models import Command, LeasedTask, Wanted
 from rae_protocol.node_client import Polled
 
 Want = tuple[str, ...]  # free slots; () asks for commands alone
@@ -33,7 +33,7 @@ class Poller:
         *,
         want: Callable[[], Want | None],
         on_task: Callable[[LeasedTask, int], None],
-        on_commands: Callable[[Sequence[Command]], None],
+        on_commands: Callable[[Sequence[Command], Wanted | None], None],
     ) -> None:
         self._outfit, self._link, self._slots = outfit, link, slots
         self._want, self._on_task, self._on_commands = want, on_task, on_commands
@@ -74,14 +74,17 @@ class Poller:
                 polled = self._link.call(
                     lambda: self._outfit.client.poll(wait_s=wait, slots=want)  # noqa: B023 - called within this round
                 )
+                self._link.adopt(polled.periods)  # before the task: it is leased by them
                 if polled.task is not None:
                     self._on_task(polled.task, epoch)
-                self._on_commands(polled.commands)
+                self._on_commands(polled.commands, polled.wanted)
             except EnvelopeError as error:
                 self._log.error("task_not_accepted", error=error.message)
                 refused = True
             except RaeError as error:
                 self._log.info("poll_failed", rc=error.rc, error=error.message)
+                if not self._pauses.failures:
+                    self._link.beat_now()  # control may have started anew, with other periods
             except Exception as error:  # the loop's one catch
                 self._log.error("poll_broke", error=repr(error))
             with self._changed:

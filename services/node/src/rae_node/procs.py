@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -35,10 +36,19 @@ def own_pids(rae: Path | None = None) -> frozenset[int]:
     """The agent, everything below it, and all in its slice: tasks' units, the model runner."""
     rae = own_slice() if rae is None else rae
     found = [os.getpid(), *descendants(os.getpid())]
-    for file in () if rae is None else rae.rglob("cgroup.procs"):
-        with contextlib.suppress(OSError):  # a unit that has just ended
-            found += map(int, file.read_text(encoding="ascii").split())
-    return frozenset(found)
+    return frozenset([*found, *(() if rae is None else pids_below(rae))])
+
+
+def pids_below(cgroup: Path) -> list[int]:
+    """The processes of a cgroup and of those below it; none where there is no such cgroup."""
+    found: list[int] = []
+    # Not Path.rglob, which raises where a unit ends while we look.
+    for folder, _, names in os.walk(cgroup):
+        if "cgroup.procs" in names:
+            with contextlib.suppress(OSError):
+                text = Path(folder, "cgroup.procs").read_text(encoding="ascii")
+                found += map(int, text.split())
+    return found
 
 
 def own_cpu_seconds(pids: Collection[int], rae: Path | None = None) -> float:
@@ -52,12 +62,22 @@ def own_cpu_seconds(pids: Collection[int], rae: Path | None = None) -> float:
 
 def only_on_terminal(pids: Collection[int], device: int) -> bool:
     """Whether a terminal is these processes' and nobody else's."""
-    # tty_nr of proc(5): the minor number's upper bits stand above the major number.
-    major, minor = os.major(device), os.minor(device)
-    number = str((minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)).encode()
+    number = _tty_nr(device)
     if not any(stat_of(pid)[4:5] == [number] for pid in pids):
         return False  # the rule: the other look, at every process, costs more
     return all(pid in pids for pid in all_pids() if stat_of(pid)[4:5] == [number])
+
+
+def controls_some(device: int) -> bool:
+    """Whether a terminal is the controlling one of a process; yes where /proc hides processes."""
+    number = _tty_nr(device)
+    return not stat_of(1) or any(stat_of(pid)[4:5] == [number] for pid in all_pids())
+
+
+def _tty_nr(device: int) -> bytes:
+    """As in /proc/PID/stat: the minor number's upper bits stand above the major number."""
+    major, minor = os.major(device), os.minor(device)
+    return str((minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)).encode()
 
 
 def cpu_seconds(pids: Collection[int]) -> float:
@@ -112,8 +132,10 @@ def predecessors(root: Path) -> list[int]:
     """Processes of an earlier agent with this root folder, and everything below them.
 
     Found by the mark in their environment (a supervisor always has it), or by working folder,
-    program or open file inside the workspaces. Never the caller or its ancestors.
+    program or open file inside the workspaces; any user can make these look so, and only the
+    agent's and the tasks' processes count. Never the caller or its ancestors.
     """
+    uid, gid = _users(root)
     workdir, mark = f"{root / 'workdir'}/", os.fsencode(f"{ROOT_MARK}={root}")
     spared, pid = set(), os.getpid()
     while pid > 0:
@@ -121,7 +143,9 @@ def predecessors(root: Path) -> list[int]:
         pid = parent_of(pid)
     found: set[int] = set()
     for pid in all_pids():
-        if pid not in spared and pid not in found and _belongs(pid, mark, workdir):
+        if pid in spared or pid in found or not _runs_as(pid, uid, gid):
+            continue
+        if _belongs(pid, mark, workdir):
             found.update((pid, *descendants(pid)))
     return sorted(pid for pid in found - spared if is_alive(pid))
 
@@ -139,6 +163,25 @@ def kill_predecessors(root: Path, bound_s: float) -> int:
         send_kill(found)
         time.sleep(0.02)
     return len(seen)
+
+
+def _users(root: Path) -> tuple[int, int | None]:
+    """The agent's uid, and the tasks' gid where root made a user for them."""
+    try:
+        run, work = (root / "run").stat(), (root / "workdir").stat()
+    except OSError:
+        return os.getuid(), None
+    return run.st_uid, work.st_gid if work.st_mode & stat.S_ISGID else None
+
+
+def _runs_as(pid: int, uid: int, gid: int | None) -> bool:
+    """Whether its real user or group is one of these."""
+    found = {}
+    for line in read_proc(f"{pid}/status").splitlines():
+        name, *values = line.split()
+        if name in {b"Uid:", b"Gid:"}:
+            found[name] = int(values[0])
+    return found.get(b"Uid:") == uid or (gid is not None and found.get(b"Gid:") == gid)
 
 
 def _belongs(pid: int, mark: bytes, workdir: str) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rae_node import proctree
 from rae_node.log import EventLog
+from rae_node.moments import Moment, left_s, now_on
 from rae_node.paths import Layout
 from rae_protocol.clock import Clock
 from rae_protocol.models import LeaseRef
@@ -31,7 +32,10 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an attempt was doing at a time (unix). `keep_s`: how long an ended one stays."""
+    """What an attempt was doing at a time: unix, and seconds of a boot (`moments.Moment`).
+
+    `keep_s`: how long an ended one stays.
+    """
 
     task_id: str
     attempt: int
@@ -39,6 +43,8 @@ class State:
     state: str
     at: float
     keep_s: float = 0.0
+    boot: float = 0.0
+    boot_id: str = ""
 
 
 def write_state(folder: Path, state: State) -> None:
@@ -74,10 +80,13 @@ def read_state(folder: Path) -> State | None:
         lease = LeaseRef.model_validate(
             {key: found[key] for key in ("task_id", "attempt", "lease_id")}
         )
-        at, keep_s = float(found["at"]), float(found["keep_s"])
-        if not (math.isfinite(at) and math.isfinite(keep_s)):
+        at, keep_s, boot = map(float, (found["at"], found["keep_s"], found.get("boot", 0.0)))
+        if not all(map(math.isfinite, (at, keep_s, boot))):
             return None
-        return State(**lease.model_dump(), state=str(found["state"]), at=at, keep_s=keep_s)
+        return State(
+            **lease.model_dump(), state=str(found["state"]), at=at, keep_s=keep_s, boot=boot,
+            boot_id=str(found.get("boot_id", "")),
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
@@ -107,8 +116,8 @@ def recover(layout: Layout, log: EventLog, wipe: Callable[[Path], None]) -> None
         wipe(folder)
 
 
-def expired(workdir: Path, now: float, keep_s: Callable[..., float]) -> Iterator[Path]:
-    """Kept workspaces whose time is over (also when the clock was set back by more than that).
+def expired(workdir: Path, now: Moment | None, keep_s: Callable[..., float]) -> Iterator[Path]:
+    """Kept workspaces whose time is over, whatever steps the wall clock did; all without `now`.
 
     `keep_s`: NodeConfig's. A task may have written a state, or the folder: none stays longer than
     config.yaml says today, and what no attempt can be called goes.
@@ -121,9 +130,16 @@ def expired(workdir: Path, now: float, keep_s: Callable[..., float]) -> Iterator
             found is None
             or found.state not in {"DONE", "FAILED"}
             or folder.name != f"{found.task_id}.{found.attempt}{KEPT}"
-            or abs(now - found.at) >= min(found.keep_s, keep_s(succeeded=found.state == "DONE"))
+            or now is None
+            or _is_over(found, min(found.keep_s, keep_s(succeeded=found.state == "DONE")), now)
         ):
             yield folder
+
+
+def _is_over(found: State, keep_s: float, now: Moment) -> bool:
+    """Whether it has stayed so long; also one of the future, which no agent wrote."""
+    left = left_s(Moment(found.at, found.boot, found.boot_id), keep_s, now)
+    return not 0 < left <= keep_s
 
 
 class Sweeper:
@@ -154,7 +170,7 @@ class Sweeper:
 
     def sweep(self) -> int:
         """One round; returns how many workspaces went. Raises OSError."""
-        now = float("inf") if self._low() else self._clock.wall()
+        now = None if self._low() else now_on(self._clock)
         gone = list(expired(self._workdir, now, self._keep_s))
         for folder in gone:
             self._wipe(folder)

@@ -1,4 +1,4 @@
-"""B8's report: is this node ready to work unattended? Every NO says why, and how to mend it."""
+"""B8's report: is this node ready to work unattended? Every NO says why, and how to fix it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,19 @@ class Line:
 
 def unit_state() -> str:
     """What systemd says of the unit at boot: `enabled`, `disabled`, … Raises NodeError."""
+    return _systemctl("is-enabled", UNIT)
+
+
+def task_limits() -> str:
+    """How long systemd lets a task's units last, in its words, a line each. Raises NodeError."""
+    units = "rae-task@0.service", "rae-task-gpu@0.service"
+    return _systemctl("show", "--property=RuntimeMaxUSec", "--value", *units)
+
+
+def _systemctl(*words: str) -> str:
     try:
         done = subprocess.run(
-            ["systemctl", "is-enabled", UNIT],
+            ["systemctl", *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_TIMEOUT_S,
@@ -84,9 +94,10 @@ def collect(layout: Layout, *, reader: Callable[[], str] = unit_state) -> list[L
         on = () if enabled else ("automation.enabled is false in runtime.yaml; set it to true",)
         user, gpu, load = _protection(config, runtime, readings, problems)
         found = [on, _auto_start(runtime, reader), user, gpu]
-        unsafe = (*load, *_isolation(layout, config), *_able(layout, config))
+        rules = (problems["owner"],) if "owner" in problems else ()
+        unsafe = (*rules, *load, *_isolation(layout, config), *_able(layout, config))
     if any(found):
-        unsafe = ("what is above does not hold; mend that first", *unsafe)
+        unsafe = ("what is above does not hold; fix that first", *unsafe)
     return [
         Line(label, no if problem else yes, problem)
         for (label, yes, no), problem in zip(_LABELS, [*found, unsafe], strict=True)
@@ -114,7 +125,7 @@ def _auto_start(runtime: RuntimeConfig, reader: Callable[[], str]) -> Problems:
         state = reader()
     except NodeError as error:
         return (error.message,)
-    told = f"systemd says '{state}' of {UNIT}; `systemctl enable {UNIT}` mends that"
+    told = f"systemd says '{state}' of {UNIT}; `systemctl enable {UNIT}` repairs that"
     return () if state == "enabled" else (told,)
 
 
@@ -132,7 +143,7 @@ def _protection(
 
     off = "safety.detect_active_user is false in runtime.yaml; set it to true"
     user = () if runtime.safety.detect_active_user else (off,)
-    return (*user, *missing("logind", "tty")), missing("gpu"), missing("load")
+    return (*user, *missing("logind", "input", "tty", "remote")), missing("gpu"), missing("load")
 
 
 def _isolation(layout: Layout, config: NodeConfig) -> Problems:

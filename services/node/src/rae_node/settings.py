@@ -13,10 +13,13 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds_of(value: object) -> object:
-    """`90s`, `30m`, `2h`, `1d` in seconds; numbers (also as text) stay. Raises ValueError."""
+    """`90s`, `30m`, `2h`, `1d` in seconds; numbers (also as text) stay. Raises ValueError.
+
+    Not `010`: what YAML takes for 8 is refused, as in every number of a file.
+    """
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", value.strip())
+    match = re.fullmatch(r"(?!0[0-9]+$)([0-9]+(?:\.[0-9]+)?)([smhd]?)", value.strip())
     if match is None:
         raise ValueError("is no duration; write 90s, 30m, 2h or 7d")
     return float(match[1]) * _UNITS[match[2] or "s"]
@@ -28,7 +31,7 @@ class Settings:
 
     poll_wait_sec: float = 25.0
     guard_busy_sec: float = 1.0
-    guard_idle_sec: float = 10.0
+    guard_idle_sec: float = 30.0
     source_timeout_sec: float = 0.5
     first_look_sec: float = 5.0
     decisions_per_minute: float = 10.0
@@ -46,6 +49,8 @@ class Settings:
     predecessor_sec: float = 20.0
     probe_timeout_sec: float = 5.0
     input_max_mb: float = 1024.0
+    input_least_bytes_per_sec: float = 1024.0
+    input_slow_sec: float = 30.0
     stdio_max_mb: float = 64.0
     workspace_max_mb: float = 8192.0
     workspace_max_files: float = 100_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -17,6 +18,7 @@ from rae_node.errors import ConfigError, NodeError
 from rae_node.isolation import Isolation
 from rae_node.log import EventLog
 from rae_node.paths import Layout, write_file
+from rae_node.proctree import all_pids
 from rae_node.recovery import recover
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
@@ -29,7 +31,7 @@ class AgentLock:
     """Held as long as the agent lives: one per root folder, one per node_id and control."""
 
     def __init__(self, layout: Layout, node_id: str, endpoint: str) -> None:
-        """Take both locks. Raises NodeError `already_running`, `not_its_user`."""
+        """Take both locks. Raises NodeError `already_running`, `not_its_user`, OSError."""
         owner = layout.run.stat().st_uid
         if owner != os.getuid():  # a lock of ours would keep its own agent out
             raise NodeError(
@@ -38,25 +40,31 @@ class AgentLock:
                 f"{os.getuid()}; an installed node is started with `systemctl start rae-node`",
             )
         self._file = (layout.run / "lock").open("a")
+        os.fchmod(self._file.fileno(), 0o600)  # who may read it could lock it
         try:
             self._lock()
         except OSError as error:
+            holder = _lock_holder(self._file.fileno())
             self._file.close()
             raise NodeError(
                 "already_running",
-                f"Another agent serves {layout.root}; stop it first (rae-node status shows it)",
+                f"Another agent serves {layout.root}{holder}; stop it first (rae-node status shows "
+                "it)",
             ) from error
         digest = hashlib.sha256(f"{node_id}\n{endpoint}".encode()).hexdigest()[:32]
+        prefix = f"rae-node/{os.getuid()}/{digest}/"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.bind(f"\0rae-node/{os.getuid()}/{digest}")
-        except OSError as error:
+        # Every user may take abstract names: a fixed one could be another's before it is ours. So
+        # each agent takes one of its own, and looks who of its user has another like it.
+        self._socket.bind(f"\0{prefix}{uuid.uuid4().hex}")
+        other = _same_node(prefix, os.fstat(self._socket.fileno()).st_ino)
+        if other is not None:
             self.release()
             raise NodeError(
                 "already_running",
-                f"Another agent on this machine is node {node_id} at {endpoint}; stop it, or take "
-                "another node_id",
-            ) from error
+                f"Another agent on this machine (process {other}) is node {node_id} at {endpoint}; "
+                "stop it, or take another node_id",
+            )
 
     def _lock(self) -> None:
         end = time.monotonic() + _LOCK_S
@@ -73,6 +81,42 @@ class AgentLock:
         """Let go of both."""
         self._socket.close()
         self._file.close()
+
+
+def _lock_holder(lock: int) -> str:
+    """` (process N of user U)`, as far as the kernel tells who holds an open file's lock."""
+    inode = str(os.fstat(lock).st_ino)
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:00:1234 0 EOF
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
+                return f" (process {words[4]} of user {Path('/proc', words[4]).stat().st_uid})"
+    return ""
+
+
+def _same_node(prefix: str, own_inode: int) -> int | None:
+    """A process of this user with an abstract socket of that prefix, but for our own socket.
+
+    Other users' sockets do not count, whatever their names. Raises OSError.
+    """
+    start, links = b"@" + prefix.encode(), set()
+    for line in Path("/proc/net/unix").read_bytes().splitlines():
+        words = line.split(maxsplit=7)  # address, references, …, inode, name
+        if len(words) == 8 and words[7].startswith(start) and words[6] != b"%d" % own_inode:
+            links.add(f"socket:[{words[6].decode(errors='replace')}]")
+    for pid in all_pids() if links else ():
+        proc = Path("/proc", str(pid))
+        with contextlib.suppress(OSError):  # gone, or another user's
+            if proc.stat().st_uid == os.getuid() and links & set(map(_target, proc.glob("fd/*"))):
+                return pid
+    return None
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
 
 
 def end_predecessors(layout: Layout, bound_s: float, log: EventLog, isolation: Isolation) -> None:

@@ -26,10 +26,10 @@ def untrusted(file: Path, workdir: Path | None = None) -> str | None:
     for path in _places(file):
         info = path.lstat()
         if info.st_uid not in {0, os.getuid()}:
-            return f"{path} belongs to another user; `chown root {path}` mends that"
+            return f"{path} belongs to another user; `chown root {path}` repairs that"
         sticky = stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX
         if info.st_mode & _OTHERS and not sticky and not stat.S_ISLNK(info.st_mode):
-            return f"{path} can be written by others; `chmod go-w {path}` mends that"
+            return f"{path} can be written by others; `chmod go-w {path}` repairs that"
     return None
 
 

@@ -5,22 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
-
-import requests
-from urllib3.exceptions import HTTPError
 
 from rae_node import proctree
-from rae_node.errors import HandBack, TaskFailure, listed
+from rae_node.errors import TaskFailure
 from rae_node.inside import Refused, open_inside
-from rae_protocol.answers import save
 from rae_protocol.models import LeasedInput
 
 _PIECE = 1024 * 1024
@@ -83,19 +77,24 @@ class Workspace:
         path.unlink(missing_ok=True)
         return path
 
-    def settle(self, name: str, expected: LeasedInput) -> None:
-        """Check an input that was written and copy it into work/.
+    def settle(self, name: str, expected: LeasedInput, look: Callable[[], None]) -> None:
+        """Copy an input that was written into work/, and check it.
+
+        `look` is called with each piece and may raise, to stop.
 
         Raises TaskFailure E_INPUT when it is not what the task's sender meant; OSError.
         """
-        path = self.input / name
-        if expected.sha256 is not None and _hash(path) != expected.sha256:
+        path, copy, digest = self.input / name, self.work / name, hashlib.sha256()
+        _make_above(copy)
+        with path.open("rb") as given, copy.open("wb") as out:
+            while piece := given.read(_PIECE):
+                look()
+                digest.update(piece)
+                out.write(piece)
+        if expected.sha256 not in {None, digest.hexdigest()}:
             raise TaskFailure(
                 "E_INPUT", f"Input '{name}' has another SHA-256 than it should; upload it again"
             )
-        copy = self.work / name
-        _make_above(copy)
-        shutil.copyfile(path, copy)
         path.chmod(0o640)
         copy.chmod(0o660)
 
@@ -215,69 +214,9 @@ def inline_bytes(name: str, given: LeasedInput) -> bytes:
         raise TaskFailure("E_INPUT", f"Input '{name}' is not valid {wanted}") from error
 
 
-def fetch_url(
-    name: str, url: str, target: Path, allowed_hosts: list[str], max_bytes: int, timeout_s: float,
-    look: Callable[[], None],
-) -> None:  # fmt: skip
-    """Download an input from a host that the owner allows; redirects are not followed.
-
-    `look` is called with each piece and may raise, to break off.
-
-    Raises TaskFailure E_INPUT or E_DENY, HandBack when the disk is the trouble.
-    """
-    try:
-        host = urlsplit(url).hostname or ""
-    except ValueError as error:
-        raise TaskFailure("E_INPUT", f"Input '{name}' has no valid URL: {error}") from error
-    if host not in allowed_hosts:
-        raise TaskFailure(
-            "E_DENY",
-            f"Input '{name}': this node fetches no URL of {host or 'no host'}; "
-            f"allowed by its input_url_hosts: {listed(allowed_hosts)}",
-        )
-    try:
-        with requests.Session() as session:
-            session.trust_env = False
-            response = session.get(
-                url, timeout=(5.0, timeout_s), stream=True, allow_redirects=False
-            )
-            with response:
-                if response.status_code != requests.codes.ok:
-                    status = response.status_code
-                    raise TaskFailure("E_INPUT", f"Input '{name}': {host} answered HTTP {status}")
-                save(_pieces(response), target, max_bytes, look)
-    except requests.RequestException as error:
-        why = f"{host} did not answer ({type(error).__name__}); check the URL, or upload the input"
-        raise TaskFailure("E_INPUT", f"Input '{name}': {why}") from error
-    except ValueError as error:
-        raise TaskFailure("E_INPUT", f"Input '{name}' from {host}: {error}") from error
-    except OSError as error:
-        raise HandBack("infrastructure", f"Input '{name}' cannot be stored: {error}") from error
-
-
-def _pieces(response: requests.Response) -> Iterator[bytes]:
-    """A body as it comes, however little that is: who stops the task does not wait for more.
-
-    Raises ValueError when it ends early.
-    """
-    try:
-        while piece := response.raw.read1(64 * 1024, decode_content=True):
-            yield piece
-    except (HTTPError, OSError) as error:
-        raise ValueError("the stream broke off") from error
-
-
 def _open_inside(workspace: Path, folder: str, name: str) -> int | None:
     """As a supervisor opens it. Raises TaskFailure E_ARTIFACT, OSError."""
     try:
         return open_inside(str(workspace), folder, name)
     except Refused as error:
         raise TaskFailure("E_ARTIFACT", str(error)) from error
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while piece := handle.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

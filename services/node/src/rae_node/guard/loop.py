@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rae_node.config import RuntimeConfig
+from rae_node.guard.causes import Cause, follow, found_in
+from rae_node.guard.owner_rules import OwnerRules, tightened
 from rae_node.guard.policy import UNSEEN, Decision, Reading, Rules, decide
-from rae_node.guard.sources.base import Watched
-from rae_node.log import DecisionLog
+from rae_node.guard.sources.base import Source, Watched
 from rae_node.outfit import Outfit
 
 
@@ -23,15 +24,15 @@ class Stopped:
     ms: float = 0.0
 
 
-def rules_of(runtime: RuntimeConfig) -> Rules:
-    """What runtime.yaml says, for the policy."""
+def rules_of(runtime: RuntimeConfig, owner: OwnerRules) -> Rules:
+    """What runtime.yaml and owner.yaml say, for the policy."""
     safety = runtime.safety
     limits = {
         "cpu_percent": safety.max_cpu_percent,
         "gpu_percent": safety.max_gpu_percent,
         "vram_gb": safety.max_vram_gb,
     }
-    return Rules(runtime.automation.enabled, safety.detect_active_user, limits)
+    return Rules(runtime.automation.enabled, safety.detect_active_user, tightened(limits, owner))
 
 
 class Guard:
@@ -49,23 +50,28 @@ class Guard:
         stop_all: Callable[[Decision, float], Stopped],
         deadlines: Callable[[], float],
         changed: Callable[[], None],
+        besides: Sequence[Source] = (),
     ) -> None:
+        """`besides`: sources that the agent itself brings."""
         self.decision = UNSEEN
         self.vram_free_mb: float | None = None
         self.ready = threading.Event()
         self._outfit = outfit
-        self._sources = [Watched(source) for source in outfit.sources]
+        self._answers = threading.Event()
+        self._sources = [Watched(source, self._answers) for source in (*outfit.sources, *besides)]
         self._clock, self._settings, self._log = outfit.clock, outfit.settings, outfit.log
-        self._decisions = DecisionLog(outfit.layout.logs)
         self._told: Decision | None = None
         self._told_at: deque[float] = deque(maxlen=round(self._settings.decisions_per_minute))
         self._busy, self._stop_all = busy, stop_all
         self._deadlines, self._changed = deadlines, changed
         self._cooldown_until = 0.0
-        self._wake = threading.Event()
+        self._tripped = False
+        self._wake = outfit.wake
         self._rounds = threading.Condition()
         self._asked = self._done = 0
         self._trip: tuple[float, Stopped] = (0.0, Stopped())
+        self.causes: tuple[Cause, ...] = ()
+        self.looked_at = 0.0  # boot time of the look that found the causes
         self._stopping = False
         self._looked = self._clock.boot()
 
@@ -99,10 +105,30 @@ class Guard:
                 raise TimeoutError("the guard did not finish a round in time")
             return self._trip[1] if self._trip[0] >= since else Stopped()
 
+    def look_if_older(self, age_s: float, timeout_s: float) -> bool:
+        """Have a round done now unless the last one is fresh; whether it is fresh then."""
+        if self._clock.boot() - self.looked_at > age_s:
+            try:
+                self.look_now(self._clock.boot(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
     def begin_cooldown(self) -> None:
         """A task was yielded: wait before asking for more."""
         self._cooldown_until = self._clock.boot() + self._cooldown_s()
         self._wake.set()
+
+    def _extend_cooldown(self) -> None:
+        """After a trip the cooldown counts from the last moment of presence, not from the trip.
+
+        Input of a minute ago still counts as presence, and its cooldown has run for a minute. A
+        pause is no presence: who ends it wants work.
+        """
+        ages = [one.holder.age_s for one in self.causes if one.source != "pause"]
+        if ages and self._tripped and not self.decision.safe:
+            until = self.looked_at - min(ages) + self._cooldown_s()
+            self._cooldown_until = max(self._cooldown_until, until)
 
     def _cooldown_s(self) -> float:
         return self._outfit.runtime.safety.cooldown_minutes * 60
@@ -110,10 +136,6 @@ class Guard:
     def cooldown_left_s(self) -> float:
         """Seconds until polling may go on."""
         return max(0.0, self._cooldown_until - self._clock.boot())
-
-    def problems(self) -> list[str]:
-        """Why sources are blind, with the way out; for people."""
-        return [source.problem for source in self._sources if source.problem]
 
     def _run(self) -> None:
         settings = self._settings
@@ -144,27 +166,69 @@ class Guard:
             self._log.error("guard_could_not_stop", error=repr(error))
 
     def _round(self) -> None:
-        for source in self._sources:
-            source.ask()
-        settings, first = self._settings, not self.ready.is_set()  # who starts may take longer
-        patience_s = settings.first_look_sec if first else settings.source_timeout_sec
-        readings = [source.reading(patience_s) for source in self._sources]
+        rules = rules_of(self._outfit.runtime, self._outfit.owner.rules_or_strict())
+        readings, stopped = self._look(rules)
         free = [one.vram_free_mb for one in readings if one.vram_free_mb is not None]
         self.vram_free_mb = free[0] if free else None
-        before = self.decision
-        decision = decide(rules_of(self._outfit.runtime), readings, self.cooldown_left_s())
-        decided_at = self._clock.boot()
-        if before.safe and not decision.safe:
-            self._cooldown_until = decided_at + self._cooldown_s()
+        problems = {source.name: source.problem for source in self._sources}
+        found = found_in(rules, readings, problems)
+        self.looked_at = self._clock.boot()
+        self.causes = follow(self.causes, found, self._clock.wall())
+        decision = decide(rules, readings, self.cooldown_left_s())
+        report = self._apply(decision)
+        self._extend_cooldown()
+        report = stopped if stopped.count else report
+        if report.count or (
+            decision != self._told and not self._told_too_often(self._clock.boot())
+        ):
+            self._tell(decision, readings, report)
+            self._told = decision
+            self._told_at.append(self._clock.boot())
+        self.ready.set()
+
+    def _look(self, rules: Rules) -> tuple[list[Reading], Stopped]:
+        """What each source sees. The first that sees presence, or nothing, ends the work at once.
+
+        Its owner does not wait for a source that is slow or hangs.
+        """
+        settings, first = self._settings, not self.ready.is_set()  # who starts may take longer
+        patience_s = settings.first_look_sec if first else settings.source_timeout_sec
+        if not self._busy():  # one after another, which wakes fewer threads
+            return [source.look(patience_s) for source in self._sources], Stopped()
+        for source in self._sources:
+            source.ask()
+        stopped, readings = Stopped(), {}
+        for source in self._as_they_answer(patience_s):
+            reading = readings[source.name] = source.reading(0.0)
+            if reading.present is not False and not stopped.count:
+                stopped = self._apply(decide(rules, [reading], self.cooldown_left_s()))
+        return [readings[source.name] for source in self._sources], stopped
+
+    def _as_they_answer(self, patience_s: float) -> Iterator[Watched]:
+        """Each source once it has answered; what has not at the end of the time, then."""
+        waiting, limit = list(self._sources), self._clock.boot() + patience_s
+        while waiting:
+            self._answers.clear()
+            settled = [one for one in waiting if one.settled]
+            left_s = limit - self._clock.boot()
+            if not settled and left_s > 0:
+                self._answers.wait(left_s)
+                continue
+            for one in settled or waiting[:]:
+                waiting.remove(one)
+                yield one
+
+    def _apply(self, decision: Decision) -> Stopped:
+        """Let a decision count; what may not run is gone when this returns."""
+        decided_at, before = self._clock.boot(), self.decision
+        if before.safe:
+            self._tripped = not decision.safe
+            if self._tripped:
+                self._cooldown_until = decided_at + self._cooldown_s()
         self.decision = decision
         if decision != before:
             self._changed()  # first, so that no work arrives for what is being stopped
-        report = Stopped() if decision.safe else self._stop(decision, decided_at)
-        if report.count or (decision != self._told and not self._told_too_often(decided_at)):
-            self._tell(decision, readings, report)
-            self._told = decision
-            self._told_at.append(decided_at)
-        self.ready.set()
+        return Stopped() if decision.safe else self._stop(decision, decided_at)
 
     def _stop(self, decision: Decision, decided_at: float) -> Stopped:
         report = self._stop_all(decision, decided_at)
@@ -184,12 +248,14 @@ class Guard:
             "availability": decision.availability.value,
             "reasons": list(decision.reasons),
             "measures": {key: value for item in readings for key, value in item.measures.items()},
-            "problems": self.problems(),
+            "problems": [one.holder.who for one in self.causes],
             "stopped": report.count,
             "stopped_ms": round(report.ms, 1),
         }
+        # The tasks that it stopped have written their ends meanwhile.
+        age_s = self._clock.boot() - self._trip[0] if report.count else 0.0
         try:
-            self._decisions.write(self._clock.wall(), entry)
+            self._outfit.journal.write(self._clock.wall() - age_s, "decision", **entry)
         except OSError as error:
             self._log.warning("decision_log_failed", error=str(error))
         self._log.info("decision", **entry)

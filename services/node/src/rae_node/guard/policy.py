@@ -12,11 +12,31 @@ from rae_protocol.models import Availability
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """One cause for which the machine counts as in use; it never leaves this machine.
+
+    `who`: program, session, device or connection. `ends`: what would end it, where the code alone
+    does not say. `left_s`: seconds after which it ends by itself if nothing else happens. `age_s`:
+    seconds since somebody was last there, who counts for a while longer.
+    """
+
+    code: str
+    who: str
+    ends: str = ""
+    left_s: float | None = None
+    age_s: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.who}; {self.ends}" if self.ends else self.who
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What one source sees.
 
     `present`: the owner (or his wish) is there; None: this source cannot tell. `measures` are
-    compared with the limits of the same name; a measure of None cannot be read.
+    compared with the limits of the same name; a measure of None cannot be read. `peaks` are what a
+    measure is at this moment: above the limit, no work begins, and what runs goes on.
     """
 
     source: str
@@ -25,6 +45,8 @@ class Reading:
     availability: Availability = Availability.OWNER
     measures: Mapping[str, float | None] = field(default_factory=dict)
     vram_free_mb: float | None = None  # of all GPUs; to be told, nothing is decided by it
+    holders: tuple[Holder, ...] = ()
+    peaks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +87,7 @@ def decide(rules: Rules, readings: Sequence[Reading], cooldown_left_s: float) ->
             limit = rules.limits.get(name)
             if value is None:
                 found.append((Availability.BLIND, f"blind_{name}"))
-            elif limit is not None and value > limit:
+            elif limit is not None and not value <= limit:  # NaN is not safe either
                 found.append((Availability.OWNER, f"{name}_high"))
     reasons = tuple(dict.fromkeys(code for _, code in found))
     if found:
@@ -73,8 +95,15 @@ def decide(rules: Rules, readings: Sequence[Reading], cooldown_left_s: float) ->
         for gravest in (Availability.PAUSED, Availability.OWNER, Availability.BLIND):
             if gravest in kinds:
                 return Decision(False, False, gravest, reasons)
-    if cooldown_left_s > 0:
-        return Decision(True, False, Availability.OWNER, ("cooldown",))
+    waits = ["cooldown"] if cooldown_left_s > 0 else []
+    peaks = ((name, value) for one in readings for name, value in one.peaks.items())
+    waits += [
+        f"{name}_high"
+        for name, value in peaks
+        if name in rules.limits and not value <= rules.limits[name]
+    ]
+    if waits:
+        return Decision(True, False, Availability.OWNER, tuple(dict.fromkeys(waits)))
     return Decision(True, True, Availability.OPEN, ())
 
 
@@ -107,37 +136,3 @@ def yield_reason(decision: Decision) -> str:
     if decision.availability in {Availability.PAUSED, Availability.OWNER}:
         return str(decision.availability.value)
     return "guard"
-
-
-_WORDS = {
-    "starting": "the guard has not looked yet",
-    "automation_disabled": "automation.enabled is false in runtime.yaml",
-    "user_protection_inactive": "safety.detect_active_user is false in runtime.yaml",
-    "paused": "the owner paused this node; `rae-node resume` ends that",
-    "disk_low": "the disk of workdir or spool is nearly full; make room",
-    "spool_full": "results wait for control; the node takes no more until some are delivered",
-    "cooldown": "the cooldown after the last interruption is not over",
-    "graphical_session": "a graphical session is active, locked or not",
-    "remote_session": "somebody works here from afar",
-    "tty_active": "a terminal was used within idle_required_minutes of runtime.yaml",
-    "foreign_gpu_process": "a program that is not ours uses the GPU",
-    "gpu_rest": "the GPU rests after a long run, for gpu_rest_minutes of config.yaml",
-}
-
-
-_BLIND = ("logind", "tty", "load", "gpu", "pause", "cpu_percent", "gpu_percent", "vram_gb")
-REASONS = (
-    *_WORDS,
-    "isolation_too_weak",
-    *(f"{name}_high" for name in ("cpu_percent", "gpu_percent", "vram_gb")),
-    *(f"blind_{name}" for name in _BLIND),
-)
-
-
-def in_words(code: str) -> str:
-    """A reason as a person reads it."""
-    if code.startswith("blind_"):
-        return f"the guard cannot see {code[6:]}, and unknown means in use"
-    if code.endswith("_high"):
-        return f"{code[:-5]} is above its limit in runtime.yaml"
-    return _WORDS.get(code, code.replace("_", " "))

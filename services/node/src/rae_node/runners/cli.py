@@ -27,6 +27,11 @@ class AllowList:
         """Names of the programs that may run."""
         return sorted({entry.name for entry in self.entries if obstacle(entry) is None})
 
+    def commands(self) -> list[str]:
+        """Everything that a task may call them: names, then paths."""
+        paths = {entry.path for entry in self.entries if obstacle(entry) is None}
+        return [*self.offered(), *sorted(paths)]
+
     def programs(self) -> list[Path]:
         """What a box must show of them."""
         return [Path(entry.path) for entry in self.entries if obstacle(entry) is None]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import requests
 from pydantic import Field
+from urllib3.exceptions import HTTPError
 
 from rae_node.errors import TaskFailure, listed
 from rae_node.runners import llm_child
 from rae_node.runners.base import Params, Plan, child_plan, parse_params
 from rae_node.workspace import Workspace
+from rae_protocol.abort import within
 from rae_protocol.models import LeasedTask
+from rae_protocol.session import PlainSession
+
+_MOST_BYTES = 1024 * 1024
 
 
 class LlmParams(Params):
@@ -33,7 +39,10 @@ class LlmRunner:
     kind = "llm"
 
     def __init__(
-        self, url: str, roles: Mapping[str, str], begins: Callable[[], None] = lambda: None
+        self,
+        url: str,
+        roles: Callable[[], Mapping[str, str]],
+        begins: Callable[[], None] = lambda: None,
     ) -> None:
         self._url, self._roles, self._begins = url, roles, begins
 
@@ -42,12 +51,13 @@ class LlmRunner:
         params = parse_params(LlmParams, task)
         if (params.role is None) == (params.model is None):
             raise TaskFailure("E_INVALID", "llm: name either a role or a model")
-        model = params.model or self._roles.get(params.role or "")
+        roles = self._roles()
+        model = params.model or roles.get(params.role or "")
         if model is None:
             raise TaskFailure(
                 "E_INVALID",
                 f"llm: this node has no role '{str(params.role)[:100]}'; choose from "
-                f"{listed(self._roles)}",
+                f"{listed(roles)}",
             )
         if model.endswith(("-cloud", ":cloud")):
             raise TaskFailure(
@@ -66,15 +76,23 @@ class LlmRunner:
 
 
 def present_models(url: str, timeout_s: float) -> list[str] | None:
-    """Models that Ollama has; None when it does not answer in time."""
+    """Models that Ollama has; None when it does not answer all of it in time.
+
+    Any local user may listen where Ollama does not, and registering waits for this.
+    """
+
+    def ask() -> list[str]:
+        options: dict[str, Any] = {"stream": True, "allow_redirects": False}
+        with PlainSession() as session:
+            with session.get(f"{url}/api/tags", timeout=timeout_s, **options) as answer:
+                said = json.loads(answer.raw.read(_MOST_BYTES, decode_content=False))
+            return [str(item["name"]) for item in said["models"]]
+
     try:
-        with requests.Session() as session:
-            session.trust_env = False
-            answer = session.get(f"{url}/api/tags", timeout=timeout_s)
-            names = [str(item["name"]) for item in answer.json()["models"]]
-    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return sorted(within(timeout_s, ask))[:256]
+    except (requests.RequestException, HTTPError, OSError, ValueError, KeyError, TypeError,
+            RecursionError, RuntimeError):  # fmt: skip
         return None
-    return sorted(names)[:256]
 
 
 def has_model(present: list[str], wanted: str) -> bool:

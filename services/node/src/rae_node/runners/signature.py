@@ -60,7 +60,7 @@ def read_signature(file: Path) -> Signature | None:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         raise TaskFailure(
             "E_INVALID",
-            f"{file.name}{line} is no valid Python ({said}); mend that file on the node",
+            f"{file.name}{line} is no valid Python ({said}); fix that file on the node",
         ) from error
     return next(
         (

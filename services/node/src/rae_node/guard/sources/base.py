@@ -22,8 +22,10 @@ class Source(Protocol):
 class Watched:
     """A source behind a deadline. A hung one is blind until it answers; it is not asked twice."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, answers: threading.Event | None = None) -> None:
+        """`answers` is set with each answer, for who waits for several."""
         self.name = source.name
+        self._answers = answers or threading.Event()
         self.problem = ""  # why it could not tell; for people
         self._source = source
         self._ask, self._answered = threading.Event(), threading.Event()
@@ -32,12 +34,22 @@ class Watched:
         self._late = False
         threading.Thread(target=self._run, name=f"source-{self.name}", daemon=True).start()
 
+    @property
+    def settled(self) -> bool:
+        """Whether `reading` would not wait."""
+        return self._late or self._answered.is_set()
+
     def ask(self) -> None:
         """Start to look, unless it still does."""
         if not self._asked:
             self._asked = True
             self._answered.clear()
             self._ask.set()
+
+    def look(self, timeout_s: float) -> Reading:
+        """Ask, unless it was asked already, and wait."""
+        self.ask()
+        return self.reading(timeout_s)
 
     def reading(self, timeout_s: float) -> Reading:
         """What it saw, or that it cannot tell. Waits no longer, and not for a known laggard."""
@@ -60,6 +72,7 @@ class Watched:
             except Exception as error:  # whatever a detector's trouble is, it means "cannot tell"
                 self._reading, self.problem = None, str(error) or repr(error)
             self._answered.set()
+            self._answers.set()
 
 
 def look_once(sources: Sequence[Source], timeout_s: float) -> tuple[list[Reading], dict[str, str]]:

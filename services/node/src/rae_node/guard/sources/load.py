@@ -47,20 +47,34 @@ class LoadSource:
         self._monotonic, self._sleep = monotonic, sleep
         self._samples: deque[tuple[float, Sample]] = deque()
         self._last: float | None = None
+        self._rates: deque[tuple[float, float]] = deque()
 
     def read(self) -> Reading:
-        """Look now; the very first look takes a moment, for a rate needs two."""
+        """Look now; the very first look takes a moment, for a rate needs two.
+
+        The mean over the window may end work, so that a short peak does not; its peak keeps new
+        work from beginning.
+        """
         if not self._samples:
             self._samples.append((self._monotonic(), self._take()))
             self._sleep(_FIRST_LOOK_S)
         now, sample = self._monotonic(), self._take()
-        first_at, first = self._samples[0]
+        (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
         if now - first_at >= _SHORTEST_S and sample.total > first.total:
-            foreign = (sample.busy - first.busy) - (sample.own - first.own)
-            # The kernel's idle times may go back a little, and make more than everything busy.
-            self._last = min(100.0, 100 * max(0.0, foreign) / (sample.total - first.total))
+            self._last = _foreign_percent(first, sample)
+        if now - last_at >= _SHORTEST_S and sample.total > last.total:
+            self._rates.append((now, _foreign_percent(last, sample)))
         self._samples.append((now, sample))
         # The oldest one stays until another is old enough to take its place.
         while len(self._samples) > 1 and now - self._samples[1][0] >= self._window:
             self._samples.popleft()
-        return Reading(self.name, measures={"cpu_percent": self._last})
+        while self._rates and now - self._rates[0][0] >= self._window:
+            self._rates.popleft()
+        peaks = {"cpu_percent": max(rate for _, rate in self._rates)} if self._rates else {}
+        return Reading(self.name, measures={"cpu_percent": self._last}, peaks=peaks)
+
+
+def _foreign_percent(first: Sample, later: Sample) -> float:
+    foreign = (later.busy - first.busy) - (later.own - first.own)
+    # The kernel's idle times may go back a little, and make more than everything busy.
+    return min(100.0, 100 * max(0.0, foreign) / (later.total - first.total))

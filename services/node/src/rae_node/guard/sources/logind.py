@@ -1,118 +1,121 @@
-"""Sessions, as systemd-logind tells them."""
+"""Login sessions, and with them the proof that input on their seats is seen."""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 
 from rae_node.errors import NodeError
+from rae_node.guard import sockets
+from rae_node.guard.inputs import InputState
 from rae_node.guard.policy import Reading
+from rae_node.guard.proofs import Proofs
+from rae_node.guard.sessions import REMOTE_SERVERS, Session, person_of, presences, shows_desktop
+from rae_node.guard.sources.input import InputLink
 
-_NEEDED = ("Id", "Class", "Type", "State", "Active", "Remote")
-_PROPERTIES = (*_NEEDED, "TTY", "Seat", "VTNr", "User", "Name", "Service")
-_GRAPHICAL = frozenset({"x11", "wayland", "mir"})
-_ENDING = frozenset({"closing"})
-_TIMEOUT_S = 2.0
+_UNSEEN = InputState(0.0, "it does not answer")
+_NOTES, _NOTES_S = 10, 60.0  # at most so many in so long: any user can lock his session in a loop
 
 
-def run_loginctl(argv: Sequence[str]) -> str:
-    """What `loginctl` prints. Raises NodeError."""
-    try:
-        done = subprocess.run(
-            ["loginctl", *argv],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=True,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error).encode()
-        text = f"loginctl {argv[0]} fails ({said.decode(errors='replace').strip()})"
-        raise NodeError("blind", f"{text}; see `systemctl status systemd-logind`") from error
-    return done.stdout.decode(errors="replace")
+class Notes:
+    """Sentences for people, at most ten a minute; says how many it left out, once there is room."""
+
+    def __init__(self, note: Callable[[str], None], monotonic: Callable[[], float]) -> None:
+        self._note, self._monotonic = note, monotonic
+        self._at: deque[float] = deque(maxlen=_NOTES)
+        self._left_out = 0
+
+    def write(self, text: str) -> None:
+        """Pass one on, or leave it out."""
+        self.catch_up()
+        if self._room():
+            self._pass_on(text)
+        else:
+            self._left_out += 1
+
+    def catch_up(self) -> None:
+        """Say what was left out, if there is room again."""
+        if self._left_out and self._room():
+            self._pass_on(f"{self._left_out} more logins, ends, locks and unlocks were left out")
+            self._left_out = 0
+
+    def _room(self) -> bool:
+        return len(self._at) < _NOTES or self._monotonic() - self._at[0] >= _NOTES_S
+
+    def _pass_on(self, text: str) -> None:
+        self._at.append(self._monotonic())
+        self._note(text)
 
 
 class LogindSource:
-    """An active graphical session, and a remote one without a terminal, is its owner's presence.
+    """Which sessions count by themselves: guard/sessions.py has the rules.
 
-    One that `startx` or a compositor was started in stays a tty session to logind: on a seat it
-    counts as graphical while a display server listens.
-
-    Of any class, a greeter's too, and locked or not: without input times nobody can tell whether
-    it is idle, and IdleHint is often never set. A session that was switched away from does not
-    count. Sessions in terminals, near and far, are judged by the use of these (tty.py); a remote
-    session that has none (remote desktop, `ssh HOST COMMAND`) counts as long as it is there, unless
-    it is sshd's for one of the `operators`: that is how a playbook comes in.
+    `link` and `proofs`: without the input detector a desktop counts for ever. `record`: whether
+    logins and unlocks are recorded as proofs; only the agent does. `note`: gets them as sentences.
+    `servers`: PAM services whose sessions the `remote` source decides. `listening`: the names of
+    Unix sockets at which programs listen, also in folders that are not ours to enter.
     """
 
     name = "logind"
 
     def __init__(
         self,
-        run: Callable[[Sequence[str]], str] = run_loginctl,
-        unix_sockets: Path = Path("/proc/net/unix"),
+        sessions: Callable[[], Sequence[Session]],
+        *,
+        link: InputLink | None,
+        proofs: Proofs,
+        record: bool = True,
         operators: Collection[str] = (),
+        servers: Collection[str] = REMOTE_SERVERS,
+        listening: Callable[[], Sequence[str]] = sockets.unix_listening,
+        note: Callable[[str], None] = lambda _: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._run, self._unix_sockets, self._operators = run, unix_sockets, operators
+        self._ask, self._link, self._proofs = sessions, link, proofs
+        self._record, self._operators, self._servers = record, operators, servers
+        self._listening, self._notes = listening, Notes(note, monotonic)
+        self._seen: dict[str, Session] = {}
 
     def read(self) -> Reading:
-        """Ask. Raises NodeError when there is no answer, OSError."""
+        """Look. Raises NodeError when logind or the kernel does not answer, OSError."""
+        sessions, displays = self._ask(), self._listening()
+        state = self._state(sessions)
+        if self._record:
+            self._follow(sessions, state or _UNSEEN)
+        seats = {
+            one.seat
+            for one in sessions
+            if one.seat and person_of(one) and shows_desktop(one, displays)
+        }
+        doubts = self._proofs.doubts(seats, state)
+        found = presences(
+            sessions, displays, doubts, operators=self._operators, servers=self._servers
+        )
+        code = found[0].code if found else ""
+        return Reading(self.name, bool(found), code, holders=tuple(found))
+
+    def _state(self, sessions: Sequence[Session]) -> InputState | None:
+        if self._link is None or not any(one.seat for one in sessions):
+            return None
         try:
-            sessions = self._sessions()
-        except NodeError:  # one may have ended between the two questions
-            sessions = self._sessions()
-        # The kernel's list: it holds what listens, also in folders that are not ours to enter.
-        listening = self._unix_sockets.read_text(encoding="utf-8", errors="replace")
-        codes = [judge(session, listening, self._operators) for session in sessions]
-        codes = [code for code in codes if code]
-        return Reading(self.name, bool(codes), codes[0] if codes else "")
+            return self._link.ask()
+        except NodeError:  # the `input` source says why
+            return None
 
-    def _sessions(self) -> list[dict[str, str]]:
-        lines = self._run(["list-sessions", "--no-legend", "--no-pager"]).splitlines()
-        ids = [line.split()[0] for line in lines if line.strip()]
-        if not ids:
-            return []
-        wanted = [word for name in _PROPERTIES for word in ("-p", name)]
-        answer = self._run(["show-session", *wanted, *ids])
-        found = [_parsed(block) for block in answer.strip().split("\n\n")]
-        if {session.get("Id") for session in found} != set(ids):
-            raise NodeError("blind", "loginctl left out a session; see `loginctl list-sessions`")
-        return found
-
-
-def judge(session: dict[str, str], listening: str = "", operators: Collection[str] = ()) -> str:
-    """The reason code of a session; nothing when it does not count. Raises NodeError.
-
-    `listening`: /proc/net/unix; `operators`: users whose commands by ssh are the operator's.
-    """
-    missing = [name for name in _NEEDED if not session.get(name)]
-    if missing:
-        text = f"loginctl does not tell {', '.join(missing)} of a session"
-        raise NodeError("blind", f"{text}; see `loginctl show-session`")
-    if session["State"] in _ENDING or session["Class"].startswith(("manager", "background")):
-        return ""
-    remote = session["Remote"] == "yes"
-    graphical = session["Type"] in _GRAPHICAL or (
-        session["Type"] == "tty"
-        and bool(session.get("Seat"))
-        and session.get("VTNr", "0") != "0"
-        and any(name in listening for name in _displays(session.get("User", "")))
-    )
-    if graphical and (remote or session["Active"] == "yes"):
-        return "graphical_session"
-    if not remote or session.get("TTY"):
-        return ""
-    playbook = session.get("Service") == "sshd" and session.get("Name") in operators
-    return "" if playbook else "remote_session"
-
-
-def _displays(uid: str) -> tuple[str, str]:
-    return "/tmp/.X11-unix/X", f"/run/user/{uid}/wayland-"  # noqa: S108 - read, never written
-
-
-def _parsed(block: str) -> dict[str, str]:
-    pairs = (line.partition("=") for line in block.splitlines())
-    return {name: value for name, _, value in pairs}
+    def _follow(self, sessions: Sequence[Session], state: InputState) -> None:
+        """Note logins and unlocks on seats: they prove that input is seen, or that it is not."""
+        self._notes.catch_up()
+        here = {one.id: one for one in sessions if one.seat and person_of(one)}
+        for session in here.values():
+            before = self._seen.get(session.id)
+            if before is None:
+                self._notes.write(f"{session} is open")
+                self._proofs.logged_in(session, state)
+            elif before.locked != session.locked:
+                self._notes.write(f"{session} was {'locked' if session.locked else 'unlocked'}")
+                if before.locked:
+                    self._proofs.unlocked(session, state)
+        for session_id in self._seen.keys() - here.keys():
+            self._notes.write(f"{self._seen[session_id]} has ended")
+        self._seen = here

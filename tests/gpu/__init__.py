@@ -1,0 +1,1 @@
+"""The GPU source before a real GPU: `make test-gpu`."""

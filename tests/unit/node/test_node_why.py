@@ -1,0 +1,223 @@
+"""`rae-node why` and `rae-node history`: what blocks, since when, what ends it, what happened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rae_node import cli, history, why
+from rae_node.errors import NodeError
+from rae_node.guard.causes import Cause, follow, found_in
+from rae_node.guard.policy import Holder, Reading, Rules
+from rae_node.journal import Journal
+from rae_node.local_socket import ask
+from rae_node.paths import Layout, socket_path
+from rae_protocol.clock import SystemClock
+from tests.unit.node.fakes import Rig, until
+
+RULES = Rules(True, True, {"cpu_percent": 80.0})
+TYPED = Holder("input_recent", "input on seat0: 3 s ago", left_s=597.0)
+
+
+def causes(*readings: Reading, rules: Rules = RULES, **problems: str) -> list[Cause]:
+    return [*follow((), found_in(rules, readings, problems), 100.0)]
+
+
+def test_a_source_that_is_present_names_each_holder_and_one_that_is_blind_its_reason() -> None:
+    found = causes(
+        Reading("input", True, "input_recent", holders=(TYPED,)),
+        Reading("logind", None),
+        Reading("gpu", True, "foreign_gpu_process"),
+        Reading("tty"),
+        logind="logind does not answer",
+    )
+    assert [(one.source, one.holder.code, one.stops) for one in found] == [
+        ("input", "input_recent", True),
+        ("logind", "blind_logind", True),
+        ("gpu", "foreign_gpu_process", True),
+    ]
+    assert found[1].holder.who == "logind does not answer"
+    assert "rae-node doctor" in found[1].holder.ends
+
+
+def test_a_measure_above_its_limit_stops_work_and_a_peak_only_holds_new_work_back() -> None:
+    mean = Reading("load", measures={"cpu_percent": 81.0}, peaks={"cpu_percent": 99.0})
+    (stops,) = causes(mean)
+    assert (stops.holder.code, stops.stops) == ("cpu_percent_high", True)
+    assert "81, above the limit of 80" in stops.holder.who
+    (waits,) = causes(Reading("load", measures={"cpu_percent": 9.0}, peaks={"cpu_percent": 99.0}))
+    assert (waits.holder.code, waits.stops) == ("cpu_percent_high", False)
+    assert not causes(Reading("load", measures={"cpu_percent": 80.0}, peaks={"cpu_percent": 80.0}))
+
+
+def test_the_owners_switches_in_runtime_yaml_are_causes() -> None:
+    found = causes(rules=Rules(False, False, {}))
+    assert [one.holder.code for one in found] == [
+        "automation_disabled",
+        "user_protection_inactive",
+    ]
+
+
+def test_a_cause_keeps_the_time_at_which_it_was_first_seen() -> None:
+    def look(before: tuple[Cause, ...], now: float, *holders: Holder) -> tuple[Cause, ...]:
+        reading = Reading("input", bool(holders), "input_recent", holders=holders)
+        return follow(before, found_in(RULES, [reading], {}), now)
+
+    seat0 = Holder("input_recent", "input on seat0: 0 s ago")
+    later = Holder("input_recent", "input on seat0: 60 s ago")
+    seat1 = Holder("input_recent", "input on seat1: 0 s ago")
+    first = look((), 1000.0, seat0)
+    second = look(first, 1060.0, later, seat1)
+    assert [one.since for one in second] == [1000.0, 1060.0]
+    assert [one.since for one in look(look(second, 1070.0), 1080.0, seat0)] == [1080.0]
+    assert [one.since for one in look(second, 500.0, later)] == [500.0], "the clock was set back"
+
+
+def test_why_says_what_blocks_since_when_and_when_work_may_begin(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig(runtime={"safety": {"cooldown_minutes": 10}})
+    until(rig.agent.link.ready.is_set, "the node is registered")
+    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    assert answer["takes_work"] and answer["work_in_s"] == 0 and not answer["causes"]
+    rig.owner.present = True
+    until(lambda: not rig.agent.guard.decision.safe, "the owner is seen")
+    rig.agent.outfit.pause.set(3600)
+    rig.agent.guard.look_now(0, 10)
+    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    assert not answer["takes_work"] and answer["work_in_s"] is None
+    by_code = {cause["code"]: cause for cause in answer["causes"]}
+    assert set(by_code) == {"paused", "owner_active", "cooldown"}
+    assert 3590 < by_code["paused"]["ends_in_s"] <= 3600
+    assert by_code["owner_active"]["ends_in_s"] is None and by_code["owner_active"]["stops_work"]
+    assert not by_code["cooldown"]["stops_work"]
+    rig.owner.present = False
+    rig.agent.guard.look_now(0, 10)
+    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    assert 3590 < answer["work_in_s"] <= 3600
+    lines = list(why.in_lines(answer, 1_780_000_000.0))
+    assert lines[0] == "this machine does not work, because"
+    assert any(
+        line.startswith("- the owner paused this node [pause: paused, since ") for line in lines
+    )
+    assert "what ends it: `rae-node resume`" in "\n".join(lines)
+    assert lines[-1].startswith("work may begin in 60 min, at ")
+
+
+def test_while_a_task_runs_why_names_it_and_what_keeps_others_away(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig()
+    rig.control.give(params={"command": "sleep", "args": ["30"]}, slot="cpu0")
+    until(rig.agent.runs, "the task runs")
+    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    (task_id,) = answer["working"]
+    lines = list(why.in_lines(answer, 0.0))
+    assert lines[:2] == [f"working: {task_id}", "this machine takes no new task, because"]
+    assert "- every slot is taken [agent: no_slot]" in lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7199, "120 min"),
+        (7200, "2 h 0 min"),
+        (172799, "47 h 59 min"),
+        (172800, "2 days"),
+    ],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> None:
+    assert why.lasting(seconds) == words
+
+
+# History
+
+
+def test_history_shows_tasks_decisions_and_the_owner_coming_back(
+    make_rig: Callable[..., Rig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig = make_rig()
+    rig.control.give(params={"command": "sleep", "args": ["30"]}, slot="cpu0")
+    until(rig.agent.runs, "the task runs")
+    rig.owner.present = True
+    until(lambda: not rig.agent.runs(), "it was given back")
+    root = str(rig.agent.outfit.layout.root)
+    assert cli.main(["history", "--root", root]) == 0
+    lines = [line[12:] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
+    begins = next(line for line in lines if "(cli) begins on cpu0" in line)
+    task = begins.split()[1]
+    assert "the agent starts" in lines and "free: this machine takes work" in lines
+    stop = next(line for line in lines if "1 task was stopped" in line)
+    assert stop.startswith("no work: ")
+    back = f"task {task} was given back"
+    assert lines.index(begins) < lines.index(stop) < lines.index(back), "cause before effect"
+    assert cli.main(["history", "--root", root, "--json", "--count", "1"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["event"] == "task_ends" and entry["ending"] == "owner"
+
+
+def test_without_an_agent_who_may_read_the_files_reads_the_history(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(layout.root)
+    assert cli.main(["history", "--root", root]) == 0
+    assert capsys.readouterr().out == "nothing has happened here yet\n"
+    Journal(layout.logs, SystemClock()).write(0.0, "agent", text="the agent starts")
+    assert cli.main(["history", "--root", root]) == 0
+    assert "the agent starts" in capsys.readouterr().out
+    assert cli.main(["why", "--root", root]) == 1
+    assert "systemctl start rae-node" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, -1, 10_001, True, "5", None])
+def test_a_wrong_count_of_entries_is_refused(make_rig: Callable[..., Rig], count: Any) -> None:
+    rig = make_rig()
+    with pytest.raises(NodeError, match="whole number"):
+        ask(socket_path(rig.agent.outfit.layout.root), {"verb": "history", "count": count})
+
+
+def test_the_journal_gives_the_newest_entries_over_days_and_skips_broken_lines(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path, SystemClock())
+    for day in range(3):
+        for number in range(3):
+            journal.write(day * 86400.0 + number, "agent", text=f"{day}.{number}")
+    with (tmp_path / "decisions.jsonl").open("a") as file:
+        file.write('{"ts": "1970-01-0\n[]\n')
+    texts = [entry["text"] for entry in journal.last(7)]
+    assert texts == ["0.2", "1.0", "1.1", "1.2", "2.0", "2.1", "2.2"]
+    assert len(journal.last(100)) == 9
+
+
+def test_lines_of_an_older_release_and_of_a_newer_one_are_no_trouble() -> None:
+    old = {"ts": "2026-01-10T12:00:00.000+00:00", "safe": True, "may_poll": True, "reasons": []}
+    newer = {"ts": "2026-01-10T12:00:01.000+00:00", "event": "something_else"}
+    lines = list(history.in_lines([old, newer, {"ts": "never"}]))
+    assert len(lines) == 2 and lines[1].endswith("free: this machine takes work")
+
+
+def test_a_clock_that_was_set_back_mixes_no_hours() -> None:
+    def entry(second: str, text: str) -> dict[str, Any]:
+        return {"ts": f"2026-01-10T{second}.000+00:00", "event": "agent", "text": text}
+
+    entries = [entry("12:00:00", "a"), entry("12:00:05", "c"), entry("12:00:04", "b"),
+               entry("11:00:06", "d")]  # fmt: skip
+    assert [line[-1] for line in history.in_lines(entries)][1:] == ["a", "b", "c", "d"]
+
+
+def test_a_program_s_name_writes_to_no_terminal(make_rig: Callable[..., Rig]) -> None:
+    evil = "\x1b[2J\x9b1mnothing stands against work\n" + "x" * 100_000
+    reading = Reading("gpu", True, "foreign_gpu_process", holders=(Holder("g", evil, evil),))
+    (cause,) = follow((), found_in(RULES, [reading], {}), 0.0)
+    assert cause.holder.who.isprintable() and cause.holder.ends.isprintable()
+    assert len(cause.holder.who) <= 500
+    old = {"ts": "2026-01-10T12:00:00.000+00:00", "event": "agent", "text": evil}
+    assert all(line.isprintable() for line in history.in_lines([old]))
