@@ -5,6 +5,7 @@ Standard library of any Python from 3.9 on. A finding: check, ok (null: could no
 what, fix. Changes nothing.
 """
 
+import grp
 import json
 import os
 import pwd
@@ -285,6 +286,64 @@ def lent(asked):
     )
 
 
+def groups_of(unit):
+    """The names of the groups that the main process of a unit is in; none while it does not run."""
+    pid, _ = run("systemctl", "show", "--property=MainPID", "--value", unit)
+    try:
+        with open(f"/proc/{pid.strip()}/status", encoding="utf-8") as file:
+            status = dict(line.split(":", 1) for line in file)
+    except OSError:
+        return set()
+    return {group_name(int(gid)) for gid in [*status["Gid"].split(), *status["Groups"].split()]}
+
+
+def group_name(gid):
+    """A group's name; its number when no group has it any more."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def joined(account):
+    """The groups that an account was put into."""
+    return {entry.gr_name for entry in grp.getgrall() if account in entry.gr_mem}
+
+
+def detector(asked):
+    """The input detector runs when lent; it alone reads devices, and the agent alone asks it."""
+    user, agent = asked["detector"], asked["agent"]
+    lent = os.path.exists(f"{asked['root']}/agent/enabled")
+    state, _ = run("systemctl", "is-active", "rae-input.service")
+    enabled, _ = run("systemctl", "is-enabled", "rae-input.service")
+    at_boot = enabled.strip() == "enabled"
+    yield finding(
+        "the input detector runs when lent, and only then",
+        lent == (state.strip() == "active") == at_boot,
+        f"{'lent' if lent else 'not lent'}, detector {state.strip()}, at boot {enabled.strip()}",
+        "journalctl -u rae-input; playbooks/enable-node.yml or disable-node.yml",
+    )
+    wrong = [
+        f"{path} belongs to another group than {user}"
+        for path in ("/run/rae-input", "/run/rae-input/input.sock")
+        if os.path.lexists(path) and group_name(os.lstat(path).st_gid) != user
+    ]
+    # Accounts, too: what does not run now shows no groups.
+    beyond = {
+        f"the account {user}": joined(user) - {user},
+        f"the account {agent}": joined(agent) & {"input"},
+        "rae-input.service": groups_of("rae-input.service") - {user, "input"},
+        "rae-node.service": groups_of("rae-node.service") & {"input"},
+    }
+    wrong += [f"{who} is in the group {name}" for who in beyond for name in sorted(beyond[who])]
+    yield finding(
+        "only the input detector reads input devices, and only the agent asks it",
+        not wrong,
+        "; ".join(wrong) or f"{user} is in no group but its own and input, {agent} not in input",
+        "run playbooks/provision-node.yml; `systemctl cat rae-input rae-node` shows drop-ins",
+    )
+
+
 def dry_run(asked):
     """B7: the guard's four cases come out as they must."""
     text, code = run("/usr/bin/python3", f"{asked['root']}/agent/auto_runner.py", "--dry-run")
@@ -299,7 +358,7 @@ def dry_run(asked):
 EVERYWHERE = (firewall, hardening, modes, secrets, release, clock)
 LOOKS = {
     "control": (api_listener, models_on_control, invisible, ledger, chores, *EVERYWHERE),
-    "node": (own_listeners, independent, lent, dry_run, *EVERYWHERE),
+    "node": (own_listeners, independent, lent, detector, dry_run, *EVERYWHERE),
 }
 
 

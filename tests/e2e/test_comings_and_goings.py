@@ -75,7 +75,7 @@ def test_b4_b9_all_comes_back_after_reboots_and_who_is_not_lent_does_not_run(
     lent.online("node1", timeout_s=150)
     (task,) = lent.submit(sleeping(0.5))
     assert lent.until(task, "succeeded")["node_id"] == "node1"
-    for unit in ("rae-node", "rae-ollama"):
+    for unit in ("rae-node", "rae-ollama", "rae-input"):
         state = lent.lab.hosts["node2"].run(["systemctl", "is-active", unit], check=False)
         assert state.stdout == "inactive\n"
     lent.playbook("enable-node", "--limit", "node2,rae_control")

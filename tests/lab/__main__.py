@@ -1,4 +1,5 @@
-"""`python -m tests.lab build | up [HOST…] | shell HOST [COMMAND…] | inventory | key | down`.
+"""`python -m tests.lab build | build-vm | up [HOST…] | shell HOST [COMMAND…]`, `… inventory | key |
+down`.
 
 Root may. `up` writes an inventory for Ansible, and leaves a process that owns the lab; `down` ends
 that one, and removes what dead owners left.
@@ -17,7 +18,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.lab import image, ollama, preflight, tailnet
+from tests.lab import image, ollama, preflight, tailnet, vm_states
 from tests.lab.host import Host
 from tests.lab.lab import CHECKOUT, INVENTORY, STATE, VAULT_PASSWORD, Lab, owned, sweep
 from tests.lab.preflight import LabError
@@ -122,9 +123,17 @@ def where() -> int:
 def build() -> int:
     """Make what labs are made of, and what their hosts install."""
     _say(str(image.build(_say)))
+    _say(str(image.build(_say, image.DESKTOPS)))
     _say(str(tailnet.build(_say)))
     _say(str(ollama.build(_say).archive))
     return wheelhouse.main([image.PYTHON])
+
+
+def build_vm() -> int:
+    """Make the virtual machine that tests begin with: booted, with the agent installed."""
+    preflight.check_vm()
+    _say(str(vm_states.installed(_say)))
+    return 0
 
 
 def down() -> int:
@@ -144,6 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("build", help="build the image and what hosts install, if it is not there")
+    verbs.add_parser("build-vm", help="build the virtual machine, if it is not there")
     for verb in ("up", "keep"):
         verbs.add_parser(verb).add_argument("hosts", nargs="*", default=_HOSTS)
     keys = verbs.add_parser("key", help="print a key for the tailnet, for one machine")
@@ -155,6 +165,8 @@ def main() -> int:
     verbs.add_parser("down", help="end it")
     asked = parser.parse_args()
     try:
+        if asked.verb == "build-vm":
+            return build_vm()
         preflight.check()
         if asked.verb == "build":
             return build()

@@ -39,7 +39,15 @@ def cached(name: str, say: Say, how_long: str, make: Callable[[Path, int], None]
             make(partial, lock.fileno())
             partial.replace(target)
             say(f"{name}: made in {time.monotonic() - started:.0f} s")
+        os.utime(target)  # for `keep_newest`
     return target
+
+
+def keep_newest(count: int, pattern: str) -> None:
+    """Of what matches, keep what was used last; the rest can be made again."""
+    files = sorted(folder().glob(pattern), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files[count:]:
+        file.unlink(missing_ok=True)
 
 
 def do(

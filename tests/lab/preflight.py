@@ -24,6 +24,16 @@ def check() -> Path:
     return cgroup
 
 
+def check_vm() -> None:
+    """Raises LabError, unless this machine can have virtual ones."""
+    os.environ["PATH"] = preflight.PATH
+    if lacking := preflight.packages(preflight.missing(["vm"])):
+        command = " ".join(preflight.install(lacking))
+        raise LabError(f"Virtual machines need what this one lacks; as root: {command}")
+    if problem := preflight.vm_here():
+        raise LabError(problem)
+
+
 def check_go() -> None:
     """Raises LabError, unless there is a Go that is new enough."""
     if problem := preflight.go_here():

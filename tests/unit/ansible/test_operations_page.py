@@ -59,6 +59,7 @@ def test_the_tailnet_s_policy_is_one_and_names_no_stranger() -> None:
         "ollama_archive_sha256 is missing",
         "could not join the tailnet",
         "failed under the new rules",
+        "Ask the owner, then set node_owner_consents_gpu_resting",
         "control does not answer on",
         "has no agent yet",
         "does not pass",
