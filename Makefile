@@ -13,10 +13,10 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
 BIN := $(VENV)/bin
-CODE := services/protocol/src services/control/src services/node/src tools tests/lab
+CODE := services/protocol/src services/control/src services/node/src tools tests/lab tests/vm tests/e2e tests/integration/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-all lab-tests e2e site lab-parts test-escape escape-here lint lint-python lint-ansible unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
+.PHONY: help venv wheels vault demo test test-all lab-tests e2e site lab-parts vm-parts test-vm test-gpu test-escape escape-here lint lint-python lint-ansible unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
 
 # What a verb needs is looked for before any work, with the Python at hand: there may be no .venv yet.
 # Any Python 3 reads the second line; tools/preflight.py, which does the rest, needs 3.10.
@@ -72,6 +72,7 @@ test-all:  ## make test, then booted hosts, Molecule, the whole site, Debian 13 
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory lab-tests
 	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory test-vm
 	@$(MAKE) --no-print-directory lab-tests RAE_LAB_SUITE=trixie
 
 lab-tests: lab-parts
@@ -88,6 +89,15 @@ site: venv lab-parts  ## one site on booted hosts: provision, lend, a batch, ver
 # What the lab's hosts are made of and install from; the first time minutes, and no test should wait for it.
 lab-parts: venv
 	@$(BIN)/python -m tests.lab build
+
+test-vm:  ## input, cgroup limits and suspend on a real kernel, in virtual machines (root)
+	$(call preflight,test-vm)
+	@$(MAKE) --no-print-directory vm-parts
+	$(BIN)/python -m pytest tests/vm $(PYTEST_ARGS)
+
+# The virtual machines, running, in each state that a test begins with; the first time minutes.
+vm-parts: venv
+	@$(BIN)/python -m tests.lab build-vm
 
 lint: venv  ## ruff, mypy (strict, Python 3.10), import-linter, ansible-lint (production)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint-python lint-ansible
@@ -113,6 +123,9 @@ CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS
 chaos: venv  ## faults of every kind under load, then 5 minutes without control; ROUNDS=n SEED=n FAULTS=kill,stop,disk,clock,aof,intermediary,copy
 	$(CHAOS) --rounds $(ROUNDS)
 	$(BIN)/python -m tools.outage
+
+test-gpu: venv  ## the guard's GPU source before a real CUDA and a real graphics program; says so where no NVIDIA GPU is
+	@$(BIN)/python -m tests.gpu
 
 test-escape: escape-here lab-parts  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
 	$(BIN)/python -m pytest -s tests/e2e/test_unit_level.py $(PYTEST_ARGS)

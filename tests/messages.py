@@ -33,7 +33,7 @@ _DO = frozenset(
         "leave",
         "look",
         "make",
-        "mend",
+        "fix",
         "mount",
         "move",
         "name",

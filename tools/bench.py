@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rae_control.redis_server import find_server
+from tools import bench_detectors
 from tools import bench_ours as ours
 from tools.bench_parts import Kept, Report, Result, measure
 from tools.devmesh import MeshError, exit_on_signals, wait_until
@@ -225,9 +226,26 @@ def box(report: Report, *, peers: Peers, quick: bool) -> None:
     report.goal(what, f"{gone:.1f} ms", "≤ 100 ms", met=gone <= 100)
 
 
+def detectors(report: Report, *, peers: Peers, quick: bool) -> None:
+    """What it costs to know whether the owner is there."""
+    rest_s, typing_s = (30.0, 20.0) if quick else (300.0, 60.0)
+    found = bench_detectors.detectors(rest_s, typing_s)
+    report.section("Goals of the detectors", "", "measured", "goal", "met")
+    cpu, wakes = found["rest_cpu_percent"], found["rest_wakes_per_s"]
+    what = f"all sources and the input detector at rest, {rest_s:.0f} s"
+    report.goal(f"{what}: CPU", f"{cpu:.3f} %", "≤ 0.3 %", met=cpu <= 0.3)
+    report.goal(f"{what}: wake-ups", f"{wakes:.2f} /s", "≤ 1 /s", met=wakes <= 1)
+    pss, rss = found["input_pss_mb"], found["input_rss_mb"]
+    memory = f"{pss:.1f} MB PSS, {rss:.1f} MB RSS"
+    report.goal("the input detector, memory", memory, "≤ 12 MB PSS", met=pss <= 12)
+    cpu = found["typing_cpu_percent"]
+    what = f"the input detector under 1,000 events a second for {typing_s:.0f} s, CPU"
+    report.goal(what, f"{cpu:.3f} %", "≤ 0.5 %", met=cpu <= 0.5)
+
+
 PARTS: Mapping[str, Callable[..., None]] = {
     "latency": latency, "lifecycles": lifecycles, "claims": claims, "moving": moving,
-    "box": box, "rest": rest,
+    "box": box, "rest": rest, "detectors": detectors,
 }  # fmt: skip
 
 

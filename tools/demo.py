@@ -206,7 +206,7 @@ NEXT = """Try next, each in a terminal of its own:
   .venv/bin/rae-node run --dev --data data
 then
   .venv/bin/raectl nodes list
-  .venv/bin/raectl submit --wait --input f=README.md --artifact sum:text/plain -- sha256sum f
+  .venv/bin/raectl submit --wait --input f=README.md --artifact sum.txt:text/plain -- sha256sum f
   .venv/bin/raectl tasks
   .venv/bin/rae-node pause 10m --data data"""
 

@@ -41,6 +41,8 @@ FAST_CONTROL: Mapping[str, object] = {
     "interruption_pause_s": 10 / SCALE,
     "rate_limit_per_s": 1000,
     "rate_limit_burst": 1000,
+    "register_limit_per_s": 10,
+    "skew_ahead_s": 1,
 }
 FAST_NODE: Mapping[str, object] = {
     "heartbeat_interval_sec": 30 / SCALE,
@@ -275,8 +277,12 @@ class DevMesh:
         log = self._logs / "control.out"
         return Process("control", command, log, self._spawner, env=self._env("control"))
 
-    def start_control(self, timeout_s: float = 30.0) -> None:
-        """Start control (again: on the same port) and wait until it listens."""
+    def start_control(
+        self, timeout_s: float = 30.0, *, settings: Mapping[str, object] | None = None
+    ) -> None:
+        """Start control (again: on the same port, with these settings changed) and wait until it
+        listens."""
+        self._control_settings |= settings or {}
         if self.url:
             self.control = self._process(int(self.url.rpartition(":")[2]))
         self.control.start()

@@ -4,7 +4,8 @@
 
 Raw sockets, so that what no HTTP library would send arrives as well. At the end control must be
 alive and do real work, its memory flat, its log without a traceback, its ledger sound, and no
-answer a 5xx other than 503.
+answer a 5xx other than 503. Then strangers hold on to it (tools/fuzz_strangers.py), and a submit
+and a heartbeat must not wait.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rae_control.backup import check_folder
 from rae_protocol import models, signing
 from rae_protocol.node_client import NodeClient
+from tools import fuzz_strangers
 from tools.devmesh import DevMesh, exit_on_signals, wait_until
+from tools.fuzz_strangers import rss_mib
 
 WORKERS = 8
 WARM_UP = 0.1
@@ -231,7 +233,9 @@ def attack(address: tuple[str, int], corpus: Corpus, count: int, tally: Tally) -
     slow: list[socket.socket] = []
     for _ in range(count):
         data = rng.choices(MUTATORS, WEIGHTS)[0](rng, corpus.sane())
-        connection = socket.create_connection(address, READ_S)
+        # One address gets only so much without a token: these are many.
+        source = f"127.8.{rng.randrange(16)}.{rng.randrange(1, 250)}"
+        connection = socket.create_connection(address, READ_S, source_address=(source, 0))
         if rng.random() < 0.002:
             # Half a request that never goes on; the oldest of a bounded number is dropped.
             connection.sendall(data[: len(data) // 2 or 1])
@@ -262,12 +266,6 @@ def exchange(connection: socket.socket, data: bytes) -> str:
     return answer[9:12].decode("ascii", "replace") if answer.startswith(b"HTTP/1.") else "closed"
 
 
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
-
-
 def real_work(mesh: DevMesh, node: NodeClient) -> None:
     """Submit, poll, ack, result: the whole way. Raises MeshError."""
     register(node)
@@ -291,7 +289,7 @@ def register(node: NodeClient) -> None:
     )  # fmt: skip
 
 
-def run(count: int, seed: int) -> list[str]:
+def run(count: int, seed: int, strangers_s: float = fuzz_strangers.SECONDS) -> list[str]:
     """The whole campaign; returns what is wrong."""
     limits = {"rate_limit_per_s": 1e6, "rate_limit_burst": 1e6, "heartbeat_timeout_s": 3600}
     with DevMesh((), control=limits) as mesh:
@@ -330,6 +328,12 @@ def run(count: int, seed: int) -> list[str]:
             if end > warm * MAX_GROWTH + SLACK_MIB:
                 problems.append(f"memory grew from {warm:.1f} to {end:.1f} MiB")
         real_work(mesh, node)
+        figures = fuzz_strangers.watch(mesh, node, strangers_s)
+        figures.show()
+        problems += figures.problems()
+        real_work(mesh, node)
+        if mesh.pid("worker") != pid:
+            problems.append("the worker died of the strangers and was started again")
         log = (mesh.data / "log" / "gunicorn.out").read_text(errors="replace")
         if "Traceback" in log:
             problems.append("a traceback: " + log[log.index("Traceback") :][:2000])

@@ -39,15 +39,20 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Instead:
-    """One of ANSWERS, and whether control gets the request all the same."""
+    """One of ANSWERS, or a status line of one's own with a body in JSON.
+
+    `reaches`: whether control gets the request all the same.
+    """
 
     answer: str
     reaches: bool
+    json: bytes = b""
 
     def raw(self, method: str) -> bytes:
         """The answer as it goes over the wire."""
-        status, body = ANSWERS[self.answer]
-        head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n"
+        status, body = ANSWERS.get(self.answer, (self.answer, self.json))
+        kind = "application/json" if self.json else "text/html"
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
         if status.startswith("302"):
             head += "Location: http://portal.invalid/login\r\n"
         return f"{head}\r\n".encode() + (b"" if method == "HEAD" else body)

@@ -83,6 +83,7 @@ PARTS: Mapping[str, tuple[Need, ...]] = {
         Need("cc", "gcc libc6-dev", "the tests compile a stand-in for NVIDIA's library", _compiler),
         Need("curl", "curl", "one of the tests' nodes is a shell script around it"),
         Need("openssl", "openssl", "the tests run the commands of docs/protocol.md"),
+        Need("busctl", "systemd", "desktops show with it that their machine is lent"),
     ),
     "lab": (
         Need("mmdebstrap", "mmdebstrap", "makes the image of the lab's hosts"),
@@ -100,13 +101,25 @@ PARTS: Mapping[str, tuple[Need, ...]] = {
         Need("c++", "g++", "compiles Ollama"),
         Need("cmake", "cmake", "compiles Ollama"),
     ),
+    "vm": (
+        Need("qemu-system-x86_64", "qemu-system-x86", "runs the lab's virtual machines"),
+        Need("qemu-img", "qemu-utils", "makes their disks"),
+        Need("mke2fs", "e2fsprogs", "makes the file system on those"),
+        Need("mmdebstrap", "mmdebstrap", "makes what is in it"),
+        Need("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring",
+             "proves those packages"),
+        Need("unshare", "util-linux", "keeps the mounts that this takes apart"),
+        Need("ssh", "openssh-client", "reaches the virtual machines"),
+    ),
 }  # fmt: skip
 VERBS: Mapping[str, tuple[str, ...]] = {
     "venv": ("venv",),
     "demo": ("venv", "demo"),
     "bench": ("venv", "box"),
     "test": ("venv", "demo", "box", "test"),
-    "test-all": ("venv", "demo", "box", "test", "lab"),
+    "test-vm": ("venv", "vm"),
+    "site": ("venv", "demo", "box", "test", "lab"),
+    "test-all": ("venv", "demo", "box", "test", "lab", "vm"),
 }
 
 
@@ -189,6 +202,15 @@ def lab_problem(uid: int, cgroup: Path | None, *, tun: bool = True) -> str | Non
     return None
 
 
+def vm_problem(uid: int, machine: str) -> str | None:
+    """Why there can be no virtual machines, with the way out; None when there can be some."""
+    if uid != 0:
+        return "Only root may make the image of the virtual machines; run it as root"
+    if machine != "x86_64":
+        return f"The virtual machines are x86_64 and this one is {machine}; run it on an x86_64"
+    return None
+
+
 def go_problem(said: str | None) -> str | None:
     """Why this Go will not do, with the way out; `said` is what `go env GOVERSION` prints."""
     found = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", said or "")
@@ -220,6 +242,11 @@ def lab_here() -> str | None:
     return lab_problem(os.geteuid(), cgroup_here(), tun=Path("/dev/net/tun").is_char_device())
 
 
+def vm_here() -> str | None:
+    """Why this machine can have no virtual ones, with the way out."""
+    return vm_problem(os.geteuid(), os.uname().machine)
+
+
 def go_here() -> str | None:
     """Why this machine's Go will not do, with the way out."""
     said = None
@@ -233,6 +260,7 @@ def go_here() -> str | None:
 _OBSTACLES: Mapping[str, tuple[Callable[[], str | None], ...]] = {
     "box": (_namespaces,),
     "lab": (lab_here, go_here),
+    "vm": (vm_here,),
 }
 
 
@@ -257,7 +285,7 @@ def prepare(verb: str, machine: Machine) -> int:
     """Install what a verb lacks, or say how to; 0 when the verb can begin."""
     parts = VERBS[verb]
     needs = missing(parts, machine.there)
-    if needs and not machine.root and "lab" in parts:
+    if needs and not machine.root and not {"lab", "vm"}.isdisjoint(parts):
         machine.say(f"make {verb} boots hosts, which only root may: sudo make {verb}")
         return 1
     if needs:

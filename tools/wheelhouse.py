@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from rae_control import __version__
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -57,6 +59,19 @@ def archive(component: str, python: str) -> Path:
     return DIST / f"rae-{component}-{release(component)}-py{python}.tar.gz"
 
 
+def pinned(python: str) -> str:
+    """The versions in constraints.txt that hold for a Python ("3.10"), a requirement a line.
+
+    pip takes the lines whose conditions hold for the Python that it runs on, whichever it
+    downloads for.
+    """
+    target = {"python_version": python, "python_full_version": f"{python}.0"}
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    known = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    held = [each for each in known if each.marker is None or each.marker.evaluate(target)]
+    return "".join(f"{each.name}{each.specifier}\n" for each in held)
+
+
 def build(component: str, python: str) -> Path:
     """Make an archive that is not there. Raises CalledProcessError, pip's words on stderr."""
     made = archive(component, python)
@@ -65,10 +80,12 @@ def build(component: str, python: str) -> Path:
     made.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         wheels = Path(scratch) / "wheels"
+        versions = Path(scratch) / "constraints.txt"
+        versions.write_text(pinned(python), encoding="utf-8")
         own = [str(_copied(name, Path(scratch))) for name in PARTS[component]]
         _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), *own)
         _pip("download", "--only-binary=:all:", "--python-version", python, "--dest", str(wheels),
-             "--find-links", str(wheels), "--constraint", str(CONSTRAINTS),
+             "--find-links", str(wheels), "--constraint", str(versions),
              *ALSO[component], *map(str, wheels.glob("rae_*.whl")))  # fmt: skip
         part = made.with_suffix(".part")
         # Wheels are compressed already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ BODY = {
 
 TROUBLE = {
     "a foreign process": ([GPU, "proc 0 1 100 0"], "foreign_gpu_process", "yield_owner"),
+    "a stream to somebody": ([GPU, "encoder 0 1 1920 1080"], "gpu_stream", "yield_owner"),
     "load": (["gpu GPU-0 16384 300 91"], "gpu_percent_high", "yield_owner"),
     "memory": (["gpu GPU-0 16384 14337 0"], "vram_gb_high", "yield_owner"),
     "an error": ([GPU, "error nvmlDeviceGetMemoryInfo 999"], "blind_gpu", "yield_guard"),
@@ -56,6 +58,16 @@ def mesh(node: DevMesh, nvml: FakeNvml) -> Iterator[DevMesh]:
         if view.state.value not in {"succeeded", "failed", "cancelled", "expired"}:
             node.rae.cancel(view.task_id)
     wait_until(lambda: not node.admin.node("n1").reasons, 30, "the node is open again")
+
+
+@pytest.fixture
+def compositor(tmp_path: Path) -> Iterator[int]:
+    """The pid of a process by a compositor's name."""
+    program = tmp_path / "kwin_wayland"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "600"]) as process:
+        yield process.pid
+        process.kill()
 
 
 def submit(mesh: DevMesh) -> str:
@@ -111,10 +123,17 @@ def test_b3_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
     running(mesh, "one of the two, when the GPU is free again,")
 
 
-def test_b1_our_own_task_may_use_the_whole_gpu(mesh: DevMesh, nvml: FakeNvml) -> None:
+def test_b1_our_own_task_may_use_the_whole_gpu_beside_a_compositor_at_rest(
+    mesh: DevMesh, nvml: FakeNvml, compositor: int
+) -> None:
     task_id = submit(mesh)
     pid = running(mesh, task_id)
-    nvml.show("gpu GPU-0 16384 16000 100", f"proc 0 {pid} 15700 100")
+    nvml.show(
+        "gpu GPU-0 16384 16000 100 90 90",
+        f"proc 0 {pid} 15400 95 90 90",
+        f"encoder 0 {pid} 3840 2160",
+        f"graphics 0 {compositor} 300 4",
+    )
     looks = nvml.calls().count("nvmlDeviceGetUtilizationRates")
     wait_until(
         lambda: nvml.calls().count("nvmlDeviceGetUtilizationRates") >= looks + 5,

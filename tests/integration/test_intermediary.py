@@ -207,6 +207,35 @@ def test_a_node_behind_a_portal_registers_polls_and_beats_in_the_end(
     stamps.alive_alone(task_id)
 
 
+def test_orders_and_refusals_in_controls_words_end_no_work(
+    make_mesh: MakeMesh, stamps: Stamps, between: Between
+) -> None:
+    """Who sits in between can write what control writes, but not sign it."""
+    mesh = make_mesh()
+    forger = between(mesh)
+    join(mesh, "n1", forger.url, stamps)
+    mesh.wait_node("n1", "online")
+    task_id = mesh.rae.submit([stamps.body(3, lease_ttl_s=120)])[0].task_id
+    started(stamps, task_id)
+    told = {"incarnation": "another", "wanted": "drain", "commands": [{"command": "drain"}]}
+    forged = [Instead("200 OK", reaches=False, json=json.dumps(told).encode())]
+    for status, rc in (
+        ("401 Unauthorized", "superseded"), ("409 Conflict", "node_revoked"),
+        ("401 Unauthorized", "not_enrolled"), ("401 Unauthorized", "register_again"),
+    ):  # fmt: skip
+        said = {"rc": rc, "message": "forged", "detail": {}}
+        forged.append(Instead(status, reaches=False, json=json.dumps(said).encode()))
+    script = Script(calls("/heartbeat", "/poll", "/progress", "/log", "/register"), forged * 2)
+    forger.rule = script
+    view = mesh.rae.wait(task_id, 60)
+    assert (view.state.value, view.attempts, view.interruptions) == ("succeeded", 1, 0)
+    assert stamps.ended(task_id) == [1]
+    wait_until(lambda: not script.left, 60, "every forged answer was given")
+    assert mesh.nodes["n1"].running
+    assert not {"session_over", "control_has_another_past"} & set(events(mesh, "n1"))
+    assert events(mesh, "n1").count("registered") == 1
+
+
 def test_heartbeats_that_a_portal_answers_renew_nothing(
     make_mesh: MakeMesh, stamps: Stamps, between: Between
 ) -> None:
@@ -237,6 +266,24 @@ def test_the_message_says_that_it_was_not_controls_answer(
     rae = RaeClient(portal.url, control.credentials()["submit_token"], sleep=lambda _: None)
     with pytest.raises(Unreachable, match="this is not control's answer"):
         rae.tasks()
+
+
+def test_a_requeue_whose_answer_is_lost_starts_a_task_once(
+    control: DevMesh, between: Between
+) -> None:
+    portal = between(control)
+    portal.rule = Script(calls("/requeue"), [Instead("empty 200", reaches=True)])
+    task_id = control.rae.submit([{"kind": "nobody-runs-it"}])[0].task_id
+    control.rae.cancel(task_id)
+
+    def it_ends_again(_seconds: float) -> None:
+        control.rae.cancel(task_id)
+
+    rae = RaeClient(portal.url, control.credentials()["submit_token"], sleep=it_ends_again)
+    with pytest.raises(Unreachable, match=rf"may have acted.*raectl task {task_id}"):
+        rae.requeue(task_id)
+    left = [event.from_state for event in control.rae.events(task_id=task_id).events]
+    assert left.count("cancelled") == 1
 
 
 def raectl(url: str, token: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -20,9 +20,13 @@ def test_a_poll_on_a_high_descriptor_gets_its_task_within_its_wait(make_mesh: Ma
     control = make_mesh()
     address = urlsplit(control.url)
     with ExitStack() as stack:
+        token = control.credentials()["admin_token"]
+        ask = f"GET /tasks?limit=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
         for _ in range(MANY):
             where = (str(address.hostname), int(address.port or 0))
-            stack.enter_context(socket.create_connection(where))
+            other = stack.enter_context(socket.create_connection(where))
+            other.sendall(ask.encode())  # a stranger's connection would not be kept
+            assert other.recv(4096).startswith(b"HTTP/1.1 200")
         enrolled = control.admin.enrol("late")
         node = NodeClient(
             control.url, "late", enrolled.enrolment_secret,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,13 @@ class Raectl:
             timeout=60, check=False,
         )  # fmt: skip
 
+    def begun(self, *words: str) -> subprocess.Popen[str]:
+        """A call that goes on."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "rae_control.cli", *words], env=self._environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
     def json(self, *words: str) -> Any:
         """The answer for programs of a call that succeeds."""
         done = self(*words, "--json")
@@ -57,7 +65,7 @@ def test_a_file_goes_in_and_its_hash_comes_out(raectl: Raectl, tmp_path: Path) -
         "submit", "--wait", "--task-id", "cli-hash", "--input", f"licence.txt={tmp_path / 'in'}",
         "--artifact", "out.txt:text/plain", "--", "sha256sum", "licence.txt",
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "raectl: submitted cli-hash\n")
     assert "succeeded" in done.stdout
     fetched = raectl("artifacts", "cli-hash", "-o", str(tmp_path / "new"))
     assert fetched.returncode == 0
@@ -65,7 +73,11 @@ def test_a_file_goes_in_and_its_hash_comes_out(raectl: Raectl, tmp_path: Path) -
     assert (tmp_path / "new" / "out.txt").read_text() == f"{digest}  licence.txt\n"
     assert raectl("log", "cli-hash", "-f").returncode == 0
     assert raectl("result", "cli-hash").returncode == 0
-    assert "1 attempts" in raectl("task", "cli-hash").stdout
+    assert "1 attempt, 0 failures, 0 interruptions" in raectl("task", "cli-hash").stdout
+    none = raectl("log", "cli-hash", "--attempt", "99")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert "cli-hash has 1 attempt, and none with the number 99" in none.stderr
+    assert raectl("log", "cli-hash", "--attempt", "1").returncode == 0
     assert raectl.json("tasks", "--state", "succeeded")["tasks"]
 
 
@@ -102,6 +114,19 @@ def test_a_queued_task_is_explained_and_cancelled(idle: Raectl) -> None:
     assert idle("cancel", "cli-wait").returncode == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_wait_that_is_cut_off_has_said_which_task_it_was(idle: Raectl, more: list[str]) -> None:
+    with idle.begun("submit", "--wait", "--timeout", "20", *more, "--", "true") as waiting:
+        assert waiting.stderr is not None
+        said = waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.communicate(timeout=30) == ("", "")
+    assert waiting.returncode == 130
+    task_id = said.removeprefix("raectl: submitted ").strip()
+    assert idle.json("task", task_id)["state"] == "queued"
+    assert idle("cancel", task_id).returncode == 0
+
+
 def test_bodies_come_from_a_file_or_stdin(idle: Raectl, tmp_path: Path) -> None:
     bodies = [{"kind": "later", "task_id": f"cli-body-{n}"} for n in range(3)]
     (tmp_path / "tasks.json").write_text(json.dumps({"tasks": bodies[:2]}))
@@ -128,6 +153,12 @@ def test_an_enrolment_shows_the_secret_again(idle: Raectl) -> None:
     assert (first["kind"], first["trusted"]) == ("bearer", False)
     assert first["enrolment_secret"] in idle("nodes", "enrol", "cli-node", "--bearer").stdout
     assert "cli-node" in idle("nodes", "list", "--all").stdout
+    # Who enrols again for the secret alone must learn what that has changed.
+    trusted = idle("nodes", "enrol", "cli-node", "--bearer", "--trusted")
+    assert (trusted.returncode, trusted.stderr) == (0, "")
+    again = idle("nodes", "enrol", "cli-node", "--bearer")
+    assert "cli-node was enrolled before, and is not trusted from now on" in again.stderr
+    assert idle("nodes", "enrol", "cli-other").stderr == ""
     assert "cli-node" not in idle("nodes", "list").stdout
 
 
@@ -182,7 +213,8 @@ def test_each_mistake_is_answered_with_the_way_out(
     assert (done.returncode, done.stdout) == (code, "")
     assert way_out in done.stderr
     for line in done.stderr.splitlines():
-        assert faults(line.removeprefix("raectl: ")) == []
+        if not line.startswith("raectl: submitted "):
+            assert faults(line.removeprefix("raectl: ")) == []
 
 
 def test_a_wrong_token_says_where_the_token_comes_from(idle: Raectl) -> None:
@@ -195,6 +227,14 @@ def test_what_control_refuses_is_exit_code_1_with_the_way_out(idle: Raectl) -> N
     assert "check the id" in done.stderr
     assert idle("nodes", "drain", "cli-unknown").returncode == 1
     assert idle("tasks", RAE_URL="", RAE_TOKEN="wrong").returncode == 1
+
+
+def test_a_url_without_a_token_is_refused_before_anything_is_sent(idle: Raectl) -> None:
+    done = idle("tasks", RAE_URL="http://127.0.0.1:9")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "raectl: RAE_URL is set and RAE_TOKEN is not; set both, or name a file with --credentials\n"
+    )
 
 
 def test_nobody_there_is_exit_code_3(idle: Raectl, free_port: int) -> None:

@@ -65,7 +65,8 @@ def test_the_blocks_are_the_ones_that_these_tests_know() -> None:
         ".venv/bin/rae-control",
         ".venv/bin/rae-node",
     ]
-    assert {shlex.split(line)[0] for line in CALLS} == {".venv/bin/raectl"}
+    programs = {shlex.split(line)[0] for line in CALLS}
+    assert programs == {".venv/bin/raectl", ".venv/bin/rae-node"}
 
 
 def test_the_first_screen_has_the_demo_and_the_tests() -> None:

@@ -78,18 +78,36 @@ def slow() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_an_input_that_takes_longer_than_the_task_s_time_limit_costs_no_attempt(
+def test_an_input_and_a_program_that_both_take_almost_the_time_limit_cost_no_attempt(
     make_mesh: MakeMesh, tmp_path: Path, slow: ThreadingHTTPServer
 ) -> None:
+    """Together longer than the time limit and two lease times: heartbeats keep the lease."""
     stamps = Stamps(tmp_path)
     node = {"task_paths": [str(stamps.tasks)], "input_url_hosts": ["127.0.0.1"]}
     mesh = make_mesh("n1", "n2", node=node)
     url = f"http://127.0.0.1:{slow.server_port}/f"
-    body = stamps.body(0.2, inputs={"f": {"url": url}}, timeout_s=1, lease_ttl_s=4)
+    limit_s, each_s, ttl_s = 14, 12, 4
+    assert 2 * each_s > limit_s + 2 * ttl_s
+    inputs = {"f": {"url": url}}
+    body = stamps.body(each_s, inputs=inputs, timeout_s=limit_s, lease_ttl_s=ttl_s)
     task_id = mesh.rae.submit([body])[0].task_id
     wait_until(lambda: mesh.rae.task(task_id).state.value == "running", 20, "it was acked")
     acked = time.monotonic()
-    wait_until(lambda: time.monotonic() > acked + 1 + 2 * 4 + 2, 30, "the time limit is over")
+    wait_until(lambda: time.monotonic() > acked + each_s, 30, "the input took long")
     slow.free.set()  # type: ignore[attr-defined]
-    view = mesh.rae.wait(task_id, 30)
+    view = mesh.rae.wait(task_id, 60)
     assert (view.state.value, view.attempts, view.interruptions) == ("succeeded", 1, 0)
+    assert time.monotonic() - acked > 2 * each_s
+
+
+def test_an_input_that_takes_longer_than_the_time_limit_fails_as_that(
+    make_mesh: MakeMesh, tmp_path: Path, slow: ThreadingHTTPServer
+) -> None:
+    mesh = make_mesh("n1", node={"input_url_hosts": ["127.0.0.1"]})
+    url = f"http://127.0.0.1:{slow.server_port}/f"
+    body = {"kind": "cli", "params": {"command": "cat"}, "inputs": {"f": {"url": url}}}
+    task_id = mesh.rae.submit([{**body, "timeout_s": 1, "max_attempts": 1}])[0].task_id
+    view = mesh.rae.wait(task_id, 30)
+    assert view.error is not None
+    assert (view.state.value, view.error.code) == ("failed", "E_TIMEOUT")
+    assert "raise timeout_s of the task" in view.error.message

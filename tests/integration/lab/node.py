@@ -10,13 +10,18 @@ from textwrap import dedent
 from types import TracebackType
 from typing import Any
 
-from rae_node.assemble import PACKAGE_DATA
 from tests.lab import Host
+from tests.lab.image import PYTHON
+from tests.lab.lab import CHECKOUT
+from tests.lab.libraries import libraries
+from tests.lab.node_files import SOCKETS, unit_files
 from tools.devmesh import wait_until
 
-UNITS = PACKAGE_DATA / "units"
 CPU, GPU, KILL = (f"/run/rae-task/{name}.sock" for name in ("cpu", "gpu", "kill"))
 AGENT_USER = "rae-node"
+_RELEASE = "/opt/rae-node/releases/test"
+PACKAGES = f"{_RELEASE}/lib/python{PYTHON}/site-packages"
+BIN = "/opt/rae-node/current/bin/python"
 
 # Standard input to a socket, and what it says to standard output; ends when the other side does.
 _RELAY = """
@@ -41,31 +46,42 @@ reader.join()
 
 def install(host: Host) -> None:
     """What the role will do."""
-    for file in UNITS.iterdir():
-        target = {
-            "sysusers.conf": "/etc/sysusers.d/rae-node.conf",
-            "tmpfiles.conf": "/etc/tmpfiles.d/rae-node.conf",
-            "kill_task.py": "/opt/rae-node/agent/kill_task.py",
-            "kill_ollama.py": "/opt/rae-node/agent/kill_ollama.py",
-            "10-rae-node.rules": "/etc/polkit-1/rules.d/10-rae-node.rules",
-            "10-rae-node.pkla": "/etc/polkit-1/localauthority/50-local.d/10-rae-node.pkla",
-        }.get(file.name, f"/etc/systemd/system/{file.name}")
-        if file.is_file():
-            host.put(target, file.read_text(encoding="utf-8"))
+    for path, content in unit_files().items():
+        host.put(path, content)
     standin = Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
     host.put("/opt/rae-node/agent/supervisor.py", standin)
     ollama = Path(__file__).with_name("ollama.py").read_text(encoding="utf-8")
     host.put("/opt/rae-node/ollama/bin/ollama", ollama, 0o755)
+    # systemd verifies that a unit's program is there.
+    host.run(["mkdir", "--parents", "/opt/rae-node/current/bin"])
+    host.run(["ln", "-s", "/usr/bin/python3", BIN])
     host.run(["systemd-sysusers"])
     host.run(["systemd-tmpfiles", "--create", "/etc/tmpfiles.d/rae-node.conf"])
     host.run(["systemctl", "daemon-reload"])
-    sockets = [file.name for file in UNITS.glob("*.socket")]
-    host.run(["systemctl", "enable", "--quiet", "--now", *sockets])
+    host.run(["systemctl", "enable", "--quiet", "--now", *SOCKETS])
+
+
+def install_release(host: Host, *names: str) -> None:
+    """Our packages of these names and their libraries, as the release in use."""
+    host.copy(libraries(), PACKAGES)
+    for name in names:
+        host.copy(CHECKOUT / "services" / name / "src", PACKAGES)
+    host.put(f"{_RELEASE}/pyvenv.cfg", "home = /usr/bin\ninclude-system-site-packages = false\n")
+    host.run(["mkdir", f"{_RELEASE}/bin"])
+    host.run(["ln", "-s", "/usr/bin/python3", f"{_RELEASE}/bin/python"])
+    host.run(["rm", "--recursive", "/opt/rae-node/current"])
+    host.run(["ln", "-s", _RELEASE, "/opt/rae-node/current"])
 
 
 def as_user(user: str, argv: Sequence[str]) -> list[str]:
     """The command line that runs another one as a user of the host."""
     return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *argv]
+
+
+def settings(host: Host, unit: str) -> dict[str, str]:
+    """What systemd holds of a unit."""
+    shown = host.run(["systemctl", "show", unit]).stdout
+    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
 def relay(socket: str) -> list[str]:

@@ -12,15 +12,10 @@ import yaml
 from rae_node.assemble import PACKAGE_DATA
 from rae_node.config import dev_config, dev_runtime
 from tests.integration.lab import node
+from tests.integration.lab.node import BIN, PACKAGES
 from tests.lab import Host, Lab
-from tests.lab.image import PYTHON
-from tests.lab.lab import CHECKOUT
-from tests.lab.libraries import libraries
 from tools.devmesh import wait_until
 
-HOME = "/opt/rae-node/releases/test"
-PACKAGES = f"{HOME}/lib/python{PYTHON}/site-packages"
-BIN = "/opt/rae-node/current/bin/python"
 DATA = "/opt/rae-test"
 SUPERVISOR = f"""
 import sys
@@ -47,13 +42,8 @@ def host(lab: Lab) -> Host:
     """A host with a control, and an agent as the role installs and enables it."""
     (host,) = lab.boot("agent")
     node.install(host)
-    host.copy(libraries(), PACKAGES)
-    for name in ("protocol", "control", "node"):
-        host.copy(CHECKOUT / "services" / name / "src", PACKAGES)
-    host.put(f"{HOME}/pyvenv.cfg", "home = /usr/bin\ninclude-system-site-packages = false\n")
-    host.run(["mkdir", f"{HOME}/bin", DATA])
-    host.run(["ln", "-s", "/usr/bin/python3", f"{HOME}/bin/python"])
-    host.run(["ln", "-s", HOME, "/opt/rae-node/current"])
+    node.install_release(host, "protocol", "control", "node")
+    host.run(["mkdir", DATA])
     host.copy(PACKAGE_DATA / "agent", "/opt/rae-node/agent")
     host.put("/opt/rae-node/agent/supervisor.py", SUPERVISOR)
     host.put("/opt/rae-node/agent/config.yaml", yaml.safe_dump(CONFIG))

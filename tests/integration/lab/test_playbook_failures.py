@@ -1,4 +1,4 @@
-"""What stops a playbook: one message with what, why and how to mend it, and nothing changed."""
+"""What stops a playbook: one message with what, why and how to fix it, and nothing changed."""
 
 from __future__ import annotations
 

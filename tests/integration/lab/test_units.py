@@ -11,16 +11,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.lab.node import CPU, GPU, KILL, UNITS, Task, as_user, relay
+from tests.integration.lab.node import (
+    CPU,
+    GPU,
+    KILL,
+    Task,
+    as_user,
+    relay,
+    settings,
+)
 from tests.lab import Host
+from tests.lab.node_files import UNITS
 from tools.devmesh import wait_until
 
 WORKDIR = "/opt/rae-node/workdir"
 SERVICES = sorted(file.name for file in UNITS.glob("*.service"))
 # Whoever loosens a unit meets this; `systemd-analyze security` names the line.
 EXPOSURE = {
-    "rae-node.service": 2.5, "rae-ollama.service": 2.0, "rae-ollama-kill@.service": 1.5,
-    "rae-task-kill@.service": 1.5,
+    "rae-input.service": 1.5, "rae-node.service": 2.5, "rae-ollama.service": 2.0,
+    "rae-ollama-kill@.service": 1.5, "rae-task-kill@.service": 1.5,
 }  # fmt: skip
 BOX = f"""
 def box(*argv):
@@ -58,11 +67,6 @@ socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["
 while True:
     signal.pause()
 """
-
-
-def settings(host: Host, unit: str) -> dict[str, str]:
-    shown = host.run(["systemctl", "show", unit]).stdout
-    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
 def test_systemd_has_nothing_against_the_units(host: Host) -> None:

@@ -118,9 +118,18 @@ def test_the_demo_runs_without_bubblewrap_and_says_what_a_missing_venv_needs() -
 
 
 def test_a_user_who_wants_booted_hosts_is_sent_to_root() -> None:
-    machine = Fake(lacks=["mmdebstrap"])
-    assert machine.prepare("test-all") == 1
-    assert machine.said == ["make test-all boots hosts, which only root may: sudo make test-all"]
+    for verb, program in (("test-all", "systemd-nspawn"), ("test-vm", "qemu-img")):
+        machine = Fake(lacks=[program])
+        assert machine.prepare(verb) == 1
+        assert machine.said == [f"make {verb} boots hosts, which only root may: sudo make {verb}"]
+
+
+def test_only_the_verbs_that_use_virtual_machines_install_qemu() -> None:
+    for verb in preflight.VERBS:
+        machine = Fake(lacks=["qemu-system-x86_64"], root=True)
+        assert machine.prepare(verb) == 0
+        installed = any("qemu-system-x86" in line for line in machine.ran)
+        assert installed == (verb in {"test-vm", "test-all"}), verb
 
 
 def test_an_obstacle_that_no_package_removes_stops_the_verb() -> None:
@@ -167,7 +176,7 @@ def test_it_runs_by_itself_and_in_seconds_before_there_is_an_environment() -> No
 
 
 def test_the_makefile_s_verbs_begin_with_their_preflight() -> None:
-    for verb in ("demo", "test", "test-all", "bench"):
+    for verb in ("demo", "test", "test-vm", "test-all", "bench"):
         told = subprocess.run(
             ["make", "--dry-run", "--always-make", verb, "MAKE=true", "PYTHON=some-python"],
             cwd=ROOT, capture_output=True, text=True, check=True,
@@ -190,6 +199,16 @@ def test_a_machine_without_tun_is_told_how_to_get_it() -> None:
 
 def test_a_machine_that_can_have_a_lab_has_no_problem() -> None:
     assert preflight.lab_problem(0, CGROUP) is None
+
+
+@pytest.mark.parametrize(
+    ("uid", "machine", "said"), [(1000, "x86_64", "run it as root"), (0, "aarch64", "on an x86_64")]
+)
+def test_what_keeps_a_machine_from_virtual_ones_is_named_with_the_way_out(
+    uid: int, machine: str, said: str
+) -> None:
+    assert said in str(preflight.vm_problem(uid, machine))
+    assert preflight.vm_problem(0, "x86_64") is None
 
 
 def test_go_must_be_new_enough() -> None:

@@ -1,0 +1,71 @@
+"""What `serve --dev` keeps is for its user alone, whatever the umask and the folder's mode."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeMesh
+from tools.devmesh import DevMesh, wait_until
+
+CLI = {"kind": "cli", "params": {"command": "true"}}
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that everybody may read, and a umask that takes nothing away."""
+    data = tmp_path / "data"
+    before = os.umask(0)
+    try:
+        data.mkdir(mode=0o755)
+        yield data
+    finally:
+        os.umask(before)
+
+
+def readable(data: Path) -> list[str]:
+    """What others can open or list; what lies in a closed folder they cannot."""
+    found, folders = [], [data]
+    while folders:
+        for path in folders.pop().iterdir():
+            if path.lstat().st_mode & (stat.S_IRWXG | stat.S_IRWXO) and not path.is_symlink():
+                found.append(str(path.relative_to(data)))
+                if path.is_dir():
+                    folders.append(path)
+    return sorted(found)
+
+
+def work(mesh: DevMesh) -> None:
+    mesh.rae.upload_blob(b"somebody's input")
+    mesh.rae.submit([CLI])
+    wait_until(lambda: list(mesh.data.glob("redis/appendonlydir/*")), 10, "the queue is written")
+    assert (mesh.data / "ledger.db-wal").exists()
+
+
+def test_nothing_is_readable_to_others_under_a_umask_of_0(
+    open_folder: Path, make_mesh: MakeMesh
+) -> None:
+    mesh = make_mesh(data=open_folder)
+    work(mesh)
+    assert readable(open_folder) == []
+    assert stat.S_IMODE(open_folder.stat().st_mode) == 0o755  # the folder itself was somebody's
+
+
+def test_what_was_left_open_is_closed_at_the_next_start(
+    open_folder: Path, make_mesh: MakeMesh
+) -> None:
+    mesh = make_mesh(data=open_folder)
+    work(mesh)
+    mesh.control.stop()
+    (open_folder / "ledger.db-wal").touch()  # as a kill leaves it behind
+    (open_folder / "ledger.db.v3.bak").write_text("an old copy")
+    for path in open_folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert {"ledger.db", "ledger.db-wal", "blobs", "redis"} <= set(readable(open_folder))
+    mesh.start_control()
+    work(mesh)
+    assert readable(open_folder) == []
