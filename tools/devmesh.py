@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rae_node.isolation import PROGRAM
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
 
@@ -398,6 +399,10 @@ class DevMesh:
     def leftovers(self) -> dict[int, str]:
         """Processes of this mesh that still live."""
         return processes_of(self.data)
+
+    def supervisors(self) -> list[int]:
+        """The processes that supervise tasks now, where these are no units."""
+        return sorted(pid for pid, line in self.leftovers().items() if str(PROGRAM) in line)
 
     def close(self) -> None:
         """Stop everything, agents first, and remove the folder."""

@@ -120,10 +120,8 @@ class Faults:
             node = self._rng.choice(list(self._mesh.nodes.values()))
             return node.pid if node.running else None
         if victim == "supervisor":
-            found = [
-                pid for pid, line in self._mesh.leftovers().items() if "rae_node.supervisor" in line
-            ]
-            return self._rng.choice(sorted(found)) if found else None
+            found = self._mesh.supervisors()
+            return self._rng.choice(found) if found else None
         with contextlib.suppress(MeshError):
             pid = self._mesh.pid(victim)
             return pid if pid in self._mesh.leftovers() else None

@@ -33,8 +33,7 @@ def children(pid: int) -> list[int]:
 
 def supervisor(mesh: DevMesh) -> int:
     """The one that runs; as a unit it does not know the mesh's folder."""
-    known = processes_of(Path("/supervisor.py")) if LEVEL == "unit" else mesh.leftovers()
-    (found,) = [pid for pid, command in known.items() if "supervisor.py" in command]
+    (found,) = processes_of(Path("/supervisor.py")) if LEVEL == "unit" else mesh.supervisors()
     return found
 
 
