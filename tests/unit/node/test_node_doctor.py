@@ -25,6 +25,7 @@ from rae_node.gpu import Gpu
 from rae_node.guard.policy import Reading
 from rae_node.paths import Layout
 from rae_protocol.errors import Unreachable
+from tests.certificates import Authority, tls_front
 from tests.unit.node.fakes import Rig
 
 CARD = Gpu("NVIDIA GeForce RTX 4080", 16376, "GPU-1", "550", "12.4")
@@ -68,9 +69,11 @@ FAILING: dict[str, tuple[Finding, tuple[str, ...]]] = {
     "an empty enrolment": (rules.secret(HERE, MINE, 1000, "it is empty"), ("it is empty",)),
     "a full disk": (rules.disk("spool", HERE, 12), ("12 MiB", "df -h /x/run")),
     "an unreadable disk": (rules.disk("spool", HERE, None), ("cannot be read",)),
-    "an unknown name": (rules.control("http://c", "", [], "")[0], ("rae_endpoint",)),
-    "a public address": (rules.control("http://c", "public", ["8.8.8.8"], "")[0], ("https",)),
-    "a silent control": (rules.control("http://c", "", ["::1"], "gone")[1], ("gone", "tailscale")),
+    "an unknown name": (rules.control("http://c", "", [], None)[0], ("rae_endpoint",)),
+    "a public address": (rules.control("http://c", "public", ["8.8.8.8"], None)[0], ("https",)),
+    "a silent control": (
+        rules.control("http://c", "", ["::1"], Unreachable("gone"))[1], ("gone", "tailscale"),
+    ),
     "a wrong clock": (rules.clock(-61), ("-61 s", "set-ntp")),
     "weak isolation": (rules.isolation("process", "no", "unit"), ("min_isolation", "no task")),
     "a folder that no box shows": (
@@ -138,7 +141,7 @@ def test_what_is_right_or_cannot_be_helped_does_not_fail() -> None:
         rules.trusted([]), rules.agent(True, ""), rules.unit("enabled", "u", False),
         rules.source("gpu", Reading("gpu", True, "foreign_gpu_process"), ""),
         *rules.models(ROLES, 14, ["deepseek-coder:6.7b"]),
-        *rules.control("https://c", "", ["1.1"], ""),
+        *rules.control("https://c", "", ["1.1"], None),
     ]  # fmt: skip
     assert [one for one in right if one.state != "ok"] == []
     notes = [
@@ -257,11 +260,11 @@ def nobody(_: str) -> list[str]:
     raise OSError("no such name")
 
 
-def silent(_: str) -> float:
+def silent(_: NodeConfig) -> float:
     raise Unreachable("http://c did not answer (ConnectionError)")
 
 
-def other(_: str) -> float:
+def other(_: NodeConfig) -> float:
     raise Unreachable("http://c answered 404 (text/html): this is not control's answer")
 
 
@@ -303,6 +306,32 @@ def test_a_control_that_does_not_answer_at_once_is_called_again(home: Layout, ey
         assert see(home, asking, "control").state == "ok"
         server.shutdown()
     assert calls == ["/healthz"] * 2
+
+
+def test_the_doctor_names_the_certificate_problem_and_trusts_the_ca_of_the_configuration(
+    home: Layout, eyes: Eyes, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    asking = replace(eyes, healthz=Eyes().healthz)
+
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "15")
+            self.end_headers()
+            self.wfile.write(b'{"status":"ok"}')
+
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server,
+        tls_front(authority.issue(), server.server_port) as front,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        body = {**yaml.safe_load(home.config_file.read_text()), "rae_endpoint": front.url}
+        home.config_file.write_text(yaml.safe_dump(body))
+        fails(see(home, asking, "control"), "CA that is not trusted", "`ca_file` in config.yaml")
+        home.config_file.write_text(yaml.safe_dump({**body, "ca_file": str(authority.file)}))
+        assert see(home, asking, "control").state == "ok"
+        server.shutdown()
 
 
 def test_a_machine_without_systemd_fails_where_it_is_installed_only(

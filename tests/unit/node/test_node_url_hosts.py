@@ -21,8 +21,10 @@ from cryptography.x509.oid import NameOID
 
 from rae_node.config import NodeConfig
 from rae_node.download import fetch_url
-from rae_node.errors import TaskFailure
+from rae_node.errors import HandBack, TaskFailure
 from rae_node.url_hosts import host_rule, is_public, rules_of
+from rae_protocol.session import CA_VARIABLES
+from tests.certificates import Authority, tls_front
 from tests.unit.node.fakes import Rig
 
 MakeRig = Callable[..., Rig]
@@ -165,10 +167,26 @@ def test_tls_names_and_checks_the_host_and_not_its_address(tmp_path: Path) -> No
         thread = threading.Thread(target=serve)
         thread.start()
         url = f"https://files.test:{door.getsockname()[1]}/f"
-        with pytest.raises(TaskFailure, match="SSLError"):
+        with pytest.raises(TaskFailure, match="a CA that is not trusted here"):
             fetch(url, tmp_path / "f", ["files.test=127.0.0.1"], ["127.0.0.1"])
         thread.join()
     assert names == ["files.test"]
+
+
+def test_an_input_comes_from_a_host_whose_ca_the_environment_names(
+    tmp_path: Path, service: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    for name in CA_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with tls_front(authority.issue("files.test"), service.server_port) as front:
+        url = f"https://files.test:{front.url.rpartition(':')[2]}/f"
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+        fetch(url, tmp_path / "f", ["files.test=127.0.0.1"], ["127.0.0.1"])
+        assert (tmp_path / "f").read_bytes() == b"the owner's own"
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone.pem"))
+        with pytest.raises(HandBack, match=r"gone.pem cannot be read"):
+            fetch(url, tmp_path / "g", ["files.test=127.0.0.1"], ["127.0.0.1"])
 
 
 @pytest.mark.parametrize(

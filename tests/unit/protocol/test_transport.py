@@ -147,7 +147,7 @@ def test_silence_ends_with_the_read_timeout(waits: Waits) -> None:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         http = transport(url, waits, read_timeout_s=0.05)
         before = time.monotonic()
-        with pytest.raises(Unreachable, match="ReadTimeout"):
+        with pytest.raises(Unreachable, match="did not answer in time"):
             get(http)
         assert time.monotonic() - before < 5
 

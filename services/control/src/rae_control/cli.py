@@ -226,6 +226,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="a credentials.json of `serve --dev`; default: RAE_URL and RAE_TOKEN, else"
         f" RAE_CREDENTIALS, else ./{DEFAULT_CREDENTIALS}, else {HOST_CREDENTIALS}",
     )  # fmt: skip
+    common.add_argument(
+        "--ca-file", metavar="FILE", default=argparse.SUPPRESS,
+        help="PEM file of the CA that signed control's certificate; default: RAE_CA_FILE, else"
+        " SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, else the public CAs",
+    )  # fmt: skip
     parser = _Parser(
         prog="raectl", description="Submit tasks to RAE Mesh and operate it.", parents=[common]
     )
@@ -297,6 +302,7 @@ def _default_credentials() -> Path:
 
 def _connect(args: argparse.Namespace) -> RaeClient:
     file = getattr(args, "credentials", None)
+    ca_file = getattr(args, "ca_file", None)
     url, token = os.environ.get("RAE_URL"), os.environ.get("RAE_TOKEN", "").strip() or None
     if url and not url.startswith(("http://", "https://")):
         raise UsageError(f"RAE_URL is '{url}'; write it as http://ADDRESS:PORT or https://NAME")
@@ -306,11 +312,12 @@ def _connect(args: argparse.Namespace) -> RaeClient:
         if token is None:
             text = "RAE_URL is set and RAE_TOKEN is not"
             raise UsageError(f"{text}; set both, or name a file with --credentials")
-        return RaeClient(url, token)
+        return RaeClient(url, token, ca_file=ca_file)
     path = Path(file or os.environ.get("RAE_CREDENTIALS") or _default_credentials())
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return RaeClient(url or found["url"], token or found["admin_token"])
+        token = token or found["admin_token"]
+        return RaeClient(url or found["url"], token, ca_file=ca_file)
     except FileNotFoundError as error:
         raise UsageError(
             f"there is no {path}; set RAE_URL and RAE_TOKEN, or name a file with --credentials"

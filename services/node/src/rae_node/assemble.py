@@ -95,6 +95,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
     client = NodeClient(
         config.rae_endpoint,
         config.node_id,
+        ca_file=config.ca_file,
         read_timeout_s=settings.http_timeout_sec,
         **read_enrolment(config.enrolment_file or str(layout.agent / "enrolment.json"), os.environ),
     )

@@ -113,6 +113,7 @@ class NodeConfig(_Section):
     capabilities: Declared
     heartbeat_interval_sec: Period
     rae_endpoint: str
+    ca_file: Annotated[str, Field(pattern="^/")] | None = None
     tags: list[Word] = Field(default_factory=list)
     max_concurrent_cpu: Count = 1
     max_concurrent_gpu: Count | None = None

@@ -49,15 +49,16 @@ def _text(file: str) -> str | None:
         return None
 
 
-def _healthz(url: str) -> float:
+def _healthz(config: NodeConfig) -> float:
     """Seconds that control's clock is ahead. Raises RaeError.
 
     Four calls: a host that has just booted is heard again when WireGuard gives up the session with
     the boot before, KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, 15 s (section 6 of its paper).
     """
     transport = Transport(
-        url, connect_timeout_s=_TIMEOUT_S, read_timeout_s=_TIMEOUT_S, backoff=Backoff(tries=4)
-    )
+        config.rae_endpoint, ca_file=config.ca_file, connect_timeout_s=_TIMEOUT_S,
+        read_timeout_s=_TIMEOUT_S, backoff=Backoff(tries=4),
+    )  # fmt: skip
     read = json_of(Health, MAX_SMALL_BYTES)
     transport.call("GET", "/healthz", read=read, auth=BearerAuth(None), retry=True)
     return transport.clock_offset_s
@@ -82,7 +83,7 @@ class Eyes:
     owned: Callable[[Path], Owned | None] = _owned
     free_mb: Callable[[Path], float | None] = disk_free_mb
     resolve: Callable[[str], list[str]] = resolve
-    healthz: Callable[[str], float] = _healthz
+    healthz: Callable[[NodeConfig], float] = _healthz
     gpus: Callable[[float], Sequence[Gpu] | None] = probe_gpu
     gpus_on_bus: Callable[[], int] = lambda: len(nvidia_gpus(PCI_DEVICES))
     look: Callable[..., tuple[list[Reading], dict[str, str]]] = look
@@ -192,7 +193,8 @@ def _secret(layout: Layout, config: NodeConfig, agent_uid: int, eyes: Eyes) -> F
 
 
 def _control(config: NodeConfig, eyes: Eyes) -> Iterator[Finding]:
-    url, refused, problem, offset = config.rae_endpoint, "", "", None
+    url, refused, offset = config.rae_endpoint, "", None
+    problem: RaeError | None = None
     try:
         addresses = eyes.resolve(urlsplit(url).hostname or "")
         refuse_public_http(url, lambda _: addresses)
@@ -202,9 +204,9 @@ def _control(config: NodeConfig, eyes: Eyes) -> Iterator[Finding]:
         refused = str(error)
     if addresses and not refused:
         try:
-            offset = eyes.healthz(url)
+            offset = eyes.healthz(config)
         except RaeError as error:
-            problem = error.message
+            problem = error
     yield from rules.control(url, refused, addresses, problem)
     if offset is not None:
         yield rules.clock(offset)

@@ -17,11 +17,13 @@ from rae_node.guard.policy import Reading
 from rae_node.guard.words import in_words
 from rae_node.isolation import Level, at_least
 from rae_node.runners.llm import has_model
+from rae_protocol.errors import RaeError, Unreachable
 
 MIN_PYTHON = (3, 10)
 MIN_DISK_MB = 1024
 MAX_OFFSET_S = 60.0  # control refuses signatures beyond it
 ALL_SOURCES: tuple[SourceName, ...] = ("logind", "input", "tty", "remote", "load", "gpu")
+_OWN_WAY_OUT = frozenset({"tls", "certificate", "ca_file"})
 STAND_INS = {
     "memory": "the supervisor adds up a task's memory and kills with E_OOM instead",
     "cpu": "nice (cpu_nice) stands in",
@@ -120,7 +122,9 @@ def disk(name: str, path: Path, free_mb: float | None) -> Finding:
     return good(name, f"{free_mb:.0f} MiB free")
 
 
-def control(url: str, refused: str, addresses: Sequence[str], problem: str) -> list[Finding]:
+def control(
+    url: str, refused: str, addresses: Sequence[str], problem: RaeError | None
+) -> list[Finding]:
     """The way to control. `refused`: why it may not be used; `problem`: of asking it."""
     endpoint = "put control's address into rae_endpoint of config.yaml"
     if not addresses:
@@ -129,9 +133,11 @@ def control(url: str, refused: str, addresses: Sequence[str], problem: str) -> l
         fix = "use https, or control's Tailscale address, as rae_endpoint of config.yaml"
         return [bad("control address", refused, fix)]
     found = [good("control address", f"{url} is {', '.join(addresses)}")]
-    if problem:
-        fix = "check that control runs, that `tailscale status` shows it, and rae_endpoint"
-        return [*found, bad("control", problem, fix)]
+    if problem is not None:
+        fix = problem.way_out
+        if not isinstance(problem, Unreachable) or problem.reason not in _OWN_WAY_OUT:
+            fix = "check that control runs, that `tailscale status` shows it, and rae_endpoint"
+        return [*found, bad("control", problem.cause or problem.message, fix)]
     return [*found, good("control", f"{url}/healthz answers")]
 
 

@@ -21,7 +21,8 @@ from rae_node.errors import HandBack, TaskFailure, listed
 from rae_node.url_hosts import HostRule, host_rule, rules_of
 from rae_protocol.abort import Abortable, AbortableAdapter
 from rae_protocol.answers import save
-from rae_protocol.session import PlainSession
+from rae_protocol.connect_errors import diagnose
+from rae_protocol.session import NAME_A_CA_FILE, PlainSession, ca_problem
 from rae_protocol.weburl import host_of, plain_host
 
 LookUp = Callable[[str], list[str]]
@@ -71,6 +72,9 @@ def fetch_url(
             request = session.prepare_request(requests.Request("GET", url))
             # The parser that connects has the last word, and the gate at each connection.
             gate.rules(plain_host(parse_url(str(request.url)).host or ""))
+            problem = ca_problem(session.verify) if isinstance(session.verify, str) else ""
+            if problem and url.startswith("https:"):
+                raise HandBack("infrastructure", f"Input '{name}': {problem}. {NAME_A_CA_FILE}")
             # An archive arrives packed, with its own hash.
             response = session.send(
                 request, timeout=(_CONNECT_S, timeout_s), stream=True, allow_redirects=False
@@ -81,7 +85,7 @@ def fetch_url(
                     raise TaskFailure("E_INPUT", f"Input '{name}': {host} answered HTTP {status}")
                 save(_pieces(response, came), target, max_bytes)
     except requests.RequestException as error:
-        why = f"{host} did not answer ({type(error).__name__}); check the URL, or upload the input"
+        why = f"{host} {diagnose(error).what}; check the URL, or upload the input"
         raise TaskFailure("E_INPUT", f"Input '{name}': {why}") from error
     except ValueError as error:
         raise TaskFailure("E_INPUT", f"Input '{name}' from its URL: {error}") from error

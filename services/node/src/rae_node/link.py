@@ -187,6 +187,8 @@ class Link:
     def _trouble(self, error: RaeError) -> float:
         away = isinstance(error, Unreachable)
         tell = {"rc": error.rc, "error": error.message}
+        if isinstance(error, Unreachable):
+            tell["reason"] = error.reason
         self._log.warning("control_unreachable" if away else "control_refused", **tell)
         if away and not self._outfit.runtime.execution.retry_on_disconnect:
             self._ears.leave("control does not answer and retry_on_disconnect is false")

@@ -35,7 +35,7 @@ class RaeClient:
     Methods raise RemoteError with control's rc, or Unreachable. Submits carry ids made here, so
     they may be repeated after a lost answer without running anything twice. What is not safe to
     repeat (`requeue`, `add_token`) is sent again only when control has surely not acted; after a
-    lost answer Unreachable tells how to find out.
+    lost answer Unreachable tells how to find out. `ca_file`: see Transport.
     """
 
     def __init__(
@@ -43,12 +43,15 @@ class RaeClient:
         url: str,
         token: str | None,
         *,
+        ca_file: str | None = None,
         backoff: Backoff = Backoff(),
         read_timeout_s: float = 30.0,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._http = Transport(url, backoff=backoff, read_timeout_s=read_timeout_s, sleep=sleep)
+        self._http = Transport(
+            url, ca_file=ca_file, backoff=backoff, read_timeout_s=read_timeout_s, sleep=sleep
+        )
         self._auth = BearerAuth(token)
         self._monotonic = monotonic
 
@@ -236,7 +239,7 @@ class RaeClient:
             if error.unsent:
                 raise
             way_out = f"Control may have acted all the same; before you try again: {look}."
-            raise Unreachable(error.cause or "", way_out=way_out) from error
+            raise Unreachable(error.cause or "", reason=error.reason, way_out=way_out) from error
 
     def _post(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -204,6 +204,13 @@ class RemoteError(RaeError):
         return getattr(self, "_message", self.way_out)
 
 
+# Why no answer of control came.
+Reason = Literal[
+    "refused", "unknown_name", "timeout", "no_route", "tls", "certificate", "ca_file",
+    "broken_off", "foreign",
+]  # fmt: skip
+
+
 class Unreachable(RaeError):
     """Control did not answer: the connection was refused, timed out or broke off, or something in
     between answered instead."""
@@ -215,9 +222,11 @@ class Unreachable(RaeError):
         cause: str,
         *,
         unsent: bool = False,
+        reason: Reason = "broken_off",
         way_out: str = "Check the URL and that control runs.",
     ) -> None:
         super().__init__("unreachable", cause)
+        self.reason: Reason = reason
         self.unsent = unsent  # not even a connection came about: control has done nothing
         self.way_out = way_out
         self.args = (self.message,)

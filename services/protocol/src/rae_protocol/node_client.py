@@ -109,6 +109,7 @@ class NodeClient:
         secret: str,
         *,
         kind: str = "hmac",
+        ca_file: str | None = None,
         public_keys: Sequence[str] = (),
         backoff: Backoff = Backoff(tries=4, base_s=0.2, cap_s=4.0),
         read_timeout_s: float = 15.0,
@@ -124,9 +125,14 @@ class NodeClient:
         self._now = now
         self._sleep = sleep
         self._http = Transport(
-            url, backoff=backoff, read_timeout_s=read_timeout_s, now=now, sleep=sleep,
+            url,
+            ca_file=ca_file,
+            backoff=backoff,
+            read_timeout_s=read_timeout_s,
+            now=now,
+            sleep=sleep,
             unsigned_offset_max_s=UNSIGNED_OFFSET_MAX_S,
-        )  # fmt: skip
+        )
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._seen_lock = threading.Lock()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ from requests.auth import AuthBase
 from urllib3.exceptions import NewConnectionError
 
 from rae_protocol.answers import Answer, BrokenOff, refusal
-from rae_protocol.errors import RemoteError, Unreachable
-from rae_protocol.session import PlainSession
+from rae_protocol.connect_errors import diagnose
+from rae_protocol.errors import Reason, RemoteError, Unreachable
+from rae_protocol.session import NAME_A_CA_FILE, PlainSession, ca_from, ca_problem
 from rae_protocol.trickle import PatientAdapter
 
 T = TypeVar("T")
@@ -95,13 +97,17 @@ class Transport:
     `retry=True` is only for calls that may be repeated: it repeats when no answer of control came,
     and after 429/502/503/504, honouring `Retry-After`. `retry="unsent"` is for all others: it
     repeats only what control has surely not done, because no connection came about or control
-    itself answered 429 or 503.
+    itself answered 429 or 503. A certificate that is not accepted ends a call at once.
+
+    `ca_file`: whose certificates are trusted; None: what RAE_CA_FILE or a standard variable names,
+    else the public CAs.
     """
 
     def __init__(
         self,
         url: str,
         *,
+        ca_file: str | None = None,
         connect_timeout_s: float = 5.0,
         read_timeout_s: float = 30.0,
         backoff: Backoff = Backoff(),
@@ -111,6 +117,7 @@ class Transport:
     ) -> None:
         self.url = url.rstrip("/")
         self.clock_offset_s = 0.0
+        self._ca_file = ca_file or ca_from(os.environ, "RAE_CA_FILE")
         self._connect = connect_timeout_s
         self._read = read_timeout_s
         self._backoff = backoff
@@ -140,6 +147,10 @@ class Transport:
         control's rc, Unreachable, and what else `read` raises. `wait_s` is added to the read
         timeout of a long poll.
         """
+        if self._ca_file is not None and self.url.startswith("https:"):
+            problem = ca_problem(self._ca_file)
+            if problem:
+                raise Unreachable(problem, unsent=True, reason="ca_file", way_out=NAME_A_CA_FILE)
         attempt = 0
         while True:
             pause = self._backoff.delay(attempt, self._rng)
@@ -161,12 +172,11 @@ class Transport:
                 with response:
                     return self._answered(response, auth, read, sent)
             except requests.RequestException as error:
-                unsent = _is_unsent(error)
-                failure: RemoteError | Unreachable = Unreachable(
-                    f"{self.url} did not answer ({type(error).__name__})", unsent=unsent
+                lost = self._unanswered(error)
+                failure: RemoteError | Unreachable = lost
+                may_repeat = lost.reason != "certificate" and (
+                    retry is True or (retry == "unsent" and lost.unsent)
                 )
-                failure.__cause__ = error
-                may_repeat = retry is True or (retry == "unsent" and unsent)
             except Unreachable as error:
                 failure, may_repeat = error, retry is True
             except RemoteError as error:
@@ -177,6 +187,18 @@ class Transport:
             if not may_repeat or attempt >= self._backoff.tries:
                 raise failure
             self._sleep(pause)
+
+    def _unanswered(self, error: requests.RequestException) -> Unreachable:
+        found = diagnose(error)
+        text = f"{self.url} {found.what}"
+        if found.reason == "certificate" and self._ca_file is not None:
+            text += f"; trusted here is {self._ca_file}"
+        failure = Unreachable(
+            text, unsent=_is_unsent(error, found.reason), reason=found.reason,
+            way_out=found.way_out,
+        )  # fmt: skip
+        failure.__cause__ = error
+        return failure
 
     def _answered(
         self, response: requests.Response, auth: Caller, read: Callable[[Answer], T], sent: float
@@ -194,7 +216,7 @@ class Transport:
         except BrokenOff as problem:
             raise Unreachable(f"{self.url} did not answer in full ({problem})") from problem
         except ValueError as problem:
-            raise Unreachable(_foreign(self.url, answer, problem)) from problem
+            raise Unreachable(_foreign(self.url, answer, problem), reason="foreign") from problem
         self._adopt_clock(answer, sent, arrived)
         raise error
 
@@ -205,7 +227,7 @@ class Transport:
         try:
             session = self._idle.pop()
         except IndexError:
-            session = PlainSession(PatientAdapter)
+            session = PlainSession(PatientAdapter, ca_file=self._ca_file)
         try:
             yield session
         finally:
@@ -233,10 +255,14 @@ def _date(answer: Answer) -> float | None:
         return None
 
 
-def _is_unsent(error: requests.RequestException) -> bool:
+def _is_unsent(error: requests.RequestException, reason: Reason) -> bool:
     """Whether there was no connection that could have carried the request."""
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
+    inner = getattr(error.args[0], "reason", None) if error.args else None
+    return (
+        isinstance(error, requests.ConnectTimeout)
+        or isinstance(inner, NewConnectionError)
+        or reason in {"certificate", "tls"}
+    )
 
 
 def _foreign(url: str, answer: Answer, problem: ValueError) -> str:
