@@ -21,11 +21,16 @@ MODELS = re.compile(
 # What a secret of ours begins with, where nobody should see one.
 TOKEN = re.compile(rb"rae_[A-Za-z0-9_-]{40,}|tskey-[a-z]+-[A-Za-z0-9-]{12,}")
 
+# Output is matched in English.
+ENGLISH = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C.UTF-8"}
+
 
 def run(*argv):
     """Standard output of a command, and its exit code; words on stderr come after the output."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=60, check=False, env=ENGLISH
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return str(error), 127
     return done.stdout + done.stderr, done.returncode

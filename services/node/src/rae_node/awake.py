@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from rae_node.log import EventLog
+from rae_node.procs import english
 
 # The program lives as long as its input is open: until we close it, or are dead.
 COMMAND = ("systemd-inhibit", "--what=sleep", "--mode=block", "--who=RAE",
@@ -45,8 +46,10 @@ class Awake:
     def _hold(self, line: IO[bytes], held: IO[bytes]) -> None:
         with line:
             try:
-                done = subprocess.run(self._command, stdin=line, stdout=subprocess.DEVNULL,
-                                      stderr=subprocess.PIPE, check=False)  # fmt: skip
+                done = subprocess.run(
+                    self._command, stdin=line, stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE, check=False, env=english(),
+                )  # fmt: skip
                 said = done.stderr.decode(errors="replace").strip()
             except OSError as error:
                 said = f"{self._command[0]}: {error.strerror}"

@@ -15,6 +15,7 @@ from rae_node import __version__
 from rae_node.config import NodeConfig, RuntimeConfig
 from rae_node.gpu import Gpu
 from rae_node.gpu import probe as probe_gpu
+from rae_node.procs import english
 from rae_node.runners.base import PATH
 from rae_node.runners.cli import AllowList
 from rae_node.runners.llm import has_model
@@ -204,6 +205,7 @@ def _ffmpeg_version(timeout_s: float) -> str | None:
             capture_output=True,
             timeout=timeout_s,
             check=True,
+            env=english(),
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -26,6 +26,11 @@ ROOT_MARK = "RAE_NODE_ROOT"
 SLICE = "rae.slice"
 
 
+def english() -> dict[str, str]:
+    """This environment, for a program whose output is read: its words are not translated."""
+    return {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C.UTF-8"}
+
+
 def own_slice(cgroup: str | None = None, root: str = ROOT) -> Path | None:
     """The cgroup of all that is RAE's: rae.slice, where the agent is a unit in it."""
     inside = (own() if cgroup is None else cgroup).startswith(f"/{SLICE}/")

@@ -17,6 +17,7 @@ from rae_node.guard.policy import Reading
 from rae_node.isolation import Level, at_least
 from rae_node.local_socket import ask
 from rae_node.paths import Layout, socket_path
+from rae_node.procs import english
 from rae_node.startup import read_enrolment
 
 UNIT = "rae-node.service"
@@ -61,6 +62,7 @@ def _systemctl(*words: str) -> str:
             capture_output=True,
             timeout=_TIMEOUT_S,
             check=False,
+            env=english(),
         )
     except (OSError, subprocess.SubprocessError) as error:
         text = f"systemctl cannot be asked ({error}); start this node by hand after each boot"
