@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gevent
+import pytest
 
 from rae_control.mesh import Mesh
 
@@ -178,30 +179,52 @@ def test_others_that_do_not_come_in_ten_minutes_lose_their_turn(
     assert api.take("n1")["task_id"] == ref["task_id"]
 
 
-def test_a_node_that_eats_the_queue_is_shown_then_cordoned_and_its_tasks_succeed_elsewhere(
-    api: Api, mesh: Mesh, clock: ManualClock
-) -> None:
-    api.join("hole", machine="hole", slots=["cpu0"])
-    api.join("good", machine="good", slots=["cpu0"])
-    ids = [ref["task_id"] for ref in api.submit(*[ECHO] * 30)]
+def shown_while_it_eats(
+    api: Api, mesh: Mesh, clock: ManualClock, ids: list[str], *others: str
+) -> list[str]:
+    """Node `hole` fails whatever it gets, until the others did it all: what was shown of it."""
     shown: list[str] = []
-    for _ in range(200):
+    for round_ in range(200):
         if not shown or shown[-1] != "cordoned":
             attempt(api, mesh, "hole", "failed", error=FAILED)
         view = api.rae("GET", "/nodes/hole", who="root").json
         shown.append(view.get("suspect") or "" if view["state"] == "online" else "cordoned")
-        attempt(api, mesh, "good", "succeeded")
+        for name in (others[round_ % len(others) :] + others)[: len(others)]:
+            attempt(api, mesh, name, "succeeded")  # each comes first in its turn
         tick(mesh, clock, 1)
-        for name in ("hole", "good"):
+        for name in ("hole", *others):
             api.node(name, "POST", "/nodes/heartbeat", {"node_id": name})
         if all(api.task(task_id)["state"] == "succeeded" for task_id in ids):
             break
+    assert [api.task(task_id)["state"] for task_id in ids] == ["succeeded"] * len(ids)
+    return shown
+
+
+def test_a_node_that_eats_the_queue_is_shown_then_cordoned_and_its_tasks_succeed_elsewhere(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    for name in ("hole", "good", "fine"):
+        api.join(name, machine=name, slots=["cpu0"])
+    ids = [ref["task_id"] for ref in api.submit(*[ECHO] * 30)]
+    shown = shown_while_it_eats(api, mesh, clock, ids, "good", "fine")
     view = api.rae("GET", "/nodes/hole", who="root").json
     assert view["state"] == "cordoned"
     assert "different tasks in a row failed here" in view["reason"]
     assert any(set(shown) - {"cordoned", ""}), "it was shown before"
-    assert [api.task(task_id)["state"] for task_id in ids] == ["succeeded"] * 30
     assert sum(api.task(task_id)["failures"] for task_id in ids) <= 10
     api.rae("POST", "/nodes/hole/resume", {}, who="root")
     view = api.rae("GET", "/nodes/hole", who="root").json
     assert view["state"] == "online" and not view.get("suspect")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_single_other_node_cordons_it_only_where_that_one_is_trusted(
+    api: Api, mesh: Mesh, clock: ManualClock, trusted: bool
+) -> None:
+    api.join("hole", machine="hole", slots=["cpu0"])
+    api.enrol("other", trusted=trusted)
+    assert api.register("other", machine="other", slots=["cpu0"], trusted=True).status_code == 200
+    ids = [ref["task_id"] for ref in api.submit(*[ECHO] * 30)]
+    shown = shown_while_it_eats(api, mesh, clock, ids, "other")
+    assert ("cordoned" in shown) == trusted
+    assert any(set(shown) - {"cordoned", ""}), "it is shown"

@@ -19,7 +19,7 @@ import gevent
 from gevent.event import Event
 
 from rae_control.config import ControlConfig
-from rae_control.core.health import Health
+from rae_control.core.health import Health, Reporter
 from rae_control.core.hold import Hold
 from rae_control.core.lanes import LaneTable
 from rae_control.core.leases import Lease, LeaseTable
@@ -325,7 +325,11 @@ class State(ABC):
             return
         ok, task = move.new == "succeeded", move.task
         if ok or speaks_of_node(str(task["reason"])):
-            self.health.ended(move.node_id, task["task_id"], move.lane_before, ok=ok)
+            node = self.nodes.get(move.node_id)
+            by = Reporter(move.node_id)
+            if node is not None:
+                by = Reporter(move.node_id, node.machine, node.trusted)
+            self.health.ended(by, task["task_id"], move.lane_before, ok=ok)
 
     def _follow_lease(self, move: Moved) -> None:
         now = self.clock.boot()

@@ -1,8 +1,9 @@
 """Finds nodes on which one task after the other fails while such tasks succeed elsewhere.
 
 A node that fails fast is always free, so it would get most of a queue. Only tasks of the same lanes
-count: where those fail on other nodes, too, the tasks are to blame. Kept in memory: a restart of
-control begins anew, and a cordon is in the ledger.
+count: where those fail on other nodes, too, the tasks are to blame. A success is what a node says,
+and a node may lie: one that is not trusted takes no other one out of service by itself. Kept in
+memory: a restart of control begins anew, and a cordon is in the ledger.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ from dataclasses import dataclass, field
 _REMEMBERED = 100  # outcomes a lane
 _LANES = 2000
 _SAME = 2
+_WITNESSES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """The node that reports an outcome. `machine` is its own word, `trusted` the operator's too."""
+
+    node_id: str
+    machine: str | None = None
+    trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     number: int
-    node_id: str
+    by: Reporter
     task_id: str
     ok: bool
 
@@ -33,16 +44,30 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Elsewhere:
-    """How tasks of the same lanes ended on other nodes; `same`: of the very tasks that failed."""
+    """How tasks of the same lanes ended on other nodes.
+
+    `same`: how many of the very tasks that failed succeeded there, `witnesses`: who says so.
+    """
 
     good: int
     bad: int
     same: int
+    witnesses: frozenset[Reporter]
 
     @property
     def of_tasks(self) -> bool:
         """Whether the tasks are to blame: elsewhere less than two of three succeed."""
         return 2 * self.bad > self.good
+
+    @property
+    def believed(self) -> bool:
+        """Whether a trusted node says so, or several nodes on several machines do."""
+        nodes = {witness.node_id for witness in self.witnesses}
+        machines = {witness.machine or witness.node_id for witness in self.witnesses}
+        return (
+            any(witness.trusted for witness in self.witnesses)
+            or min(len(nodes), len(machines)) >= _WITNESSES
+        )
 
 
 class Health:
@@ -56,16 +81,16 @@ class Health:
         )
         self._count = 0
 
-    def ended(self, node_id: str, task_id: str, lane_id: str, *, ok: bool) -> None:
+    def ended(self, by: Reporter, task_id: str, lane_id: str, *, ok: bool) -> None:
         """An attempt succeeded, or failed in a way that may be the node's fault."""
         self._count += 1
         if len(self._lanes) > _LANES:
             self._lanes.clear()
-        self._lanes[lane_id].append(_Outcome(self._count, node_id, task_id, ok))
+        self._lanes[lane_id].append(_Outcome(self._count, by, task_id, ok))
         if ok:
-            self._rows.pop(node_id, None)
+            self._rows.pop(by.node_id, None)
         else:
-            row = self._rows.setdefault(node_id, _Row(self._count))
+            row = self._rows.setdefault(by.node_id, _Row(self._count))
             if len(row.tasks) < _REMEMBERED:
                 row.tasks[task_id] = lane_id
 
@@ -89,14 +114,16 @@ class Health:
     def to_cordon(self) -> dict[str, str]:
         """Nodes that shall get nothing more, and why.
 
-        Two of the very tasks must have succeeded elsewhere. That others like them did is shown
-        only: who submits may choose what fails where.
+        Two of the very tasks must have succeeded elsewhere, on nodes that are believed. That others
+        like them did, or that a single node says so, is shown only: who submits may choose what
+        fails where, and a node may report what it did not do.
         """
         found = {}
         for node_id, row in self._rows.items():
             if len(row.tasks) < self._cordon_after or (why := self.suspect(node_id)) is None:
                 continue
-            if self._elsewhere(node_id, row).same >= _SAME:
+            elsewhere = self._elsewhere(node_id, row)
+            if elsewhere.same >= _SAME and elsewhere.believed:
                 found[node_id] = why
         return found
 
@@ -105,8 +132,10 @@ class Health:
             outcome
             for lane_id in set(row.tasks.values())
             for outcome in self._lanes.get(lane_id, ())
-            if outcome.node_id != node_id and outcome.number >= row.began
+            if outcome.by.node_id != node_id and outcome.number >= row.began
         ]
         good = {outcome.task_id for outcome in others if outcome.ok}
         bad = sum(not outcome.ok for outcome in others)
-        return _Elsewhere(len(good), bad, len(good & row.tasks.keys()))
+        same = good & row.tasks.keys()
+        witnesses = frozenset(o.by for o in others if o.ok and o.task_id in same)
+        return _Elsewhere(len(good), bad, len(same), witnesses)
