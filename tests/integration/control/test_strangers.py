@@ -35,6 +35,10 @@ ADDRESSES = (f"127.0.7.{number}" for number in count(1))
 
 SIGNED = f'RAE-Signature: keyid="ghost", ts="1", nonce="{"A" * 22}", sig="{"0" * 64}"'
 
+NODES = (("n7", "hmac"), ("tiny", "bearer"))
+REGISTRATION = b'{"node_id": "n7", "machine": "m", "ack": true}'
+TINY = b'{"node_id": "tiny", "machine": "t"}'
+
 
 @pytest.fixture
 def address() -> str:
@@ -184,24 +188,48 @@ def test_slow_bodies_and_slow_headers_end_in_time(
     assert answered.count(b'"body_too_slow"') == 2
 
 
-def test_an_address_that_shows_no_token_gets_429_and_others_are_served(
-    control: DevMesh, address: str, stack: ExitStack
-) -> None:
-    statuses = []
-    for _ in range(int(gate.BURST) + 200):
-        with connect(control, address) as connection:
-            body = b"{}"
-            connection.sendall(head("POST", "/nodes/register", 2, signature(), "Connection: close"))
-            connection.sendall(body)
+def asked_until_refused(mesh: DevMesh, source: str, request: bytes) -> list[int]:
+    """The statuses of one request after the other from an address, up to the first 429."""
+    statuses: list[int] = []
+    while 429 not in statuses and len(statuses) < gate.BURST + 200:
+        with connect(mesh, source) as connection:
+            connection.sendall(request)
             with contextlib.suppress(OSError, IndexError):
                 status, headers, body = answers(connection)
                 statuses.append(status)
-                if status == 429:
-                    break
-    assert set(statuses) == {401, 429}
+    assert (json.loads(body)["rc"], headers["connection"]) == ("rate_limited", "close")
     assert int(headers["retry-after"]) >= 1
-    assert json.loads(body)["rc"] == "rate_limited"
+    return statuses
+
+
+def test_an_address_that_shows_no_token_gets_429_and_others_are_served(
+    control: DevMesh, address: str
+) -> None:
+    request = head("POST", "/nodes/register", 2, signature(), "Connection: close") + b"{}"
+    assert set(asked_until_refused(control, address, request)) == {401, 429}
     assert control.rae.submit([{"kind": "never"}])[0].created
+
+
+def test_strangers_take_nothing_from_who_shows_a_token_at_the_same_address(
+    make_mesh: MakeMesh, address: str
+) -> None:
+    mesh = make_mesh()
+    node, tiny = (mesh.admin.enrol(name, kind=kind) for name, kind in NODES)
+    proof = signature(node.enrolment_secret, node.node_id, REGISTRATION)
+    asked_until_refused(mesh, address, head("GET", "/tasks", 0, "Connection: close"))
+    shown = (
+        ("GET", "/tasks", f"Authorization: Bearer {mesh.credentials()['submit_token']}", b""),
+        ("POST", "/nodes/register", f"Authorization: Bearer {tiny.enrolment_secret}", TINY),
+        ("POST", "/nodes/register", proof, REGISTRATION),
+    )
+    for method, path, line, body in shown:
+        for _ in range(10):  # beside more of the strangers
+            with connect(mesh, address) as connection:
+                connection.sendall(head("GET", "/tasks", 0, "Connection: close"))
+                assert answers(connection)[0] in {401, 429}
+        with connect(mesh, address) as connection:
+            connection.sendall(head(method, path, len(body), line, "Connection: close") + body)
+            assert answers(connection)[0] == 200
 
 
 def test_idle_strangers_make_way_and_do_not_take_the_last_descriptor(

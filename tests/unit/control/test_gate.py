@@ -38,21 +38,33 @@ def used_up(hand: Hand, address: str) -> None:
 def test_an_address_that_shows_nothing_waits_and_others_do_not() -> None:
     hand = Hand()
     used_up(hand, "a")
-    wait = hand.gate.enter("a", lambda: None)
-    assert isinstance(wait, float)
+    wait = hand.enter("a").ask()
     assert 0 < wait <= 1 / RATE
     assert hand.enter("b").ask() == 0
     hand.time += wait
+    assert hand.enter("a").ask() == 0
     assert hand.enter("a").ask() > 0
 
 
-def test_who_shows_a_token_gets_back_what_his_connection_took() -> None:
+def test_a_connection_costs_an_address_nothing_and_neither_does_a_token() -> None:
     hand = Hand()
     for _ in range(3 * int(BURST)):
         visit = hand.enter("a")
         visit.recognise("token")
         hand.gate.leave(visit)
-    assert hand.enter("a").ask() == 0
+    used_up(hand, "a")
+
+
+def test_registrations_count_apart_and_those_of_nodes_do_not() -> None:
+    hand = Hand()
+    used_up(hand, "a")
+    for number in range(3 * int(BURST)):
+        visit = hand.enter("a")
+        assert visit.ask(registers=True) == 0
+        visit.registered(f"node {number}")
+    for _ in range(int(BURST)):
+        assert hand.enter("a").ask(registers=True) == 0
+    assert hand.enter("a").ask(registers=True) > 0
 
 
 def test_the_oldest_stranger_makes_way_and_who_is_known_stays() -> None:

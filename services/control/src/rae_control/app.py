@@ -37,7 +37,6 @@ def create_app(mesh: Mesh) -> Flask:
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)
     app.extensions["bodies"] = http.Bodies()
-    app.before_request(partial(http.admit, mesh))
     app.after_request(http.leave_unread)
     app.after_request(partial(_count, mesh))
     app.after_request(_no_store)

@@ -149,7 +149,8 @@ class Authenticator:
             token = _bearer(authorization)
         except RaeError:
             return False
-        return sha256(token) in self._tokens or self._holder(token) is not None
+        digest = sha256(token)
+        return digest in self._tokens or digest in self._secrets or self._holder(token) is not None
 
     def caller(self, authorization: str | None, need: str) -> Caller:
         """Who holds the bearer token, if its role allows `need`.

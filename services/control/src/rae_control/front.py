@@ -1,7 +1,8 @@
 """gunicorn's worker with our limits on what strangers and slow lines hold.
 
-Each connection is a visit (core/gate.py); each body has a time limit. What is no HTTP request gets
-our answer, and its words stay out of the log.
+Each connection is a visit (core/gate.py); each body has a time limit. A stranger whose address has
+had too much is refused before the application is asked. What is no HTTP request gets our answer,
+and its words stay out of the log.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from rae_control.core.gate import Gate, Visit
 from rae_control.core.limits import Bucket
+from rae_control.ledger.nodes import sha256
 from rae_control.log import facts
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.names import MAX_BLOB_BYTES, MAX_RESULT_BYTES
+from rae_protocol.signing import REGISTER_SCHEME
 
 log = logging.getLogger(__name__)
 _Socket = get_original("socket", "socket")
@@ -102,21 +105,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._gate = Gate(time.monotonic)
         self._here = local()
-        self._unreadable = Bucket(1.0, 20.0, 20.0, time.monotonic())  # lines of the log
+        self._lines = Bucket(1.0, 20.0, 20.0, time.monotonic())  # of the log, about strangers
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        """Serve a connection, or turn it away where its address has had too much."""
+        """Serve a connection."""
         address = str(addr[0]) if isinstance(addr, tuple) else ""
-        visit = self._gate.enter(address, partial(_hang_up, client))
-        if not isinstance(visit, Visit):
-            error = RaeError("rate_limited", "too many connections came from this address")
-            with suppress(OSError):
-                client.setblocking(False)
-                _answer(client, HTTPStatus.TOO_MANY_REQUESTS, error, retry_after_s=visit)
-                client.shutdown(socket.SHUT_WR)
-            util.close(client)
-            return
-        self._here.visit = visit
+        visit = self._here.visit = self._gate.enter(address, partial(_hang_up, client))
         try:
             super().handle(listener, client, addr)
         finally:
@@ -132,10 +126,32 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # Where the next request is there already, nothing waits: others get their turn here.
         gevent.sleep(0)
         try:
+            self._admit(intake.visit, req, sock, addr)
             super().handle_request(listener_name, req, sock, addr)
         finally:
             if intake.unread:
                 _let_end(sock, *(LEFT_OF_KNOWN if intake.visit.known else LEFT_OF_STRANGERS))
+
+    def _admit(self, visit: Visit, req: Any, sock: Any, addr: Any) -> None:
+        """Who shows no known token gets what the address has left. Raises StopIteration."""
+        shown = [value for name, value in req.headers if name == "AUTHORIZATION"]
+        authorization = shown[0] if len(shown) == 1 else ""
+        if self.app.knows(authorization):
+            visit.recognise(sha256(authorization))
+            return
+        wait = visit.ask(registers=authorization.startswith(f"{REGISTER_SCHEME} "))
+        if not wait:
+            return
+        peer, path = (addr or ("",))[0], str(req.path)[:200]
+        self._log("request_refused", rc="rate_limited", method=req.method, path=path, peer=peer)
+        error = RaeError("rate_limited", "too much without a known token came from this address")
+        with suppress(OSError):
+            _answer(sock, HTTPStatus.TOO_MANY_REQUESTS, error, retry_after_s=wait)
+        raise StopIteration  # the connection ends, or the next request costs as little to ask
+
+    def _log(self, event: str, **attrs: str) -> None:
+        if not self._lines.take(time.monotonic()):
+            log.warning(event, extra=facts(**attrs))
 
     def notify(self) -> None:
         """Each second, from the loop that serves: not before it does, nor while it is blocked."""
@@ -154,8 +170,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             super().handle_error(req, client, addr, exc)
             return
         peer, cause = (addr or ("",))[0], type(exc).__name__
-        if not self._unreadable.take(time.monotonic()):
-            log.warning("request_unreadable", extra=facts(peer=peer, cause=cause))
+        self._log("request_unreadable", peer=peer, cause=cause)
         status = HTTPStatus.BAD_REQUEST
         if isinstance(exc, LimitRequestLine):
             status = HTTPStatus.REQUEST_URI_TOO_LONG

@@ -86,6 +86,11 @@ class Application(BaseApplication):  # type: ignore[misc]
         self._mesh, app = build(self._settings)
         return app
 
+    def knows(self, authorization: str) -> bool:
+        """Whether the header of a request has a known token."""
+        known: bool = self._mesh.auth.knows(authorization)
+        return known
+
     def tell(self, state: str) -> None:
         """Say something to systemd."""
         notify.tell(self._settings.get("notify"), state)

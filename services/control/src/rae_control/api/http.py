@@ -61,22 +61,6 @@ class Body:
         return self.stream.read()
 
 
-def admit(mesh: Mesh) -> None:
-    """Before every request: who shows no known token gets what its address has left.
-
-    Raises RaeError `rate_limited`.
-    """
-    authorization = request.headers.get("Authorization")
-    if mesh.auth.knows(authorization):
-        _visit().recognise(sha256(str(authorization)))
-    elif wait := _visit().ask():
-        request.environ["wsgi.input"].end_after()  # or the next one costs as little to ask
-        raise RaeError(
-            "rate_limited", "too much without a known token came from this address",
-            retry_after_s=wait,
-        )  # fmt: skip
-
-
 def leave_unread(response: Response) -> Response:
     """After every request: a body that was not read ends the connection."""
     stream = request.environ["wsgi.input"]
@@ -87,7 +71,7 @@ def leave_unread(response: Response) -> Response:
 
 def registered() -> None:
     """A node has shown that it is enrolled: its connection is no stranger's."""
-    _visit().recognise(sha256(request.headers.get("Authorization", "")))
+    _visit().registered(sha256(request.headers.get("Authorization", "")))
 
 
 def _visit() -> Visit:

@@ -1,4 +1,8 @@
-"""How many connections strangers get, by address, and each known token; and how many requests."""
+"""How many connections strangers get, by address, and each known token; and how many requests.
+
+A request with a known token is never charged to its address: strangers may share that. So the head
+of each request is read before anything is refused; how many connections wait for theirs is bounded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from dataclasses import dataclass, field
 
 from rae_control.core.limits import Bucket
 
-# Per address: what shows no known token within a second, and at once.
+# Requests of an address without a known token: within a second, and at once. Signed registrations
+# count apart, for only their bodies show whether they are a node's.
 RATE, BURST = 20.0, 400.0
 # Connections that have shown none yet: of one address, and of all.
 OF_ONE, OF_ALL = 256, 1024
@@ -33,15 +38,21 @@ class Visit:
         return self.token is not None
 
     def recognise(self, token: str) -> None:
-        """It is no stranger: what its connection took is given back. `token`: what tells it."""
+        """It is no stranger's. `token`: what tells it."""
         if not self.known:
             self.token = token
             if self._gate is not None:
                 self._gate.recognised(self)
 
-    def ask(self) -> float:
+    def ask(self, *, registers: bool = False) -> float:
         """A request without a known token comes: 0 when it may, else the seconds to wait."""
-        return 0.0 if self._gate is None else self._gate.take(self.address)
+        return 0.0 if self._gate is None else self._gate.take(self.address, registers=registers)
+
+    def registered(self, token: str) -> None:
+        """Its registration was a node's: what that took is given back."""
+        if self._gate is not None:
+            self._gate.give_back(self.address)
+        self.recognise(token)
 
 
 @dataclass(slots=True)
@@ -49,20 +60,17 @@ class Gate:
     """All connections, by address or by token. For one thread; `now` is a steady clock."""
 
     now: Callable[[], float]
-    _buckets: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
+    _buckets: OrderedDict[tuple[str, bool], Bucket] = field(default_factory=OrderedDict)
     _strangers: OrderedDict[Visit, None] = field(default_factory=OrderedDict)
     _of: dict[str, OrderedDict[Visit, None]] = field(default_factory=dict)
     _known: dict[str, OrderedDict[Visit, None]] = field(default_factory=dict)
 
-    def enter(self, address: str, hang_up: Callable[[], None]) -> Visit | float:
-        """A connection comes: its visit, or the seconds after which it may come again.
+    def enter(self, address: str, hang_up: Callable[[], None]) -> Visit:
+        """A connection comes.
 
         Where too many have shown nothing, the oldest of them goes: who has something to show does
         so at once.
         """
-        wait = self.take(address)
-        if wait:
-            return wait
         visit = Visit(address, hang_up, self)
         mine = self._of.setdefault(address, OrderedDict())
         self._strangers[visit] = mine[visit] = None
@@ -91,15 +99,18 @@ class Gate:
             oldest = next(iter(mine))
             del mine[oldest]
             oldest.hang_up()
-        bucket = self._buckets.get(visit.address)
+
+    def give_back(self, address: str) -> None:
+        """A registration of this address was a node's."""
+        bucket = self._buckets.get((address, True))
         if bucket is not None:
             bucket.level = min(bucket.burst, bucket.level + 1)
 
-    def take(self, address: str) -> float:
-        """0 when one more of this address may pass, else the seconds until one may."""
-        now = self.now()
-        bucket = self._buckets.pop(address, None) or Bucket(RATE, BURST, BURST, now)
-        self._buckets[address] = bucket
+    def take(self, address: str, *, registers: bool = False) -> float:
+        """0 when one more stranger's request of this address may pass, else seconds to wait."""
+        now, key = self.now(), (address, registers)
+        bucket = self._buckets.pop(key, None) or Bucket(RATE, BURST, BURST, now)
+        self._buckets[key] = bucket
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
         return bucket.take(now)
