@@ -138,6 +138,31 @@ def test_no_one_in_between_speaks_for_a_control_that_signs(
     assert (node.token, node.clock_offset_s) == (TOKEN, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("status", "rc", "least"),
+    [(429, "rate_limited", 7), (503, "body_too_slow", 7), (401, "retry_signed", 0)],
+)
+def test_a_refusal_that_control_could_not_sign_is_a_wait_and_nothing_else(
+    server: Any, answer: Any, clock: Clock, status: int, rc: str, least: float
+) -> None:
+    waits: list[float] = []
+    node = NodeClient(
+        server.url, "n1", "enrolment", now=clock, sleep=waits.append,
+        backoff=Backoff(tries=2, base_s=0.01, cap_s=0.01),
+    )  # fmt: skip
+    node.token = TOKEN
+    server.adds = signing_control()
+    server.answers[:] = [answer(body=EMPTY_POLL)]
+    poll(node)
+    server.adds = unsigned
+    busy = {"Date": formatdate(NOW + 900, usegmt=True), "Retry-After": "7"}
+    server.answers[:] = [answer(status, refuse(rc), busy)]
+    with pytest.raises(Unreachable, match="not signed"):
+        node.result(models.Result(task_id="t1", status="succeeded"))
+    assert [least <= wait < least + 1 for wait in waits] == [True]
+    assert (node.token, node.clock_offset_s) == (TOKEN, 0.0)
+
+
 @pytest.mark.parametrize("wrong", [name for name in WRONG if name != "none"])
 def test_a_signature_that_is_wrong_counts_from_the_first_answer_on(
     node: NodeClient, server: Any, answer: Any, wrong: str

@@ -193,7 +193,7 @@ def test_no_retry_after_breaks_the_call(text: str) -> None:
     response = requests.Response()
     response.status_code, response.raw = 429, io.BytesIO()
     response.headers["Retry-After"] = text
-    wait = answers._retry_after_s(answers.Answer(response, 1.0))
+    wait = answers.retry_after_s(answers.Answer(response, 1.0))
     assert wait is None or 0 <= wait < 1e12
 
 

@@ -38,6 +38,10 @@ class BrokenOff(ValueError):
     """An answer that began and did not end."""
 
 
+class Unsigned(ValueError):
+    """An answer without the signature that control puts on its answers to this caller."""
+
+
 class Answer:
     """An answer whose body is still to be read, once.
 
@@ -127,11 +131,11 @@ def refusal(answer: Answer) -> RemoteError:
     if not _RC.fullmatch(body.rc) or not comes_with(body.rc, answer.status):
         raise ValueError(f"control does not answer {body.rc[:64]!r} with this status")
     return RemoteError(
-        body.rc, body.message, answer.status, body.detail, retry_after_s=_retry_after_s(answer)
+        body.rc, body.message, answer.status, body.detail, retry_after_s=retry_after_s(answer)
     )
 
 
-def _retry_after_s(answer: Answer) -> float | None:
+def retry_after_s(answer: Answer) -> float | None:
     """Seconds, also where the header has a date, as proxies write it; None for anything else."""
     after = answer.headers.get("Retry-After", "")
     if re.fullmatch("[0-9]{1,9}", after):

@@ -224,8 +224,9 @@ class Unreachable(RaeError):
         unsent: bool = False,
         reason: Reason = "broken_off",
         way_out: str = "Check the URL and that control runs.",
+        retry_after_s: float | None = None,
     ) -> None:
-        super().__init__("unreachable", cause)
+        super().__init__("unreachable", cause, retry_after_s=retry_after_s)
         self.reason: Reason = reason
         self.unsent = unsent  # not even a connection came about: control has done nothing
         self.way_out = way_out

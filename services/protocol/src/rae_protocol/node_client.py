@@ -51,7 +51,7 @@ class _Signing(Caller):
         given = response.headers.get(signing.ANSWER_HEADER)
         if given is None:
             if self._client.answers_are_signed:
-                raise ValueError("it is not signed, and control signs its answers to this node")
+                raise answers.Unsigned("it is not signed, as control's answers to this node are")
             return None  # an older control
         fields = signing.parse_answer(given)
         request = response.request

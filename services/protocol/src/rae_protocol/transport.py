@@ -22,7 +22,7 @@ import requests
 from requests.auth import AuthBase
 from urllib3.exceptions import NewConnectionError
 
-from rae_protocol.answers import Answer, BrokenOff, refusal
+from rae_protocol.answers import Answer, BrokenOff, Unsigned, refusal, retry_after_s
 from rae_protocol.connect_errors import diagnose
 from rae_protocol.errors import Reason, RemoteError, Unreachable
 from rae_protocol.session import NAME_A_CA_FILE, PlainSession, ca_from, ca_problem
@@ -182,7 +182,7 @@ class Transport:
             except RemoteError as error:
                 busy = RETRY_STATUS if retry is True else NOTHING_DONE_STATUS
                 failure, may_repeat = error, bool(retry) and error.status in busy
-                pause += min(error.retry_after_s or 0.0, 60.0)
+            pause += min(failure.retry_after_s or 0.0, 60.0)
             attempt += 1
             if not may_repeat or attempt >= self._backoff.tries:
                 raise failure
@@ -215,6 +215,13 @@ class Transport:
             error = refusal(answer)
         except BrokenOff as problem:
             raise Unreachable(f"{self.url} did not answer in full ({problem})") from problem
+        except Unsigned as problem:
+            # Control, which could not check who called, or something in between: all that counts
+            # of it is a wait.
+            wait = retry_after_s(answer) if answer.status in NOTHING_DONE_STATUS else None
+            raise Unreachable(
+                _foreign(self.url, answer, problem), reason="foreign", retry_after_s=wait
+            ) from problem
         except ValueError as problem:
             raise Unreachable(_foreign(self.url, answer, problem), reason="foreign") from problem
         self._adopt_clock(answer, sent, arrived)
