@@ -46,7 +46,7 @@ class Mesh(State):
         skew = Skew(config.skew_s, config.skew_ahead_s)
         self.auth = Authenticator(roots, self.nodes, tokens, clock, skew, before)
         self.keeper = QueueKeeper(
-            queue, self.writer, self.lanes, self.leases, slots=self._slots,
+            queue, self.readers, self.lanes, self.leases, slots=self._slots,
             clock=clock, interval_s=config.reconcile_interval_s,
         )  # fmt: skip
         self.dispatch = Dispatcher(self, self.auth.signer)

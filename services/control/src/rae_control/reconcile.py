@@ -22,7 +22,7 @@ from rae_control.errors import QueueUnavailable
 from rae_control.ledger import views
 from rae_control.log import facts
 from rae_control.queue import Health, Op, RqQueue
-from rae_control.writer import LedgerWriter
+from rae_control.readers import LedgerReaders
 from rae_protocol.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class QueueKeeper:
     def __init__(
         self,
         queue: RqQueue,
-        writer: LedgerWriter,
+        readers: LedgerReaders,
         lanes: LaneTable,
         leases: LeaseTable,
         *,
@@ -58,7 +58,7 @@ class QueueKeeper:
         self.repairs: Counter[str] = Counter()
         self.health = Health()
         self.compared, self.compare_took = clock.boot(), 0.0
-        self._writer, self._lanes, self._leases = writer, lanes, leases
+        self._readers, self._lanes, self._leases = readers, lanes, leases
         self._slots = slots
         self._clock, self._interval = clock, interval_s
         self._ops: list[Op] = []
@@ -181,7 +181,7 @@ class QueueKeeper:
     def _repair_lane(self, lane_id: str, *, known: bool) -> bool:
         """Rewrite a lane that is not as the ledger has it; `known`: it can be read."""
         have = self.queue.task_ids(lane_id) if known else None
-        event, wanted = self._writer.read(lambda db: views.queued_ids(db, lane_id))
+        event, wanted = self._readers.read(lambda db: views.queued_ids(db, lane_id), None)
         moving = {op.task_id for op in self._ops if op.event <= event and op.lane_id == lane_id}
         if have is not None and _settled(have, moving) == _settled(wanted, moving):
             return False

@@ -7,7 +7,7 @@ import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -34,6 +34,7 @@ from rae_control.ledger.tasks import LIVE, shift_pauses
 from rae_control.log import facts
 from rae_control.metrics import Metrics
 from rae_control.nodes import NodeEntry, NodeTable
+from rae_control.readers import LedgerReaders
 from rae_control.room import Room
 from rae_control.writer import LedgerWriter
 from rae_protocol.clock import Clock
@@ -121,10 +122,12 @@ class State(ABC):
         self._clock_kept = float("-inf")
         self._load()
         self.writer = LedgerWriter(self.ledger, self._changed, metrics.committed)
+        self.readers = LedgerReaders(self.ledger)
 
     def close(self) -> None:
         """Finish pending writes, let another process in."""
         self.writer.close()
+        self.readers.close()
         self.ledger.close()
 
     @abstractmethod
@@ -160,9 +163,9 @@ class State(ABC):
 
         return self.write(run)
 
-    def read(self, function: Callable[[apsw.Connection], T]) -> T:
-        """Run a reading function on one snapshot."""
-        return self.writer.read(function)
+    def read(self, function: Callable[[apsw.Connection], T], who: Hashable = None) -> T:
+        """Run a reading function on one snapshot; `who` takes turns with others (None: control)."""
+        return self.readers.read(function, who)
 
     def check_commits(self) -> None:
         """Whether the ledger takes commits, by the last one. Raises RaeError `ledger_unavailable`.

@@ -8,12 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
-import apsw
 import gevent
 from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
-from rae_control.files import in_thread
 from rae_control.ledger.store import Changes, Ledger, Outcome, Tx, unavailable
 from rae_control.log import facts
 from rae_protocol.errors import RaeError
@@ -41,7 +39,6 @@ class LedgerWriter:
         self._wake, self._idle = Event(), Event()
         self._idle.set()
         self._writers = ThreadPool(1)
-        self._readers = ThreadPool(2)
         self._greenlet = gevent.spawn(self._loop)
 
     @property
@@ -57,16 +54,11 @@ class LedgerWriter:
         self._wake.set()
         return cast("T", answer.get())
 
-    def read(self, function: Callable[[apsw.Connection], T]) -> T:
-        """Run a reading function in a reader thread, on one snapshot."""
-        return cast("T", in_thread(self._ledger.read, function, pool=self._readers))
-
     def close(self) -> None:
         """Finish what is pending and stop."""
         self._idle.wait()
         self._greenlet.kill()
         self._writers.kill()
-        self._readers.kill()
 
     def _loop(self) -> None:
         while True:

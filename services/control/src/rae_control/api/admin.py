@@ -34,8 +34,8 @@ def blueprint(mesh: Mesh) -> Blueprint:
             raise RaeError("blob_mismatch", "a blob is named by 64 lower-case hex digits")
         mesh.check_disk()
         most, size = mesh.config.max_blob_bytes, flask_request.content_length or 0
-        if not mesh.read(partial(blobs.known, sha256=sha256, submitter=caller.name)):
-            mesh.read(partial(blobs.refuse_more, submitter=caller.name, size=size, most=most))
+        if not http.read(mesh, partial(blobs.known, sha256=sha256, submitter=caller.name)):
+            http.read(mesh, partial(blobs.refuse_more, submitter=caller.name, size=size, most=most))
         body = http.read_body(MAX_BLOB_BYTES)
         if body.sha256 != sha256:
             raise RaeError("blob_mismatch", f"the bytes hash to {body.sha256}")
@@ -51,7 +51,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
     def get_blob(sha256: str) -> Response:
         caller = http.role_call(mesh, "submit")
         sql = "SELECT size, created_at FROM blobs WHERE sha256 = ? AND submitter = ?"
-        found = mesh.read(lambda db: fetch(db, sql, (sha256, caller.name)))
+        found = http.read(mesh, lambda db: fetch(db, sql, (sha256, caller.name)))
         if not found:
             raise RaeError("unknown_blob", f"{sha256[:64]}")
         # Who hears that it is here may refer to it: its time starts again, but not at each look.
@@ -72,7 +72,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
     @bp.get("/tokens")
     def list_tokens() -> Response:
         http.role_call(mesh, "admin")
-        rows = mesh.read(lambda db: views.all_rows(db, "tokens"))
+        rows = http.read(mesh, lambda db: views.all_rows(db, "tokens"))
         return http.answer(models.TokenList(tokens=[_token(row) for row in rows]))
 
     @bp.post("/tokens/<name_or_id>/revoke")

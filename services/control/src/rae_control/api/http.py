@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
+import apsw
 from flask import Response, current_app, g, request
 
 from rae_control import takeover
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rae_control.mesh import Mesh
 
 M = TypeVar("M", bound=models.Model)
+T = TypeVar("T")
 SPOOL_ABOVE = 512 * 1024
 SMALL_PIECE, LARGE_PIECE = 16 * 1024, 256 * 1024
 DECODE_HERE_MAX = 64 * 1024
@@ -209,6 +211,11 @@ def role_call(mesh: Mesh, need: str) -> Caller:
     caller = mesh.auth.caller(request.headers.get("Authorization"), need)
     g.who = ("role", caller.name)
     return caller
+
+
+def read(mesh: Mesh, function: Callable[[apsw.Connection], T]) -> T:
+    """Run a reading function of the ledger in the caller's turn. Raises RaeError `rate_limited`."""
+    return mesh.read(function, g.get("who"))
 
 
 def parse_json(model: type[M], body: Body, *, empty: bool = False) -> M:

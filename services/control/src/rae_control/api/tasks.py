@@ -53,7 +53,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
         filters = _filters(caller, values)
         limit = http.limit(values, 100, views.LIST_LIMIT)
         before = int(values["cursor"]) if "cursor" in values else None
-        page, after = mesh.read(lambda db: views.task_list(db, filters, limit, before))
+        page, after = http.read(mesh, lambda db: views.task_list(db, filters, limit, before))
         cursor = None if after is None else str(after)
         return http.answer(models.TaskList(tasks=page, next=cursor))
 
@@ -67,7 +67,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
     @bp.get("/tasks/<task_id>/events")
     def task_events(task_id: str) -> Response:
         caller = http.role_call(mesh, "read_own")
-        mesh.read(lambda db: views.task_row(db, task_id, caller.sees))
+        http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
         return _events(mesh, caller, task_id)
 
     @bp.get("/events")
@@ -83,7 +83,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
     @bp.get("/tasks/<task_id>/result")
     def result(task_id: str) -> Response:
         caller = http.role_call(mesh, "read_own")
-        row = mesh.read(lambda db: views.task_row(db, task_id, caller.sees))
+        row = http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
         head = json.dumps({"task_id": task_id, "state": row["state"]}).encode()
         error = (row["error"] or "null").encode()
 
@@ -93,14 +93,14 @@ def blueprint(mesh: Mesh) -> Blueprint:
                 mesh.blobs.aside, head[:-1], b', "result": ', value, b', "error": ', error, b"}"
             )
 
-        return streamed_json(mesh.read(spool))
+        return streamed_json(http.read(mesh, spool))
 
     @bp.get("/tasks/<task_id>/artifacts/<path:name>")
     def artifact(task_id: str, name: str) -> Response:
         caller = http.role_call(mesh, "read_own")
-        mesh.read(lambda db: views.task_row(db, task_id, caller.sees))
+        http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
         sql = "SELECT * FROM artifacts WHERE task_id = ? AND name = ?"
-        found = mesh.read(lambda db: fetch(db, sql, (task_id, name)))
+        found = http.read(mesh, lambda db: fetch(db, sql, (task_id, name)))
         if not found:
             raise RaeError("unknown_artifact", f"'{name[:100]}'")
         return send_blob(mesh, found[0]["sha256"], found[0]["size"])
@@ -109,7 +109,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
     def task_verb(task_id: str, verb: str) -> Response:
         caller = http.role_call(mesh, "submit")
         body = http.parse_json(models.CancelRequest, http.read_body(MAX_JSON_BYTES), empty=True)
-        mesh.read(lambda db: views.task_row(db, task_id, caller.sees))
+        http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
         return _detail(mesh, _verb(mesh, caller, task_id, verb, body.reason))
 
     return bp
@@ -175,7 +175,7 @@ def _wait(mesh: Mesh, caller: Caller, task_id: str, seconds: float, seen: Any) -
     """The task, once it has ended (or, with `seen`, once its state is another one)."""
 
     def read() -> Row:
-        return mesh.read(lambda db: views.task_row(db, task_id, caller.sees))
+        return http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
 
     row = read()
 
@@ -189,7 +189,7 @@ def _wait(mesh: Mesh, caller: Caller, task_id: str, seconds: float, seen: Any) -
 
 
 def _detail(mesh: Mesh, row: Row) -> Response:
-    view = mesh.read(lambda db: views.detail(db, row))
+    view = http.read(mesh, lambda db: views.detail(db, row))
     if row["state"] == "queued":
         lane = mesh.lanes.lanes.get(row["lane_id"])
         nodes = [
@@ -206,7 +206,7 @@ def _detail(mesh: Mesh, row: Row) -> Response:
             )
             for n in mesh.nodes
         ]
-        ahead = mesh.read(lambda db: views.ahead_of(db, row))
+        ahead = http.read(mesh, lambda db: views.ahead_of(db, row))
         requirements = mesh.nodes.wanted(lane.requirements if lane else {"runners": [row["kind"]]})
         fresh = mesh.clock.wall() - row["updated_at"] < PREFER_S
         failed_on = json.loads(row["avoid"] or "[]") if fresh else []
@@ -214,10 +214,10 @@ def _detail(mesh: Mesh, row: Row) -> Response:
         if (held := mesh.why_held()) is not None:
             reasons = [held, *reasons]
     elif row["state"] == "waiting":
-        needs = mesh.read(lambda db: views.unfinished_needs(db, row["task_id"]))
+        needs = http.read(mesh, lambda db: views.unfinished_needs(db, row["task_id"]))
         left = None if row["not_before"] is None else row["not_before"] - mesh.ledger.earliest()
         lease = row["fence"]
-        fence = None if lease is None else mesh.read(lambda db: views.node_of(db, lease))
+        fence = None if lease is None else http.read(mesh, lambda db: views.node_of(db, lease))
         pause = why.pause_after(
             row["reason"], row["failures"], row["max_attempts"], row["in_row"]
         )  # fmt: skip
@@ -234,7 +234,7 @@ def _detail(mesh: Mesh, row: Row) -> Response:
             pieces += [b',"result":', result]
         return spooled(mesh.blobs.aside, *pieces, b"}")
 
-    return streamed_json(mesh.read(spool))
+    return streamed_json(http.read(mesh, spool))
 
 
 def _events(mesh: Mesh, caller: Caller, task_id: str | None) -> Response:
@@ -243,11 +243,12 @@ def _events(mesh: Mesh, caller: Caller, task_id: str | None) -> Response:
     limit = http.limit(values, 500, 1000)
 
     def read() -> tuple[list[models.EventView], int, int]:
-        return mesh.read(
+        return http.read(
+            mesh,
             lambda db: (
                 views.events(db, after, limit, submitter=caller.sees, task_id=task_id),
                 *views.event_range(db, caller.sees),
-            )
+            ),
         )
 
     incarnation = mesh.ledger.incarnation
@@ -272,7 +273,7 @@ def _log(mesh: Mesh, caller: Caller, task_id: str, values: dict[str, Any]) -> Re
     offset, wait = int(values.get("offset", 0)), http.wait_seconds(values)
 
     def row() -> Row:
-        return mesh.read(lambda db: views.task_row(db, task_id, caller.sees))
+        return http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
 
     def look() -> tuple[int, bytes, bool]:
         task = row()
@@ -308,7 +309,7 @@ def _verb(mesh: Mesh, caller: Caller, task_id: str, verb: str, reason: str | Non
         return views.task_row(tx.db, task_id, caller.sees), lease, node
 
     if verb == "requeue":
-        while mesh.read(partial(verbs.releasing, task_id=task_id)):
+        while http.read(mesh, partial(verbs.releasing, task_id=task_id)):
             mesh.write_some(partial(ledger_tasks.release, needs=task_id))
     row, lease_id, node_id = mesh.write(change)
     node = mesh.nodes.get(node_id) if node_id else None

@@ -160,7 +160,9 @@ def _deliver(
     described = {meta.name: meta for meta in outcome.artifacts}
     # Without a lease of this node nothing is stored: the parts lie in unnamed files and end with
     # this request.
-    wanted = mesh.read(lambda db: results.expected(db, entry.node_id, outcome)) if parts else None
+    wanted = (
+        http.read(mesh, lambda db: results.expected(db, entry.node_id, outcome)) if parts else None
+    )
     stored = []
     for part in parts:
         name = str(part.name)[len(PART) :]
