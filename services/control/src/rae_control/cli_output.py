@@ -76,6 +76,8 @@ def task_detail(task: models.TaskView) -> str:
     ]  # fmt: skip
     if task.spec is not None:
         facts.append(("params", json.dumps(task.spec.params, ensure_ascii=False)[:300]))
+    if task.dropped:
+        facts.append(("params", "dropped with the result, to make room for newer tasks"))
     if task.node_id:
         facts.append(("node", f"{task.node_id} {task.slot or ''}"))
     if task.progress is not None:

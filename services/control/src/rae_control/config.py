@@ -43,6 +43,9 @@ class ControlConfig(BaseModel):
     max_lanes_per_submitter: int = Field(200, ge=1)
     max_queued: int = Field(200_000, ge=1)
     max_queued_bytes: int = Field(2 * 1024**3, ge=1)
+    # Of ended tasks: specs and results, then the records themselves; the oldest go first.
+    max_kept_bytes: int = Field(4 * 1024**3, ge=0)
+    max_record_bytes: int = Field(4 * 1024**3, ge=1024**2)
     max_blob_bytes: int = Field(64 * 1024**3, ge=1)
     max_log_bytes: int = Field(10 * 1024**2, ge=1)
     rate_limit_per_s: float = Field(200.0, gt=0)

@@ -11,8 +11,8 @@ import gevent
 
 from rae_control.core.leases import Lease
 from rae_control.core.steady import STEP_S
+from rae_control.ledger import due, results
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger import results
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.log import facts
 from rae_control.state import State
@@ -86,7 +86,7 @@ class Reaper:
     def _pieces(self) -> bool:
         """What may be very much is done bit by bit, and time is looked at in between."""
         state, end = self._state, self._state.clock.boot() + PIECES_S
-        for work in (ledger_tasks.release, ledger_tasks.due):
+        for work in (ledger_tasks.release, due.due):
             while state.write_some(work):
                 if state.clock.boot() > end:
                     return True

@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
 
+import apsw
 import gevent
 
-from rae_control.ledger import blobs, retention
+from rae_control.files import in_thread
+from rae_control.ledger import blobs, kept, retention
 from rae_control.ledger.store import BATCH_S
 from rae_control.log import facts
 from rae_control.state import State
@@ -20,6 +23,7 @@ from rae_protocol.errors import RaeError
 
 log = logging.getLogger(__name__)
 DAY_S = 86400.0
+QUOTAS_EVERY_S = 10.0
 BATCH = 100
 
 
@@ -37,7 +41,7 @@ def files_held(data: Path, *, exclusive: bool = False) -> Iterator[bool]:
 
 
 class Retention:
-    """One sweep every `retention_every_s`."""
+    """One sweep every `retention_every_s`, and a look at the submitters' quotas in between."""
 
     def __init__(self, state: State, removed: Callable[[Counter[str]], None]) -> None:
         self._state, self._removed = state, removed
@@ -46,12 +50,29 @@ class Retention:
 
     def run(self) -> None:
         """The greenlet's loop; ends with the process."""
+        every = self._state.config.retention_every_s
+        due = self._state.clock.boot() + every
         while True:
-            gevent.sleep(self._state.config.retention_every_s)
+            gevent.sleep(min(QUOTAS_EVERY_S, every))
             try:
-                self.sweep()
+                self.quotas()
+                if self._state.clock.boot() >= due:
+                    due = self._state.clock.boot() + every
+                    self.sweep()
             except (RaeError, OSError) as error:
                 log.error("retention_failed", extra=facts(error=str(error)))
+
+    def quotas(self) -> None:
+        """Drop the oldest of what ended tasks left where a submitter has too much of it."""
+        state, config = self._state, self._state.config
+        trim = partial(kept.trim, most=config.max_kept_bytes)
+        while dropped := state.write_some(trim):
+            log.info("bodies_dropped", extra=facts(tasks=dropped))
+            gevent.sleep(BATCH_S)
+        with files_held(state.data, exclusive=True) as held:
+            if held:
+                look = partial(retention.beyond, most=config.max_record_bytes, limit=BATCH)
+                self._summarise(look, inf)
 
     def sweep(self) -> None:
         """Summarise what is over, and remove what nobody refers to any more."""
@@ -64,21 +85,25 @@ class Retention:
     def _tasks(self) -> None:
         state = self._state
         before = state.ledger.earliest() - state.config.retention_days * DAY_S
-        look = partial(retention.over, before=before, limit=BATCH)
+        self._summarise(partial(retention.over, before=before, limit=BATCH), before)
+        lanes, newest = state.read(retention.empty_lanes)
+        for start in range(0, len(lanes), BATCH):
+            some = lanes[start : start + BATCH]
+            state.write(partial(retention.drop_lanes, lanes=some, newest=newest))
+        while state.write(partial(retention.forget_node_events, before=before, limit=BATCH)):
+            gevent.sleep(BATCH_S)
+
+    def _summarise(self, look: Callable[[apsw.Connection], list[str]], before: float) -> None:
+        """Summarise the tasks that `look` finds, until it finds none."""
+        state = self._state
         while (names := state.read(look)) and (
             done := state.write_some(partial(retention.summarise, names=names, before=before))
         ):
             self._removed(Counter(str(task["state"]) for task in done))
             # Only now: a commit that failed must not have cost a log.
             for task in done:
-                state.logs.remove(task["task_id"], task["attempts"])
+                in_thread(state.logs.remove, task["task_id"], task["attempts"])
             log.info("tasks_summarised", extra=facts(tasks=len(done)))
-            gevent.sleep(BATCH_S)
-        lanes, newest = state.read(retention.empty_lanes)
-        for start in range(0, len(lanes), BATCH):
-            some = lanes[start : start + BATCH]
-            state.write(partial(retention.drop_lanes, lanes=some, newest=newest))
-        while state.write(partial(retention.forget_node_events, before=before, limit=BATCH)):
             gevent.sleep(BATCH_S)
 
     def _rows(self) -> None:
@@ -92,9 +117,9 @@ class Retention:
     def _files(self) -> None:
         state = self._state
         before = state.ledger.earliest() - state.config.blob_grace_s
-        logs = state.logs.older(before)
+        logs = in_thread(state.logs.older, before)
         for task_id in state.read(partial(retention.unknown_tasks, names=list(logs))):
-            state.logs.remove(task_id, logs[task_id])
+            in_thread(state.logs.remove, task_id, logs[task_id])
         names = state.blobs.older(before)
         for start in range(0, len(names), BATCH):
             some = names[start : start + BATCH]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rae_control.config import ControlConfig
+from rae_control.ledger import kept
 from rae_control.ledger.store import Moved, Tx
 from rae_protocol.errors import RaeError
 
@@ -50,6 +51,10 @@ class Room:
             raise RaeError(
                 "queue_full", f"{before[0]} tasks with {before[1]} bytes wait", retry_after_s=30
             )
+        left = kept.record_of(tx.db, submitter)
+        if left > 2 * self._config.max_record_bytes:
+            cause = f"{left} bytes of ended tasks cannot be removed: tasks that wait need them"
+            raise RaeError("queue_full", cause, retry_after_s=30)
         if {move.task["lane_id"] for move in tx.changes.moved} - self._lanes.keys():
             self._check_lanes(submitter, opened)
 

@@ -29,8 +29,9 @@ from rae_control.files import BlobStore, LogStore
 from rae_control.ledger import hold as ledger_hold
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import views
+from rae_control.ledger.due import shift_pauses
 from rae_control.ledger.store import BATCH_S, Changes, Ledger, Moved, Row, Tx, keep_clock
-from rae_control.ledger.tasks import LIVE, shift_pauses
+from rae_control.ledger.tasks import LIVE
 from rae_control.log import facts
 from rae_control.metrics import Metrics
 from rae_control.nodes import NodeEntry, NodeTable

@@ -72,6 +72,10 @@ TABLE: dict[str, tuple[int, str]] = {
         410,
         "Control was restored and never gave this cursor; start over with `after=0`.",
     ),
+    "result_dropped": (
+        410,
+        "Newer results took its place; fetch results sooner, or raise control's max_kept_bytes.",
+    ),
     "length_required": (411, "Send a Content-Length; chunked bodies are not taken."),
     "body_too_large": (413, "The body is too large; send less, protocol.md has the limits."),
     "body_too_slow": (503, "The body came too slowly; send it again, protocol.md has the limits."),

@@ -236,7 +236,10 @@ class AttemptView(Model):
 
 
 class TaskView(Model):
-    """A task as control tells it (detail; the list leaves the heavy fields out)."""
+    """A task as control tells it (detail; the list leaves the heavy fields out).
+
+    `dropped`: its spec and result went, to make room for those of newer tasks.
+    """
 
     task_id: str
     state: TaskState
@@ -256,6 +259,7 @@ class TaskView(Model):
     progress: float | None = None
     note: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
+    dropped: bool = False
     result: Any = None
     error: TaskError | None = None
     artifacts: list[ArtifactView] = Field(default_factory=list)

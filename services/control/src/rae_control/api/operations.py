@@ -145,7 +145,7 @@ OPERATIONS: tuple[Operation, ...] = (
               headers=("X-RAE-Attempt", "X-RAE-Next-Offset", "X-RAE-Complete"),
               errors=("unknown_task", "not_found")),
     Operation("GET", "/tasks/{task_id}/result", "read_own", "What the task returned",
-              m.TaskResult, errors=("unknown_task", "not_found")),
+              m.TaskResult, errors=("unknown_task", "result_dropped", "not_found")),
     Operation("GET", "/tasks/{task_id}/artifacts/{name}", "read_own", "An artifact's bytes", BYTES,
               headers=_BLOB_HEADERS, errors=("unknown_task", "unknown_artifact", "not_found")),
     Operation("POST", "/tasks/{task_id}/{verb}", "submit", "Cancel, or queue again", m.TaskView,

@@ -84,6 +84,8 @@ def blueprint(mesh: Mesh) -> Blueprint:
     def result(task_id: str) -> Response:
         caller = http.role_call(mesh, "read_own")
         row = http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
+        if not row["spec_bytes"] and row["state"] in {"succeeded", "failed"}:
+            raise RaeError("result_dropped", f"{task_id} is {row['state']}: {verbs.DROPPED}")
         head = json.dumps({"task_id": task_id, "state": row["state"]}).encode()
         error = (row["error"] or "null").encode()
 

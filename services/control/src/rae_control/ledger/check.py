@@ -15,6 +15,7 @@ import apsw
 from rae_control.core.lanes import lane_id
 from rae_control.core.states import chain_problems, counters
 from rae_control.files import PIECE
+from rae_control.ledger.kept import NO_SPEC
 from rae_control.ledger.schema import BLOB_BYTES, OPEN_NEED, READS, SCHEMA
 from rae_control.ledger.store import Row, fetch
 
@@ -77,6 +78,12 @@ _RULES = {
     "stored_is_counted": "SELECT submitter || ' has ' || sum(bytes) || ' bytes more or"
     " less than counted' AS about FROM (SELECT submitter, bytes FROM stored"
     f" UNION ALL SELECT submitter, -{BLOB_BYTES} FROM blobs) GROUP BY submitter HAVING sum(bytes)",
+    "kept_is_counted": "SELECT submitter || ' has ' || sum(bytes) || ' and ' || sum(record)"
+    " || ' bytes of ended tasks more or less than counted' AS about FROM (SELECT * FROM kept"
+    " UNION ALL SELECT submitter, -kept_bytes, -kept_record FROM tasks) GROUP BY submitter"
+    " HAVING sum(bytes) OR sum(record)",
+    "kept_from_the_end": "SELECT task_id || ' is ' || state || ' and counts as kept' AS about"
+    " FROM tasks WHERE (kept_record > 0) != (finished_at IS NOT NULL)",
     "lane_exists": "SELECT t.task_id || ' is in lane ' || t.lane_id AS about FROM tasks t"
     " LEFT JOIN lanes l USING (lane_id) WHERE l.lane_id IS NULL",
     "node_exists": "SELECT DISTINCT a.node_id || ' worked on ' || a.task_id AS about"
@@ -90,6 +97,7 @@ _RULES = {
     },
     "spec_of_a_task": "SELECT t.task_id || ' has no spec of ' || t.spec_bytes || ' bytes' AS about"
     " FROM tasks t LEFT JOIN specs s USING (seq) WHERE octet_length(s.spec) IS NOT t.spec_bytes"
+    f" AND NOT (t.spec_bytes = 0 AND s.spec IS '{NO_SPEC}' AND t.finished_at IS NOT NULL)"
     " UNION ALL SELECT 'spec ' || seq FROM specs LEFT JOIN tasks t USING (seq)"
     " WHERE t.task_id IS NULL",
     "result_of_a_task": "SELECT 'result ' || seq AS about FROM results"
@@ -97,7 +105,7 @@ _RULES = {
     "json_is_valid": "SELECT task_id || ' has an error that is no JSON' AS about"
     " FROM tasks WHERE NOT json_valid(error)"
     " UNION ALL SELECT 'spec ' || seq FROM specs WHERE NOT json_valid(spec)"
-    " OR labels IS NOT spec -> '$.labels'"
+    f" OR (labels IS NOT spec -> '$.labels' AND spec != '{NO_SPEC}')"
     " UNION ALL SELECT 'result ' || seq FROM results WHERE NOT json_valid(result)"
     " UNION ALL SELECT 'lane ' || lane_id FROM lanes WHERE NOT json_valid(requirements)"
     " UNION ALL SELECT 'event ' || seq FROM events WHERE NOT json_valid(detail)"

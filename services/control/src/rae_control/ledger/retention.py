@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import apsw
 
+from rae_control.ledger import kept
 from rae_control.ledger.store import Row, Tx, fetch
 
 # Whatever still stands in somebody's dependencies stays: a live or a requeued task may need it.
-_OVER = """SELECT seq, task_id, submitter, state, attempts FROM tasks t
+_OVER = """SELECT seq, task_id, submitter, state, attempts, kept_record FROM tasks t
     WHERE finished_at < ? AND fence IS NULL
     AND state IN ('succeeded', 'failed', 'cancelled', 'expired')
     AND NOT EXISTS (SELECT 1 FROM dependencies d WHERE d.needs = t.task_id)"""
@@ -20,6 +22,19 @@ def over(db: apsw.Connection, before: float, limit: int) -> list[str]:
     """Some tasks that ended before and that no other needs. For a reader: it may look at many."""
     rows = fetch(db, f"{_OVER} ORDER BY finished_at LIMIT ?", (before, limit))
     return [row["task_id"] for row in rows]
+
+
+def beyond(db: apsw.Connection, most: int, limit: int) -> list[str]:
+    """Some of the oldest ended tasks of those whose records take more than `most` bytes."""
+    names: list[str] = []
+    for who in fetch(db, "SELECT submitter, record FROM kept WHERE record > ?", (most,)):
+        sql = f"{_OVER} AND submitter = ? ORDER BY finished_at LIMIT ?"
+        for row in fetch(db, sql, (inf, who["submitter"], limit)):
+            if who["record"] <= most:
+                break
+            names.append(row["task_id"])
+            who["record"] -= row["kept_record"]
+    return names
 
 
 def summarise(tx: Tx, go_on: Callable[[], bool], names: Sequence[str], before: float) -> list[Row]:
@@ -68,6 +83,7 @@ def _summarise_one(tx: Tx, task: Row) -> None:
         " seconds = seconds + excluded.seconds",
         task["seq"],
     )
+    kept.gone(tx, task["seq"])
     for table in ("attempts", "events", "artifacts", "task_blobs", "dependencies", "tasks"):
         tx.run(f"DELETE FROM {table} WHERE task_id = ?", task["task_id"])
     for table in ("specs", "results"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 # What came with schema 2: which blobs a task reads, and what is left of tasks after their time.
 _CARE = """
@@ -87,8 +87,34 @@ DROP INDEX tasks_waiting;
 INSERT INTO stored SELECT submitter, sum({BLOB_BYTES}) FROM blobs GROUP BY submitter;
 """
 
+# What an ended task leaves in the ledger: spec and result, which go first when its submitter has
+# too much, and its record (row, labels, needs, attempts and history). For `UPDATE tasks AS t`.
+KEPT = """kept_bytes = spec_bytes
+    + coalesce((SELECT octet_length(result) FROM results r WHERE r.seq = t.seq), 0),
+    kept_record = 1024 + coalesce(octet_length(error), 0)
+    + (SELECT 512 * count(*) + coalesce(sum(octet_length(detail)), 0)
+        FROM events e WHERE e.task_id = t.task_id)
+    + (SELECT 512 * count(*) FROM artifacts a WHERE a.task_id = t.task_id)
+    + (SELECT coalesce(octet_length(labels), 0) FROM specs s WHERE s.seq = t.seq)
+    + (SELECT octet_length(requirements) FROM lanes l WHERE l.lane_id = t.lane_id)"""
+_KEPT = """
+CREATE TABLE kept (
+    submitter TEXT PRIMARY KEY, bytes INTEGER NOT NULL, record INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX tasks_ended ON tasks (submitter, finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX tasks_kept ON tasks (submitter, finished_at) WHERE kept_bytes > 0;
+"""
+_KEEP = f"""
+ALTER TABLE tasks ADD COLUMN kept_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN kept_record INTEGER NOT NULL DEFAULT 0;
+UPDATE tasks AS t SET {KEPT} WHERE finished_at IS NOT NULL;
+{_KEPT}
+INSERT INTO kept SELECT submitter, sum(kept_bytes), sum(kept_record) FROM tasks
+    WHERE finished_at IS NOT NULL GROUP BY submitter;
+"""
+
 # From each older version to the one after it.
-MIGRATIONS = {1: _CARE + _READ_BY_TASKS, 2: _HOLDERS, 3: _AVOID, 4: _APART}
+MIGRATIONS = {1: _CARE + _READ_BY_TASKS, 2: _HOLDERS, 3: _AVOID, 4: _APART, 5: _KEEP}
 
 SCHEMA = (
     """
@@ -130,7 +156,10 @@ CREATE TABLE tasks (
     note TEXT,
     error TEXT,
     -- JSON: the nodes where it failed; others go before them.
-    avoid TEXT
+    avoid TEXT,
+    -- Of an ended task, as `kept` counts them.
+    kept_bytes INTEGER NOT NULL DEFAULT 0,
+    kept_record INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX tasks_queue ON tasks (lane_id, seq) WHERE state = 'queued';
 CREATE INDEX tasks_expiring ON tasks (expires_at)
@@ -229,4 +258,5 @@ CREATE TABLE tokens (
     + _DUE
     + _RELEASES
     + _STORED
+    + _KEPT
 )

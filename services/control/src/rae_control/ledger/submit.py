@@ -261,17 +261,21 @@ def _check_inputs(tx: Tx, submitter: str, task: Prepared, specs: dict[str, TaskS
                     "unknown_input", f"blob {source.sha256} of input '{name}' is not here"
                 )
         elif isinstance(source, TaskInput):
-            spec = specs.get(source.from_task) or _spec_of(tx, submitter, source.from_task)
-            if source.artifact not in {artifact.name for artifact in spec.artifacts}:
+            spec = specs.get(source.from_task)
+            names = {a.name for a in spec.artifacts} if spec else None
+            if source.artifact not in (names or _artifacts_of(tx, submitter, source.from_task)):
                 raise RaeError(
                     "unknown_input",
                     f"task {source.from_task} declares no artifact '{source.artifact}'",
                 )
 
 
-def _spec_of(tx: Tx, submitter: str, task_id: str) -> TaskSpec:
-    sql = "SELECT seq FROM tasks WHERE task_id = ? AND submitter = ?"
+def _artifacts_of(tx: Tx, submitter: str, task_id: str) -> set[str]:
+    """The names of what a task declares; of what it left, where its spec was dropped."""
+    sql = "SELECT seq, spec_bytes FROM tasks WHERE task_id = ? AND submitter = ?"
     row = tx.row(sql, task_id, submitter)
     if row is None:
         raise RaeError("unknown_dependency", f"there is no task {task_id} to take an input from")
-    return ledger_tasks.spec_of(tx, row)
+    if row["spec_bytes"]:
+        return {artifact.name for artifact in ledger_tasks.spec_of(tx, row).artifacts}
+    return {a["name"] for a in tx.rows("SELECT name FROM artifacts WHERE task_id = ?", task_id)}

@@ -11,7 +11,12 @@ from rae_control.ledger import tasks
 from rae_control.ledger.schema import OPEN_NEED
 from rae_control.ledger.store import Row, Tx, fetch
 from rae_protocol.errors import RaeError
+from rae_protocol.names import MAX_HISTORY
 from rae_protocol.names import TaskState as S
+
+# A circle of cancels and requeues ends here.
+_HISTORY = "SELECT 1 FROM events WHERE task_id = ? LIMIT ?"
+DROPPED = "newer tasks of the submitter needed the room"
 
 
 def cancel(tx: Tx, task: Row, reason: str | None) -> str | None:
@@ -47,6 +52,11 @@ def requeue(tx: Tx, task: Row, reason: str | None, limits: Callable[[Tx, str], N
         cause = f"task {task['task_id']} is {task['state']}"
         only = "only failed, cancelled and expired tasks queue again"
         raise RaeError("not_requeueable", f"{cause}, and {only}")
+    if not task["spec_bytes"]:
+        raise RaeError("not_requeueable", f"the spec of {task['task_id']} was dropped: {DROPPED}")
+    if len(tx.rows(_HISTORY, task["task_id"], MAX_HISTORY)) == MAX_HISTORY:
+        cause = f"the history of task {task['task_id']} has {MAX_HISTORY} lines or more"
+        raise RaeError("not_requeueable", cause)
     if task["idempotency_key"] is not None and (
         twin := tx.row(
             "SELECT task_id, state FROM tasks WHERE submitter = ? AND idempotency_key = ?"

@@ -56,6 +56,7 @@ def view(row: Row) -> TaskView:
         note=row["note"],
         labels=json.loads(row["labels"] or "{}"),
         error=_error(row),
+        dropped=not row["spec_bytes"],
     )
 
 
