@@ -18,6 +18,7 @@ RESERVED_NODE_IDS = frozenset({"register", "heartbeat", "goodbye", "enrol"})
 
 MAX_JSON_BYTES = 8 * 1024 * 1024
 MAX_REGISTER_BYTES = 256 * 1024
+MAX_NODE_BYTES = 512 * 1024
 MAX_NESTING = 32
 MAX_VALUES = 250_000
 MAX_TASKS_PER_CALL = 1000

@@ -20,7 +20,7 @@ from rae_control.nodes import NodeEntry
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import (
-    MAX_JSON_BYTES,
+    MAX_NODE_BYTES,
     MAX_REGISTER_BYTES,
     MAX_RESULT_BYTES,
     MAX_WAIT_S,
@@ -185,9 +185,12 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def node_call(mesh: Mesh, limit: int = MAX_JSON_BYTES) -> tuple[NodeEntry, Body]:
+def node_call(
+    mesh: Mesh, limit: int = MAX_NODE_BYTES, each: int = 64 * 1024
+) -> tuple[NodeEntry, Body]:
     """Authenticate a node and read its body: from its headers first, then over the raw bytes.
 
+    It counts as one call, and as one more for every `each` bytes of the body.
     Raises RaeError `rate_limited` and those of auth and `read_body`.
     """
     authorization = request.headers.get("Authorization")
@@ -200,7 +203,7 @@ def node_call(mesh: Mesh, limit: int = MAX_JSON_BYTES) -> tuple[NodeEntry, Body]
         entry = mesh.auth.node(session, signed(body))
     except Superseded as error:
         raise takeover.called(mesh, error, request.remote_addr) from error
-    wait = entry.bucket.take(mesh.clock.boot())
+    wait = entry.bucket.take(mesh.clock.boot(), 1 + body.size // each)
     if wait:
         raise RaeError("rate_limited", f"node {entry.node_id}", retry_after_s=wait)
     return entry, body

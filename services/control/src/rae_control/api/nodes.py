@@ -27,6 +27,8 @@ from rae_protocol.names import MAX_JSON_BYTES, MAX_REGISTER_BYTES
 if TYPE_CHECKING:
     from rae_control.mesh import Mesh
 
+# Beyond its slots: leases of results that wait in its spool, and of slots that it has no more.
+MORE_LEASES = 64
 log = logging.getLogger(__name__)
 
 
@@ -53,10 +55,14 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.post("/nodes/heartbeat")
     def heartbeat() -> Response:
-        entry, body = http.node_call(mesh)
+        entry, body = http.node_call(mesh, each=1024)
         now = mesh.clock.boot()
         beat = http.parse_json(models.Heartbeat, body)
         _same_node(entry, beat.node_id)
+        most = len(entry.facts.slots) + MORE_LEASES
+        if beat.leases is not None and len(beat.leases) > most:
+            cause = f"leases: {len(beat.leases)} are named; a node with these slots has {most}"
+            raise RaeError("invalid_body", f"{cause} at most")
         if not entry.online:
             raise RaeError("register_again", f"node {entry.node_id} is offline")
         return http.answer(_heartbeat(mesh, entry, beat, now))

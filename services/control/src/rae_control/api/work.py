@@ -107,7 +107,7 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
 def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
     @bp.post("/tasks/result")
     def result() -> Response:
-        entry, body = http.node_call(mesh, MAX_RESULT_BYTES)
+        entry, body = http.node_call(mesh, MAX_RESULT_BYTES, each=1024 * 1024)
         parts: list[FileStorage] = []
         if request.mimetype == "multipart/form-data":
             boundary = request.mimetype_params.get("boundary", "")

@@ -14,14 +14,18 @@ class Bucket:
     level: float
     filled: float
 
-    def take(self, now: float) -> float:
-        """0 when the request may pass, else the seconds until one may."""
+    def take(self, now: float, cost: float = 1.0) -> float:
+        """0 when the request may pass, else the seconds until it may.
+
+        `cost`: as many requests as it counts for; a full bucket is enough for any.
+        """
+        cost = min(cost, self.burst)
         self.level = min(self.burst, self.level + (now - self.filled) * self.rate)
         self.filled = now
-        if self.level >= 1:
-            self.level -= 1
+        if self.level >= cost:
+            self.level -= cost
             return 0.0
-        return (1 - self.level) / self.rate
+        return (cost - self.level) / self.rate
 
 
 @dataclass(frozen=True, slots=True)
