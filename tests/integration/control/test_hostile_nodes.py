@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gevent
 import pytest
 
 from rae_control.api import http
@@ -114,3 +115,23 @@ def test_bodies_that_a_node_has_under_way_have_a_limit(api: Api) -> None:
 
 
 LARGE = {"reasons": ["x" * 100]}
+
+
+def test_of_many_results_of_a_lease_at_once_one_is_taken_and_no_bytes_are_left(
+    api: Api, mesh: Mesh
+) -> None:
+    api.join("n1")
+    api.submit(DECLARES)
+    ref = api.take("n1")
+    sends = [
+        gevent.spawn(
+            api.node, "n1", "POST", "/tasks/result",
+            multipart({"status": "succeeded", **ref}, "a.bin", b"%d" % number * 100_000),
+            content_type=KIND,
+        )
+        for number in range(12)
+    ]  # fmt: skip
+    gevent.joinall(sends)
+    codes = [one.value.status_code for one in sends]
+    assert (codes.count(200), codes.count(409)) == (1, 11)
+    assert len(blobs(mesh)) == 1

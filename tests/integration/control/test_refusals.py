@@ -570,6 +570,8 @@ def test_uploads_at_the_same_time_do_not_overshoot_a_submitters_blobs(api: Api, 
     gevent.joinall(answers)
     codes = [one.value.status_code for one in answers]
     assert (codes.count(201), codes.count(429)) == (5, 15)
+    # Neither are bytes of refused ones left.
+    assert len([path for path in (mesh.data / "blobs").rglob("*") if path.is_file()]) == 5
 
 
 def test_a_nearly_full_disk_refuses_submits_and_nothing_else(api: Api, mesh: Mesh) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -62,6 +63,8 @@ class BlobStore:
         self._parts.mkdir(parents=True, exist_ok=True)
         # Between threads of the pool, for microseconds: gevent's own lock is for greenlets.
         self._naming = get_original("_thread", "allocate_lock")()
+        # Blobs that are being stored until their rows are written: by how many now, and so far.
+        self._storing: dict[str, tuple[int, int]] = {}
         for leftover in self._parts.iterdir():
             leftover.unlink()
 
@@ -73,6 +76,37 @@ class BlobStore:
     def path(self, sha256: str) -> Path:
         """Where a blob lies, or would lie."""
         return self._root / sha256[:2] / sha256
+
+    @contextmanager
+    def storing(self, names: Collection[str], unknown: Callable[[], list[str]]) -> Iterator[None]:
+        """Around `add` and the writing of rows. Where that fails, bytes that no row knows go again.
+
+        `unknown` says which of the names those are. What another caller stores meanwhile stays.
+        """
+        names = set(names)
+        with self._naming:
+            for name in names:
+                now, ever = self._storing.get(name, (0, 0))
+                self._storing[name] = now + 1, ever + 1
+        try:
+            yield
+        except BaseException:
+            # Before the look at the rows: who comes after this writes them later.
+            alone = {name: (1, self._storing[name][1]) for name in names}
+            in_thread(self._drop, {name: alone[name] for name in unknown()} if names else {})
+            raise
+        finally:
+            with self._naming:
+                for name in names:
+                    now, ever = self._storing.pop(name)
+                    if now > 1:
+                        self._storing[name] = now - 1, ever
+
+    def _drop(self, names: Mapping[str, tuple[int, int]]) -> None:
+        for name, alone in names.items():
+            with self._naming:
+                if self._storing[name] == alone:
+                    self.path(name).unlink(missing_ok=True)
 
     def add(self, source: IO[bytes], limit: int, expected: str | None = None) -> tuple[str, int]:
         """Store what the stream holds; returns (sha256, size).

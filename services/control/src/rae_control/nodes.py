@@ -59,6 +59,7 @@ class NodeEntry:
     fits: dict[str, bool] = field(default_factory=dict)
     poll: Any = None
     claiming: RLock = field(default_factory=RLock)
+    delivering: RLock = field(default_factory=RLock)  # one result at a time
 
     @property
     def acks(self) -> bool:
@@ -192,6 +193,7 @@ class NodeTable:
         if before is not None:
             self._forget_tokens(before)
             entry.poll, entry.claiming = before.poll, before.claiming
+            entry.delivering = before.delivering
             if before.token_sha256 == entry.token_sha256:
                 entry.heard, entry.session_keys = before.heard, before.session_keys
                 entry.availability, entry.reasons = before.availability, before.reasons

@@ -8,6 +8,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -28,7 +29,7 @@ from rae_control.core.retries import Limits, speaks_of_node
 from rae_control.files import BlobStore, LogStore
 from rae_control.ledger import hold as ledger_hold
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger import views
+from rae_control.ledger import retention, views
 from rae_control.ledger.due import shift_pauses
 from rae_control.ledger.store import BATCH_S, Changes, Ledger, Moved, Row, Tx, keep_clock
 from rae_control.ledger.tasks import LIVE
@@ -167,6 +168,11 @@ class State(ABC):
     def read(self, function: Callable[[apsw.Connection], T], who: Hashable = None) -> T:
         """Run a reading function on one snapshot; `who` takes turns with others (None: control)."""
         return self.readers.read(function, who)
+
+    def storing(self, names: Collection[str]) -> AbstractContextManager[None]:
+        """Around the storing of blobs and their rows: where it fails, their bytes go again."""
+        unknown = partial(retention.unknown, names=sorted(set(names)))
+        return self.blobs.storing(names, lambda: self.read(unknown))
 
     def check_commits(self) -> None:
         """Whether the ledger takes commits, by the last one. Raises RaeError `ledger_unavailable`.

@@ -39,11 +39,10 @@ def blueprint(mesh: Mesh) -> Blueprint:
         body = http.read_body(MAX_BLOB_BYTES)
         if body.sha256 != sha256:
             raise RaeError("blob_mismatch", f"the bytes hash to {body.sha256}")
-        mesh.blobs.add(body.stream, MAX_BLOB_BYTES, sha256)
-
-        created = mesh.write(
-            partial(blobs.keep, sha256=sha256, submitter=caller.name, size=body.size, most=most)
-        )
+        keep = partial(blobs.keep, sha256=sha256, submitter=caller.name, size=body.size, most=most)
+        with mesh.storing([sha256]):
+            mesh.blobs.add(body.stream, MAX_BLOB_BYTES, sha256)
+            created = mesh.write(keep)
         stored = models.BlobStored(sha256=sha256, size=body.size)
         return http.answer(stored, 201 if created else 200)
 

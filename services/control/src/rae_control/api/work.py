@@ -7,7 +7,7 @@ import hashlib
 import logging
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -108,15 +108,18 @@ def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
     @bp.post("/tasks/result")
     def result() -> Response:
         entry, body = http.node_call(mesh, MAX_RESULT_BYTES, each=1024 * 1024)
-        parts: list[FileStorage] = []
-        if request.mimetype == "multipart/form-data":
-            boundary = request.mimetype_params.get("boundary", "")
-            outcome, parts = in_thread(_parse_multipart, body, boundary, http.to_close())
-        elif body.size > MAX_JSON_BYTES:
-            raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
-        else:
-            outcome = http.parse_json(models.Result, body)
-        return http.answer(_deliver(mesh, entry, outcome, parts))
+        # A repeated one waits until the first is taken, and so do all others of the node: what they
+        # cost at once is one result's.
+        with entry.delivering:
+            parts: list[FileStorage] = []
+            if request.mimetype == "multipart/form-data":
+                boundary = request.mimetype_params.get("boundary", "")
+                outcome, parts = in_thread(_parse_multipart, body, boundary, http.to_close())
+            elif body.size > MAX_JSON_BYTES:
+                raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
+            else:
+                outcome = http.parse_json(models.Result, body)
+            return http.answer(_deliver(mesh, entry, outcome, parts))
 
     @bp.post("/tasks/yield")
     def hand_back() -> Response:
@@ -175,33 +178,31 @@ def _deliver(
         raise RaeError("artifact_mismatch", f"'{min(described)}' is described, but was not sent")
     if wanted is not None:
         results.declared(wanted[1], stored)
-        for part in parts:
-            mesh.blobs.add(part.stream, MAX_RESULT_BYTES)
-    # Comparable across JSON and multipart, and without the boundary, which differs each time.
-    digest = ledger_tasks.digest_of(
-        outcome.model_dump(mode="json", exclude={"artifacts"}), [(s.name, s.sha256) for s in stored]
-    )
+    # Comparable across JSON and multipart, and without the boundary, which differs each time. In a
+    # thread, because what a task returns may have megabytes.
+    digest = in_thread(_digest, outcome, stored)
     # The node forgets its log with the answer.
     for lease in mesh.leases.of_node(entry.node_id):
         if lease.task_id == outcome.task_id:
             mesh.logs.sync(lease.task_id, lease.attempt)
-    state = mesh.write(
-        lambda tx: results.deliver(
-            tx,
-            entry.node_id,
-            outcome,
-            digest,
-            stored,
-            mesh.limits,
-            mesh.another,
-            stored_for=wanted and wanted[0],
-        )
-    )
+    deliver = partial(
+        results.deliver, node_id=entry.node_id, result=outcome, digest=digest, artifacts=stored,
+        limits=mesh.limits, another=mesh.another, stored_for=wanted and wanted[0],
+    )  # fmt: skip
+    with mesh.storing([item.sha256 for item in stored] if wanted else []):
+        for part in parts if wanted else []:
+            mesh.blobs.add(part.stream, MAX_RESULT_BYTES)
+        state = mesh.write(deliver)
+        if state is None:
+            raise _stale(outcome.task_id, outcome.attempt, "result")
     for node_id, reason in mesh.health.to_cordon().items():
         mesh.cordon(node_id, reason)
-    if state is None:
-        raise _stale(outcome.task_id, outcome.attempt, "result")
     return models.ResultAnswer(task_id=outcome.task_id, state=state)
+
+
+def _digest(outcome: models.Result, stored: Sequence[results.Stored]) -> str:
+    body = outcome.model_dump(mode="json", exclude={"artifacts"})
+    return ledger_tasks.digest_of(body, [(item.name, item.sha256) for item in stored])
 
 
 def _measure(stream: IO[bytes]) -> tuple[str, int]:
