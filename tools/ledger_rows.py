@@ -29,6 +29,7 @@ INSERT INTO tasks (seq, task_id, submitter, state, kind, priority, lane_id, spec
         120, 3600, 3, :needs IS NOT NULL, :not_before, :expires_at, :now, :now, :finished, :reason
     FROM n;
 INSERT INTO specs SELECT :first + i, spec -> '$.labels', spec FROM n;
+INSERT INTO labels SELECT key || '=' || value, :first + i FROM n, json_each(spec, '$.labels');
 INSERT INTO events (at, submitter, task_id, to_state, reason)
     SELECT :now, :submitter, task_id, :begun, 'submitted' FROM n;
 INSERT INTO events (at, submitter, task_id, from_state, to_state, reason)

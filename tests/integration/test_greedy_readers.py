@@ -83,10 +83,9 @@ def bob_reads(mesh: DevMesh) -> None:
     assert len(get(mesh, "bob", "/tasks?limit=5").json()["tasks"]) == 5
 
 
-def test_two_hundred_lists_over_many_own_tasks_delay_nobody_else(mesh: DevMesh) -> None:
+def test_two_hundred_long_lists_delay_nobody_else(mesh: DevMesh) -> None:
     with ExitStack() as stack:
-        path = "/tasks?kind=cli&state=cancelled&label=third=never"
-        callers = [stack.enter_context(asked(mesh, "ann", path)) for _ in range(200)]
+        callers = [stack.enter_context(asked(mesh, "ann", "/tasks?limit=500")) for _ in range(200)]
         reading = drain(callers)
         assert longest(lambda: bob_reads(mesh), lambda: not reading.is_alive()) < MOST_S
         reading.join()

@@ -66,7 +66,8 @@ def test_finished_tasks_are_summarised_after_their_time(
 ) -> None:
     api.join("n1")
     sha = api.blob(b"input")
-    ref = finish(api, {**ECHO, "task_id": "old", "inputs": {"f": {"sha256": sha}}})
+    spec = {**ECHO, "task_id": "old", "inputs": {"f": {"sha256": sha}}, "labels": {"run": "1"}}
+    ref = finish(api, spec)
     api.submit({**ECHO, "task_id": "cancelled"})
     api.rae("POST", "/tasks/cancelled/cancel", {})
     log = mesh.data / "logs" / f"old.{ref['attempt']}.log"
@@ -231,6 +232,7 @@ BROKEN = {
     "numbers_go_on": "UPDATE sqlite_sequence SET seq = 1",
     "priority_as_submitted": "UPDATE tasks SET priority = 3",
     "inputs_recorded": "DELETE FROM task_blobs",
+    "labels_recorded": "DELETE FROM labels",
     "lane_is_its_own": "UPDATE tasks SET submitter = 'bob'",
     "schema_is_ours": "DROP INDEX tasks_key",
     "sqlite_integrity": "DROP TABLE dependencies",
@@ -244,7 +246,7 @@ def populate(api: Api) -> None:
     sha = api.blob(b"input")
     api.join("n1")
     finish(api, {**ECHO, "task_id": "d", "inputs": {"f": {"sha256": sha}}})
-    api.submit({**ECHO, "task_id": "r"})
+    api.submit({**ECHO, "task_id": "r", "labels": {"run": "a=b", "empty": ""}})
     api.take("n1")
     api.submit({**ECHO, "task_id": "q"}, {**ECHO, "task_id": "w", "depends_on": ["r"]})
 

@@ -53,7 +53,10 @@ def blueprint(mesh: Mesh) -> Blueprint:
         filters = _filters(caller, values)
         limit = http.limit(values, 100, views.LIST_LIMIT)
         before = int(values["cursor"]) if "cursor" in values else None
-        page, after = http.read(mesh, lambda db: views.task_list(db, filters, limit, before))
+        read = partial(views.task_list, filters=filters, limit=limit)
+        page, after = http.read(mesh, partial(read, before=before))
+        while not page and after is not None:
+            page, after = http.read(mesh, partial(read, before=after))
         cursor = None if after is None else str(after)
         return http.answer(models.TaskList(tasks=page, next=cursor))
 

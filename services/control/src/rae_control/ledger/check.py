@@ -16,7 +16,7 @@ from rae_control.core.lanes import lane_id
 from rae_control.core.states import chain_problems, counters
 from rae_control.files import PIECE
 from rae_control.ledger.kept import NO_SPEC
-from rae_control.ledger.schema import BLOB_BYTES, OPEN_NEED, READS, SCHEMA
+from rae_control.ledger.schema import BLOB_BYTES, LABELS, OPEN_NEED, READS, SCHEMA
 from rae_control.ledger.store import Row, fetch
 
 _RESTORE = "restore a backup, or report it with this line"
@@ -128,6 +128,10 @@ _RULES = {
     " FROM (SELECT sha256, task_id FROM task_blobs EXCEPT SELECT * FROM want)".replace(
         "READS", READS
     ),
+    "labels_recorded": f"SELECT 'task ' || seq || ' has the label ' || label AS about FROM"
+    f" ({LABELS} EXCEPT SELECT label, seq FROM labels) UNION ALL SELECT 'task ' || seq"
+    " || ' does not have the label ' || label"
+    f" FROM (SELECT label, seq FROM labels EXCEPT {LABELS})",
     "input_is_here": "SELECT r.task_id || ' reads ' || r.sha256 AS about FROM task_blobs r"
     " JOIN tasks t USING (task_id) LEFT JOIN blobs b"
     " ON b.sha256 = r.sha256 AND b.submitter = t.submitter WHERE b.sha256 IS NULL",

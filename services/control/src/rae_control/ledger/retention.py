@@ -9,6 +9,7 @@ from typing import Any
 import apsw
 
 from rae_control.ledger import kept
+from rae_control.ledger.schema import LABELS
 from rae_control.ledger.store import Row, Tx, fetch
 
 # Whatever still stands in somebody's dependencies stays: a live or a requeued task may need it.
@@ -86,6 +87,8 @@ def _summarise_one(tx: Tx, task: Row) -> None:
     kept.gone(tx, task["seq"])
     for table in ("attempts", "events", "artifacts", "task_blobs", "dependencies", "tasks"):
         tx.run(f"DELETE FROM {table} WHERE task_id = ?", task["task_id"])
+    labels = f"SELECT label FROM ({LABELS} WHERE seq = ?)"
+    tx.run(f"DELETE FROM labels WHERE label IN ({labels}) AND seq = ?", task["seq"], task["seq"])
     for table in ("specs", "results"):
         tx.run(f"DELETE FROM {table} WHERE seq = ?", task["seq"])
 

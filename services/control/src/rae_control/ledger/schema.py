@@ -113,8 +113,24 @@ INSERT INTO kept SELECT submitter, sum(kept_bytes), sum(kept_record) FROM tasks
     WHERE finished_at IS NOT NULL GROUP BY submitter;
 """
 
+# What lists are filtered by.
+_LISTS = """
+CREATE INDEX tasks_kind ON tasks (kind, seq);
+CREATE INDEX tasks_node ON tasks (node_id, seq) WHERE node_id IS NOT NULL;
+CREATE TABLE labels (
+    label TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (label, seq)
+) WITHOUT ROWID;
+"""
+LABELS = "SELECT key || '=' || value AS label, seq FROM specs, json_each(labels)"
+
 # From each older version to the one after it.
-MIGRATIONS = {1: _CARE + _READ_BY_TASKS, 2: _HOLDERS, 3: _AVOID, 4: _APART, 5: _KEEP}
+MIGRATIONS = {
+    1: _CARE + _READ_BY_TASKS,
+    2: _HOLDERS,
+    3: _AVOID,
+    4: _APART,
+    5: f"{_KEEP} {_LISTS} INSERT INTO labels {LABELS} ORDER BY 1, 2;",
+}
 
 SCHEMA = (
     """
@@ -259,4 +275,5 @@ CREATE TABLE tokens (
     + _RELEASES
     + _STORED
     + _KEPT
+    + _LISTS
 )

@@ -12,7 +12,7 @@ from typing import Any
 from rae_control.core.lanes import lane_id
 from rae_control.core.matching import canonical_requirements
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger.schema import OPEN_NEED
+from rae_control.ledger.schema import LABELS, OPEN_NEED
 from rae_control.ledger.store import Row, Tx
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
@@ -225,6 +225,8 @@ def _insert(tx: Tx, submitter: str, task: Prepared) -> Row:
     seq = tx.db.last_insert_rowid()
     labels = canonical(spec.labels).decode()
     tx.run("INSERT INTO specs VALUES (?, ?, ?)", seq, labels, task.text.decode())
+    if spec.labels:
+        tx.run(f"INSERT INTO labels {LABELS} WHERE seq = ?", seq)
     return {**row, "seq": seq, "lease_id": None, "fence": None, "avoid": None}
 
 

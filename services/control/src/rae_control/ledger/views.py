@@ -19,6 +19,10 @@ LIST_LIMIT = 500
 # A page ends early rather than hold more than this of what callers wrote.
 PAGE_BYTES = 2 * 1024**2
 _TASK = "SELECT t.*, s.labels FROM tasks t JOIN specs s USING (seq)"
+_OF_LABEL = _TASK.replace("FROM", "FROM labels l CROSS JOIN") + " WHERE t.seq = l.seq AND "
+# A list looks at so many tasks in one read.
+LOOK_AT = 5000
+_AFTER_ALL = 2**63 - 1
 
 
 def moment(unix: float | None) -> datetime | None:
@@ -122,22 +126,32 @@ def _page(rows: Iterator[Row], limit: int, *heavy: str) -> tuple[list[Row], bool
 def task_list(
     db: apsw.Connection, filters: Mapping[str, Any], limit: int, before: int | None
 ) -> tuple[list[TaskView], int | None]:
-    """A page, newest first; returns it and the cursor of the next one."""
-    where, values = ["1"], list[Any]()
-    for column in ("submitter", "state", "kind", "node_id"):
-        if (value := filters.get(column)) is not None:
-            where.append(f"{column} = ?")
-            values.append(value)
-    if (label := filters.get("label")) is not None:
-        name, _, value = label.partition("=")
-        where.append("EXISTS (SELECT 1 FROM json_each(s.labels) WHERE key = ? AND value = ?)")
-        values += [name, value]
-    if before is not None:
-        where.append("seq < ?")
-        values.append(before)
-    found = streamed(db, f"{_TASK} WHERE {' AND '.join(where)} ORDER BY seq DESC", values)
+    """Some tasks, newest first, and the cursor of what follows; perhaps none where more follow.
+
+    Looks at a bounded number of tasks, along the filter that fewest of them pass.
+    """
+    wanted = {name: value for name, value in filters.items() if value is not None}
+    top = _AFTER_ALL if before is None else before
+    # Each filter's next tasks reach back to a place; those of the rarest reach furthest.
+    ends = {name: _end(db, name, value, top) for name, value in wanted.items()}
+    by = min(ends, key=ends.__getitem__, default=None)
+    end, seq = ends[by] if by else 0, "l.seq" if by == "label" else "t.seq"
+    # The plus keeps SQLite from going along another filter.
+    tests = {name: f"{'' if name == by else '+'}{name} = ?" for name in wanted}
+    if "label" in wanted and by != "label":
+        tests["label"] = "EXISTS (SELECT 1 FROM labels l WHERE label = ? AND l.seq = t.seq)"
+    where = " AND ".join([f"{seq} < ?", f"{seq} >= ?", *tests.values()])
+    sql = f"{_OF_LABEL if by == 'label' else f'{_TASK} WHERE '}{where} ORDER BY {seq} DESC"
+    found = streamed(db, sql, [top, end, *wanted.values()])
     rows, more = _page(found, limit, "labels", "error", "note")
-    return [view(row) for row in rows], rows[-1]["seq"] if more else None
+    return [view(row) for row in rows], rows[-1]["seq"] if more else end or None
+
+
+def _end(db: apsw.Connection, name: str, value: str, top: int) -> int:
+    """The last of a filter's next tasks; 0 where they are all that are left."""
+    table = "labels" if name == "label" else "tasks"
+    sql = f"SELECT seq FROM {table} WHERE {name} = ? AND seq < ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
+    return int(db.execute(sql, (value, top, LOOK_AT - 1)).get or 0)
 
 
 def events(
