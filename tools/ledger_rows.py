@@ -15,8 +15,9 @@ from pathlib import Path
 import apsw
 
 from rae_control.core.lanes import lane_id
+from rae_control.ledger.schema import KEPT
 
-_FILL = """
+_FILL = f"""
 CREATE TEMP TABLE n AS
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :rows)
     SELECT i, :name || '-' || i AS task_id,
@@ -35,8 +36,12 @@ INSERT INTO events (at, submitter, task_id, to_state, reason)
 INSERT INTO events (at, submitter, task_id, from_state, to_state, reason)
     SELECT :now, :submitter, task_id, 'queued', 'cancelled', 'cancelled' FROM n WHERE :ended;
 INSERT INTO dependencies SELECT task_id, :needs FROM n WHERE :needs IS NOT NULL;
+UPDATE tasks AS t SET {KEPT} WHERE :ended AND seq > :first;
+INSERT INTO kept SELECT submitter, sum(kept_bytes), sum(kept_record) FROM tasks
+    WHERE :ended AND seq > :first GROUP BY submitter
+    ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes, record = record + excluded.record;
 DROP TABLE n;
-"""
+"""  # noqa: S608 - our own text
 
 
 @dataclass(frozen=True, slots=True)
