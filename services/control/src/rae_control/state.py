@@ -49,41 +49,43 @@ log = logging.getLogger(__name__)
 
 
 class Signals:
-    """Who waits for news: of one task, or of anything."""
+    """Who waits for news, by names: see `tell`."""
 
     def __init__(self) -> None:
-        self._tasks: defaultdict[str, set[Event]] = defaultdict(set)
-        self._any: set[Event] = set()
+        self._waiting: defaultdict[str, set[Event]] = defaultdict(set)
         self._over = False
 
     def stop(self) -> None:
         """End all waiting, now and later."""
         self._over = True
-        for event in {*self._any, *(event for group in self._tasks.values() for event in group)}:
-            event.set()
+        for name in list(self._waiting):
+            self.tell(name)
 
     def wait(self, names: Sequence[str], seconds: float, ready: Callable[[], bool]) -> None:
-        """Return when `ready` says so after news of these names (none: of any), or in time."""
+        """Return when `ready` says so after news of these names, or in time."""
         event = Event()
-        groups = [self._tasks[name] for name in names] or [self._any]
-        for group in groups:
-            group.add(event)
+        for name in names:
+            self._waiting[name].add(event)
         try:
             with gevent.Timeout(seconds, False):
                 while not (ready() or self._over):
                     event.wait()
                     event.clear()
         finally:
-            for group in groups:
-                group.discard(event)
             for name in names:
-                if not self._tasks.get(name):
-                    self._tasks.pop(name, None)
+                self._waiting[name].discard(event)
+                if not self._waiting[name]:
+                    del self._waiting[name]
 
     def tell(self, name: str) -> None:
-        """There is news of a task (its id), or of its log (`log <id>`)."""
-        for event in (*self._tasks.get(name, ()), *self._any):
+        """There is news of a task (its id), of its log (`log ID`), or events (`events_of`)."""
+        for event in self._waiting.get(name, ()):
             event.set()
+
+
+def events_of(submitter: str | None) -> str:
+    """The name of news of a submitter's events (None: of all events)."""
+    return f"events {submitter or '*'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +297,6 @@ class State(ABC):
             if row["revoked"]:
                 self.health.forget(row["node_id"])
             self.follow_node(self.nodes.update(row, now))
-            self.signals.tell(f"node {row['node_id']}")
         for row in changes.tokens:
             self.follow_token(row)
         for move in changes.moved:
@@ -305,6 +306,8 @@ class State(ABC):
             self._follow_health(move)
             self.follow_task(move)
             self.signals.tell(move.task["task_id"])
+        for submitter in {None, *changes.events} if changes.events else ():
+            self.signals.tell(events_of(submitter))
         for lease_id in changes.unfenced:
             self.fences.pop(lease_id, None)
         if queued := [move for move in changes.moved if move.new == "queued"]:

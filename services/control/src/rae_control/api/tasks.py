@@ -19,6 +19,7 @@ from rae_control.ledger import verbs, views
 from rae_control.ledger.claim import PREFER_S
 from rae_control.ledger.store import Row, Tx, fetch
 from rae_control.ledger.submit import Prepared, in_order, prepare, submit
+from rae_control.state import events_of
 from rae_protocol import models
 from rae_protocol.client import uuid7
 from rae_protocol.errors import RaeError
@@ -264,7 +265,7 @@ def _events(mesh: Mesh, caller: Caller, task_id: str | None) -> Response:
             incarnation=incarnation,
         )  # fmt: skip
     if not found and wait > 0:
-        mesh.signals.wait([task_id] if task_id else [], wait, lambda: bool(read()[0]))
+        mesh.signals.wait([task_id or events_of(caller.sees)], wait, lambda: bool(read()[0]))
         found, newest, removed = read()
     # A task's events go all at once, with the task.
     lost = after < removed and task_id is None

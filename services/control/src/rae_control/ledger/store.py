@@ -68,7 +68,8 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What memory follows after the commit: moved tasks, rows of nodes and tokens, ended fences.
+    """What memory follows after the commit: moved tasks, rows of nodes and tokens, ended fences,
+    and whose tasks have new events (None: nodes).
 
     Rows are as the transaction left them. Only so memory takes them over in the order of the
     commits, however late a caller goes on.
@@ -78,6 +79,7 @@ class Changes:
     nodes: list[Row] = field(default_factory=list)
     tokens: list[Row] = field(default_factory=list)
     unfenced: list[str] = field(default_factory=list)
+    events: set[str | None] = field(default_factory=set)
 
     def extend(self, later: Changes) -> None:
         """Add what a later function changed."""
@@ -85,6 +87,7 @@ class Changes:
         self.nodes.extend(later.nodes)
         self.tokens.extend(later.tokens)
         self.unfenced.extend(later.unfenced)
+        self.events.update(later.events)
 
 
 @dataclass(slots=True)

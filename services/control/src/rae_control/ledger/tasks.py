@@ -38,6 +38,7 @@ def event(
     old: str | None = None, new: str | None = None,
 ) -> int:  # fmt: skip
     """Write one line of history; returns its number."""
+    tx.changes.events.add(task["submitter"] if task else None)
     tx.run(
         "INSERT INTO events (at, submitter, task_id, attempt, from_state, to_state, node_id, slot,"
         " reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
