@@ -80,7 +80,7 @@ def test_a_list_costs_no_specs(full: DevMesh, path: str) -> None:
 
 
 def test_large_details_are_read_one_after_the_other(full: DevMesh) -> None:
-    """Twenty callers ask for 8 MiB each, and read nothing of it."""
+    """Fifteen callers ask for 8 MiB each, and read nothing of it."""
     half = "x" * (EACH - 1000)
     spec = {**json.loads(body(0)), "task_id": "large", "priority": 4}
     spec["inputs"] = {name: {"inline": half} for name in ("f", "g")}
@@ -90,7 +90,7 @@ def test_large_details_are_read_one_after_the_other(full: DevMesh) -> None:
 
     def ask(stack: ExitStack) -> None:
         address = urlsplit(full.url)
-        for _ in range(20):
+        for _ in range(15):
             caller = stack.enter_context(socket.socket())
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             caller.settimeout(60)

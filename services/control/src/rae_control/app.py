@@ -7,11 +7,13 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
 from rae_control.api import admin, http, nodes, tasks, work
+from rae_control.core.gate import Budget
 from rae_control.core.limits import Bucket
+from rae_control.files import PIECE
 from rae_control.log import facts
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
@@ -41,6 +43,7 @@ def create_app(mesh: Mesh) -> Flask:
     app.after_request(partial(_count, mesh))
     app.after_request(_no_store)
     app.after_request(partial(http.sign_answer, mesh))
+    app.after_request(_hold)
     app.teardown_request(http.close_streams)
     return app
 
@@ -91,6 +94,22 @@ def _count(mesh: Mesh, response: Response) -> Response:
     method = request.method if request.url_rule is not None else ""
     operation = f"{method} {rule.removeprefix('/api/v1')}".strip()
     mesh.metrics.answered(operation, response.status_code)
+    return response
+
+
+def _hold(response: Response) -> Response:
+    # What an answer holds until it is read counts to its caller: of a blob, a piece at a time.
+    size, who = response.content_length or 0, g.get("who")
+    if "ETag" in response.headers:
+        size = min(size, PIECE)
+    if who is None or size <= http.DECODE_HERE_MAX:
+        return response
+    answers: Budget = current_app.extensions["bodies"].answers
+    if not answers.take(who, size):
+        response.close()
+        cause = "too many answers to this caller are not read yet"
+        return error_response(RaeError("rate_limited", cause, retry_after_s=1))
+    response.call_on_close(partial(answers.give, who, size))
     return response
 
 

@@ -1,12 +1,13 @@
 """gunicorn's worker with our limits on what strangers and slow lines hold.
 
-Each connection is a visit (core/gate.py); each body has a time limit. A stranger whose address has
-had too much is refused before the application is asked. What is no HTTP request gets our answer,
-and its words stay out of the log.
+Each connection is a visit (core/gate.py); each body and each answer has a time limit. A stranger
+whose address has had too much is refused before the application is asked. What is no HTTP request
+gets our answer, and its words stay out of the log.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -39,8 +40,10 @@ _Socket = get_original("socket", "socket")
 HEAD_S = 10.0
 # A small body, and any of a stranger, in all.
 SMALL, SMALL_S = 64 * 1024, 10.0
-# A larger one: at least so many bytes a second, after a while in which it may be slower.
+# A larger one: at least so many bytes a second, after a while in which it may be slower. Of an
+# answer, the same while for each piece of it.
 LEAST_RATE, SLOW_S, LONGEST_S = 1024, 30.0, 3600.0
+TOO_SLOW = "the answer was read too slowly"
 # What is read and dropped of a body that was answered early, in bytes and seconds: a socket that is
 # closed while bytes lie in it resets the connection, and the answer may be lost with it.
 LEFT_OF_KNOWN, LEFT_OF_STRANGERS = (MAX_RESULT_BYTES, 20.0), (MAX_BLOB_BYTES, 10.0)
@@ -91,6 +94,25 @@ class Intake:
         return max(0.0, allowed - (time.monotonic() - float(self._began or 0.0)))
 
 
+class Outlet:
+    """A connection's socket as an answer goes out: whoever reads too slowly is cut off."""
+
+    def __init__(self, sock: Any, visit: Visit) -> None:
+        self._sock, self._visit = sock, visit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def sendall(self, data: bytes) -> None:
+        """Send it all. Raises ConnectionResetError where a piece was not taken in time."""
+        # What the kernel holds for a reader is no progress of his, so each piece has its own time.
+        seconds = SLOW_S if self._visit.known else SMALL_S
+        for at in range(0, len(data), SMALL):
+            slow = ConnectionResetError(errno.ECONNRESET, TOO_SLOW)
+            with gevent.Timeout(seconds, slow):
+                self._sock.sendall(memoryview(data)[at : at + SMALL])
+
+
 def time_for(length: int, come: int, *, known: bool) -> float:
     """Seconds from a body's start by which so many of its bytes must be there."""
     if length <= SMALL or not known:
@@ -127,7 +149,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         gevent.sleep(0)
         try:
             self._admit(intake.visit, req, sock, addr)
-            super().handle_request(listener_name, req, sock, addr)
+            super().handle_request(listener_name, req, Outlet(sock, self._here.visit), addr)
+        except ConnectionResetError as error:
+            if error.strerror == TOO_SLOW:
+                self._log("answer_unread", peer=(addr or ("",))[0])
+            raise
         finally:
             if intake.unread:
                 _let_end(sock, *(LEFT_OF_KNOWN if intake.visit.known else LEFT_OF_STRANGERS))

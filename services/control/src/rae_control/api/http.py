@@ -38,6 +38,7 @@ SMALL_PIECE, LARGE_PIECE = 16 * 1024, 256 * 1024
 DECODE_HERE_MAX = 64 * 1024
 # Bodies that are held at once, in memory or in an unnamed file: of callers with a known token (each
 # two of the largest results, whose parts are held beside them), and of strangers (by address).
+# Answers to known callers, until they are read, may be as much again.
 KNOWN_EACH, KNOWN_ALL = 2 * MAX_RESULT_BYTES, 16 * MAX_RESULT_BYTES
 STRANGERS_EACH, STRANGERS_ALL = 4 * MAX_REGISTER_BYTES, 64 * MAX_REGISTER_BYTES
 _NO_LIMITS = Visit("", lambda: None)
@@ -48,6 +49,7 @@ class Bodies:
 
     def __init__(self) -> None:
         self.known = Budget(KNOWN_EACH, KNOWN_ALL)
+        self.answers = Budget(KNOWN_EACH, KNOWN_ALL)
         self.strangers = Budget(STRANGERS_EACH, STRANGERS_ALL)
 
 
