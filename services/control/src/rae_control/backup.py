@@ -41,6 +41,7 @@ from rae_control.ledger.store import (
 from rae_control.retention import files_held
 from rae_protocol.clock import Clock, SystemClock
 from rae_protocol.errors import RaeError
+from rae_protocol.folders import make_folder
 
 LEDGER = "ledger.db"
 SUMS = "SHA256SUMS.json"
@@ -163,7 +164,7 @@ def restore(
     has. Cut off at any moment, a restore can be run again.
     Raises ConfigError, LedgerLocked, BackupDamaged, DiskFull.
     """
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(data, 0o700)
     with closing(lock_file(data / "ledger.lock")):
         for leftover in data.glob("restore-*"):
             shutil.rmtree(leftover)
@@ -208,7 +209,7 @@ def _unpack(archive: Path, target: Path, *, keys: bool) -> None:
                         f"{archive} holds {member.name!r}; this is no backup; name another file"
                     )
                 path = target / member.name
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_folder(path.parent, 0o700)
                 handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(handle, "wb") as file:
                     if source is not None:

@@ -28,6 +28,7 @@ from rae_control.errors import ChoreFailed, ConfigError, ControlError
 from rae_control.log import JsonFormatter, facts
 from rae_control.queue import CHORES_QUEUE, redis_errors
 from rae_protocol.errors import in_words
+from rae_protocol.folders import make_folder
 
 SUFFIX = ".raebackup"
 LONGEST_S = 6 * 3600
@@ -57,7 +58,7 @@ def _backup(folder: str | None, keep: int, data: Path) -> str:
     if folder is None:
         raise ConfigError("no backup_dir is set; add it to the settings, or `backup FILE`")
     place = Path(folder)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(place, 0o700)
     with _alone(place):
         for left in place.glob("*.part"):  # by one that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -16,6 +16,7 @@ from gevent.threadpool import ThreadPool
 
 from rae_control.ledger.store import sync_folder
 from rae_protocol.errors import RaeError
+from rae_protocol.folders import make_folder
 
 T = TypeVar("T")
 PIECE = 1024 * 1024
@@ -60,7 +61,8 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._parts = root / "parts"
-        self._parts.mkdir(parents=True, exist_ok=True)
+        make_folder(root, 0o700)
+        make_folder(self._parts, 0o700)
         # Between threads of the pool, for microseconds: gevent's own lock is for greenlets.
         self._naming = get_original("_thread", "allocate_lock")()
         # Blobs that are being stored until their rows are written: by how many now, and so far.
@@ -135,7 +137,7 @@ class BlobStore:
             if expected is not None and name != expected:
                 raise RaeError("blob_mismatch", f"the bytes hash to {name}")
             final = self.path(name)
-            final.parent.mkdir(exist_ok=True)
+            make_folder(final.parent, 0o700)
             with self._naming:
                 # A blob that the disk has damaged is healed by its next upload.
                 new = not final.exists() or final.stat().st_size != size
@@ -177,7 +179,7 @@ class LogStore:
     def __init__(self, root: Path, max_bytes: int) -> None:
         self._root = root
         self._max = max_bytes
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root, 0o700)
 
     def write(self, task_id: str, attempt: int, offset: int, data: bytes) -> None:
         """Write a chunk; what goes beyond the limit is cut off.

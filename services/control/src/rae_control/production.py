@@ -14,6 +14,7 @@ from rae_control.errors import ConfigError
 from rae_control.files import close_to_others
 from rae_control.keys import load_roots
 from rae_control.ledger.store import refuse_unfinished
+from rae_protocol.folders import make_folder
 
 
 def become_server(data: Path, config: ControlConfig, redis_url: str) -> int:
@@ -23,7 +24,8 @@ def become_server(data: Path, config: ControlConfig, redis_url: str) -> int:
     credentials.redis_password(secrets)
     _refuse_password(redis_url)
     data = data.absolute()
-    (data / "run").mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(data, 0o700)
+    make_folder(data / "run", 0o700)
     close_to_others(data)
     refuse_unfinished(data)
     fds = systemd.listeners(os.environ, os.getpid())

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from rae_control.errors import NoRedisServer
+from rae_protocol.folders import make_folder
 
 # The kernel's limit for a unix socket's path is 107 bytes.
 SOCKET_PATH_MAX = 100
@@ -60,7 +61,7 @@ def _short(socket: Path) -> bool:
 def arguments(server: str, data: Path, socket: Path) -> list[str]:
     """The command line: unix socket only, append-only file, never evict."""
     folder = data / "redis"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder, 0o700)
     options = {
         "port": "0", "unixsocket": str(socket), "unixsocketperm": "600", "dir": str(folder),
         "appendonly": "yes", "appendfsync": "everysec", "save": "",

@@ -30,6 +30,7 @@ from rae_control.production import become_server
 from rae_control.redis_server import arguments, find_server, socket_path
 from rae_control.wsgi import die_with_parent
 from rae_protocol.errors import in_words
+from rae_protocol.folders import make_folder
 from rae_protocol.signing import EnvelopeSigner
 from rae_protocol.terminal import complain, run_program, say
 
@@ -128,9 +129,9 @@ class DevServer:
         server = find_server()
         try:
             # Private when it is ours; a folder that was there keeps its mode, our parts do not.
-            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._data, 0o700)
             for name in FOLDERS:
-                (self._data / name).mkdir(mode=0o700, exist_ok=True)
+                make_folder(self._data / name, 0o700)
             close_to_others(self._data)
         except OSError as error:
             raise ConfigError(f"--data {self._data} cannot be used: {in_words(error)}") from error

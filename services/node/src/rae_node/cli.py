@@ -132,6 +132,7 @@ def _run(options: argparse.Namespace) -> int:
             raise ConfigError(
                 "--dev needs control's folder; name it with --data DIR (or $RAE_DATA)"
             )
+        os.umask(0o022)  # as an installed node's files are; its owner reaches the socket
         node_id = options.node_id or default_node_id()
         layout = Layout(dev_root(options.data, node_id))
         assemble.prepare_dev(options.data, node_id, layout)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rae_node.errors import NodeError, listed
+from rae_protocol.folders import make_folder
 
 PRODUCTION_ROOT = Path("/opt/rae-node")
 _SOCKET_LIMIT = 107  # sizeof(sun_path) - 1, see unix(7)
@@ -78,10 +79,9 @@ class Layout:
         for folder in (
             self.agent, self.root / "models", self.logs, self.run, self.pause_file.parent
         ):  # fmt: skip
-            # 0755 whatever the umask: the rules there are its owner's alone.
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_folder(folder, 0o755)
         for folder in (self.workdir, self.spool):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder, 0o700)
             if not folder.stat().st_mode & stat.S_ISGID:  # then root shares it with the tasks
                 folder.chmod(0o700)
 
