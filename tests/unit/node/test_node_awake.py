@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import StringIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from rae_node.assemble import PACKAGE_DATA
 from rae_node.awake import Awake
 from rae_node.isolation import ProcessIsolation
 from rae_node.log import EventLog
-from rae_node.model_runner import ModelRunner
+from rae_node.model_runner import WAIT_S, ModelRunner
 from rae_node.paths import Layout
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import Rig, until
@@ -143,7 +144,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
 
 
 def test_a_model_is_unloaded_once_for_each_use(door: Door, log: Log) -> None:
-    runner = ModelRunner(log.log, SystemClock(), door.path)
+    runner = ModelRunner(log.log, SystemClock(), "http://127.0.0.1:9", {0}, door.path)
     runner.free()  # an earlier agent's
     runner.free()
     assert door.heard == [b"kill\n"]
@@ -154,7 +155,7 @@ def test_a_model_is_unloaded_once_for_each_use(door: Door, log: Log) -> None:
 
 
 def test_a_model_that_stays_is_told_once_and_tried_again(door: Door, log: Log) -> None:
-    runner = ModelRunner(log.log, SystemClock(), door.path)
+    runner = ModelRunner(log.log, SystemClock(), "http://127.0.0.1:9", {0}, door.path)
     door.answer = b"rae-ollama cannot be killed\n"
     runner.free()
     runner.free()
@@ -165,8 +166,27 @@ def test_a_model_that_stays_is_told_once_and_tried_again(door: Door, log: Log) -
     assert len(door.heard) == 3 and len(log.events("model_runner_killed")) == 1
 
 
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_kill_socket_that_says_nothing_holds_the_guard_for_a_second_at_most(
+    tmp_path: Path, log: Log, accepts: bool
+) -> None:
+    path = tmp_path / "kill.sock"
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+        silent.bind(str(path))
+        silent.listen(8 if accepts else 0)
+        if not accepts:  # what the backlog holds: the next one waits
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        runner = ModelRunner(log.log, SystemClock(), "http://127.0.0.1:9", {0}, path)
+        began = time.monotonic()
+        runner.free()
+        assert time.monotonic() - began < WAIT_S + 0.3 <= 1.3
+    (told,) = log.events("model_runner_not_killed")
+    assert str(path) in str(told["error"])
+
+
 def test_a_node_without_a_runner_says_nothing(tmp_path: Path, log: Log) -> None:
-    ModelRunner(log.log, SystemClock(), tmp_path / "none").free()
+    ModelRunner(log.log, SystemClock(), "http://127.0.0.1:9", {0}, tmp_path / "none").free()
     log.log.flush()
     assert log.stream.getvalue() == ""
 

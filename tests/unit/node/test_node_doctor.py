@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,7 @@ from rae_node.errors import NodeError
 from rae_node.gpu import Gpu
 from rae_node.guard.policy import Reading
 from rae_node.paths import Layout
+from rae_node.runners.llm import port_problem
 from rae_protocol.errors import Unreachable
 from tests.certificates import Authority, tls_front
 from tests.unit.node.fakes import Rig
@@ -332,6 +335,17 @@ def test_the_doctor_names_the_certificate_problem_and_trusts_the_ca_of_the_confi
         home.config_file.write_text(yaml.safe_dump({**body, "ca_file": str(authority.file)}))
         assert see(home, asking, "control").state == "ok"
         server.shutdown()
+
+
+def test_a_stranger_on_the_model_runners_port_is_named(home: Layout, eyes: Eyes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        body = {**yaml.safe_load(home.config_file.read_text()), "ollama_url": url}
+        home.config_file.write_text(yaml.safe_dump(body))
+        theirs = replace(eyes, port_problem=lambda url, _: port_problem(url, {os.getuid() + 1}))
+        found = see(home, theirs, "ollama")
+    fails(found, f"port {port} is held by a program of uid {os.getuid()}", "ss -ltnp")
 
 
 def test_a_machine_without_systemd_fails_where_it_is_installed_only(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import threading
@@ -22,6 +23,7 @@ from tests.unit.node.fakes import FAST, UNREACHABLE, FakeControl, Rig, until
 
 MakeRig = Callable[..., Rig]
 AT_ONCE_S = 1.0
+OURS = frozenset({os.getuid()})
 HEADERS = b"HTTP/1.1 200 OK\r\n"
 SLOW = replace(FAST, input_slow_sec=0.6)
 
@@ -259,7 +261,7 @@ def test_a_result_that_control_does_not_take_holds_up_neither_the_owner_nor_the_
 def test_registering_waits_no_longer_than_its_limit_for_the_models(stuck: Make, what: str) -> None:
     server, _ = stuck(what)
     began = time.monotonic()
-    assert present_models(f"http://127.0.0.1:{server.port}", 0.3) is None
+    assert present_models(f"http://127.0.0.1:{server.port}", 0.3, OURS) is None
     assert time.monotonic() - began < AT_ONCE_S
 
 
@@ -268,7 +270,7 @@ def test_the_models_that_ollama_has_are_read() -> None:
     head = HEADERS + f"Content-Length: {len(said)}\r\n\r\n".encode()
     server = StuckServer(head + said, b"", accepts=True)
     try:
-        assert present_models(f"http://127.0.0.1:{server.port}", 5.0) == ["a:1b", "b:latest"]
+        assert present_models(f"http://127.0.0.1:{server.port}", 5.0, OURS) == ["a:1b", "b:latest"]
     finally:
         server.close()
 

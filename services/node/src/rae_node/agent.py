@@ -33,7 +33,7 @@ from rae_node.poller import Poller, Want
 from rae_node.recovery import Sweeper
 from rae_node.runners.base import Runner
 from rae_node.runners.cli import CliRunner
-from rae_node.runners.llm import LlmRunner, present_models
+from rae_node.runners.llm import LlmRunner, runner_uids
 from rae_node.runners.python import PythonRunner
 from rae_node.slots import Slots, slot_names
 from rae_node.spool import Spool
@@ -64,7 +64,8 @@ class Agent:
             raise NodeError(
                 "bad_config", "There is no slot; set max_concurrent_cpu: 1 in config.yaml"
             )
-        self._models_end = ModelRunner(outfit.log, outfit.clock)
+        uids = runner_uids(config.ollama_user)
+        self._model_runner = ModelRunner(outfit.log, outfit.clock, config.ollama_url, uids)
         # At every level of isolation: B5 and the report know of no exception.
         self._awake = Awake(outfit.log, outfit.sleep_block)
         self.slots: Slots[TaskRun] = Slots(names, self._awake.follow)
@@ -89,12 +90,12 @@ class Agent:
         runners: tuple[Runner, ...] = (
             CliRunner(outfit.allowed),
             PythonRunner(outfit.task_folders, outfit.layout.workdir),
-            LlmRunner(config.ollama_url, self._roles, self._models_end.begins),
+            LlmRunner(config.ollama_url, uids, self._roles, self._model_runner.begins),
         )
         self._bench = Bench(
             outfit, self.link, self.spool, self.delivery,
             {runner.kind: runner for runner in runners}, cool=self.guard.begin_cooldown,
-            free_models=self._models_end.free, ended=self._ended,
+            free_models=self._model_runner.free, ended=self._ended,
         )  # fmt: skip
         self._sweeper = Sweeper(
             outfit.layout.workdir, outfit.clock, outfit.log, outfit.settings.sweep_sec,
@@ -214,7 +215,7 @@ class Agent:
     def _stop_for_guard(self, decision: Decision, decided_at: float) -> Stopped:
         stopped = self._stop_runs(yield_reason(decision), ", ".join(decision.reasons), decided_at)
         self._awake.follow(0)  # the owner's machine may sleep, whatever is still to be wiped
-        self._models_end.free()  # where no task had it done
+        self._model_runner.free()  # where no task had it done
         return stopped
 
     def _stop_runs(
@@ -361,7 +362,7 @@ class Agent:
     def introduce(self, unfinished: list[LeaseRef]) -> RegisterRequest:
         """The registration."""
         outfit = self.outfit
-        self.models = present_models(outfit.config.ollama_url, 2.0)
+        self.models = self._model_runner.models()
         return RegisterRequest(
             node_id=outfit.config.node_id,
             capabilities=capabilities.describe(

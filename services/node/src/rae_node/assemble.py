@@ -40,7 +40,7 @@ from rae_node.outfit import Outfit
 from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout, write_file
 from rae_node.runners.cli import AllowList, load_allowlist
-from rae_node.runners.llm import present_models
+from rae_node.runners.llm import present_models, runner_uids
 from rae_node.settings import Settings, apply_settings
 from rae_node.startup import (
     AgentLock,
@@ -230,7 +230,7 @@ def detector_eyes(layout: Layout) -> Eyes:
 def probe(config: NodeConfig, runtime: RuntimeConfig, layout: Layout, disk: Path) -> dict[str, Any]:
     """What this node would register with. Raises ConfigError."""
     machine = probe_machine(Settings().probe_timeout_sec)
-    models = present_models(config.ollama_url, 2.0)
+    models = present_models(config.ollama_url, 2.0, runner_uids(config.ollama_user))
     programs = programs_of(allow_list(config, layout), task_folders(config), layout.workdir)
     found = describe(config, runtime, machine, disk=disk, models=models)
     found = found.model_copy(update=programs)

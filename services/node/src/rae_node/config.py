@@ -119,6 +119,7 @@ class NodeConfig(_Section):
     max_concurrent_gpu: Count | None = None
     llm_models: dict[Word, Word] | None = None
     ollama_url: str = "http://127.0.0.1:11435"
+    ollama_user: Annotated[str, Field(min_length=1, max_length=64)] = "rae-ollama"
     enrolment_file: str | None = None
     allowlist_dir: str | None = None
     task_paths: list[str] | None = None

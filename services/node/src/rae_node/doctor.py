@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from rae_node.local_socket import ask
 from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout, socket_path
 from rae_node.report import UNIT, isolation_of, lock_held, task_limits, unit_state
-from rae_node.runners.llm import present_models
+from rae_node.runners.llm import port_problem, present_models, runner_uids
 from rae_node.runners.signature import read_signature
 from rae_node.startup import read_enrolment
 from rae_node.trust import untrusted
@@ -87,7 +87,8 @@ class Eyes:
     gpus: Callable[[float], Sequence[Gpu] | None] = probe_gpu
     gpus_on_bus: Callable[[], int] = lambda: len(nvidia_gpus(PCI_DEVICES))
     look: Callable[..., tuple[list[Reading], dict[str, str]]] = look
-    models: Callable[[str, float], list[str] | None] = present_models
+    models: Callable[[str, float, Collection[int]], list[str] | None] = present_models
+    port_problem: Callable[[str, Collection[int]], str] = port_problem
     unit: Callable[[], str] = unit_state
     task_limits: Callable[[], str] = task_limits
 
@@ -131,9 +132,13 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     yield rules.gpu(declared, eyes.gpus_on_bus(), gpus)
     lent = dev or (layout.agent / "enabled").exists()
     yield from _guard(layout, config, runtime, eyes, lent)
-    yield from rules.models(
-        config, runtime.safety.max_vram_gb, eyes.models(config.ollama_url, 2.0), lent=lent, dev=dev
-    )
+    uids = runner_uids(config.ollama_user, agent_uid)
+    models = eyes.models(config.ollama_url, 2.0, uids)
+    if models is None and (problem := eyes.port_problem(config.ollama_url, uids)):
+        what, _, fix = problem.partition("; ")
+        yield rules.bad("ollama", what, fix)
+    else:
+        yield from rules.models(config, runtime.safety.max_vram_gb, models, lent=lent, dev=dev)
     yield from _tasks(layout, config)
 
 

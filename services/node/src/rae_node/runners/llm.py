@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import os
+import pwd
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import requests
 from pydantic import Field
@@ -41,10 +45,11 @@ class LlmRunner:
     def __init__(
         self,
         url: str,
+        uids: Collection[int],
         roles: Callable[[], Mapping[str, str]],
         begins: Callable[[], None] = lambda: None,
     ) -> None:
-        self._url, self._roles, self._begins = url, roles, begins
+        self._url, self._uids, self._roles, self._begins = url, sorted(uids), roles, begins
 
     def plan(self, task: LeasedTask, workspace: Workspace) -> Plan:
         """The child with its question. Raises TaskFailure E_INVALID; OSError."""
@@ -69,23 +74,47 @@ class LlmRunner:
         body = {"model": model, "prompt": params.prompt, "options": options, "stream": True}
         if params.system is not None:
             body["system"] = params.system
-        call = {"url": self._url, "body": body}
+        call = {"url": self._url, "body": body, "uids": self._uids}
         self._begins()
         plan = child_plan(llm_child.__file__, call, workspace, workspace.path)
         return replace(plan, may_hand_back=True, trusted=True)
 
 
-def present_models(url: str, timeout_s: float) -> list[str] | None:
+def runner_uids(user: str, own: int | None = None) -> frozenset[int]:
+    """Whose program is taken for the model runner: this user's, root's, and the agent's own."""
+    found = {0, os.getuid() if own is None else own}
+    with contextlib.suppress(KeyError):
+        found.add(pwd.getpwnam(user).pw_uid)
+    return frozenset(found)
+
+
+def port_problem(url: str, uids: Collection[int]) -> str:
+    """Why what listens there is not the model runner; "": it is, or nothing listens."""
+    port = urlsplit(url).port or 80
+    try:
+        return llm_child.stranger(port, llm_child.listeners(port), uids)
+    except OSError as error:
+        return f"who listens on port {port} cannot be read: {error}"
+
+
+def present_models(url: str, timeout_s: float, uids: Collection[int]) -> list[str] | None:
     """Models that Ollama has; None when it does not answer all of it in time.
 
-    Any local user may listen where Ollama does not, and registering waits for this.
+    Any local user may listen where Ollama does not, which is no answer of it, and registering
+    waits for this.
     """
 
     def ask() -> list[str]:
+        port = urlsplit(url).port or 80
+        held = llm_child.listeners(port)
+        if problem := llm_child.stranger(port, held, uids):
+            raise OSError(problem)
         options: dict[str, Any] = {"stream": True, "allow_redirects": False}
         with PlainSession() as session:
             with session.get(f"{url}/api/tags", timeout=timeout_s, **options) as answer:
                 said = json.loads(answer.raw.read(_MOST_BYTES, decode_content=False))
+            if llm_child.listeners(port) != held:
+                raise OSError("the port changed hands meanwhile")
             return [str(item["name"]) for item in said["models"]]
 
     try:
