@@ -255,6 +255,31 @@ def test_idle_strangers_make_way_and_do_not_take_the_last_descriptor(
         resource.setrlimit(resource.RLIMIT_NOFILE, own)
 
 
+def test_one_token_has_its_connections_however_its_header_is_written(
+    make_mesh: MakeMesh, stack: ExitStack, address: str
+) -> None:
+    own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (own[1], own[1]))
+    try:
+        mesh = make_mesh()
+        pid, token = mesh.pid("worker"), mesh.credentials()["submit_token"]
+        before = files(pid)
+        for number in range(gate.OF_A_CALLER + 100):
+            connection = stack.enter_context(connect(mesh, address))
+            spaced = " " * (1 + number % 1000)
+            scheme = ("Bearer", "bearer", "BEARER")[number // 1000]
+            connection.sendall(
+                head("GET", "/healthz", 0, f"Authorization: {scheme}{spaced}{token}")
+            )
+            connection.recv(4096)
+        wait_until(
+            lambda: files(pid) - before <= gate.OF_A_CALLER + 10, 10,
+            "the oldest connections are gone",
+        )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, own)
+
+
 def test_who_asks_without_waiting_for_answers_leaves_their_turn_to_others(
     control: DevMesh, address: str
 ) -> None:

@@ -6,7 +6,7 @@ from rae_control import front
 from rae_control.core.gate import (
     ADDRESSES,
     BURST,
-    OF_A_TOKEN,
+    OF_A_CALLER,
     OF_ALL,
     OF_ONE,
     RATE,
@@ -50,7 +50,7 @@ def test_a_connection_costs_an_address_nothing_and_neither_does_a_token() -> Non
     hand = Hand()
     for _ in range(3 * int(BURST)):
         visit = hand.enter("a")
-        visit.recognise("token")
+        visit.recognise("caller")
         hand.gate.leave(visit)
     used_up(hand, "a")
 
@@ -69,23 +69,23 @@ def test_registrations_count_apart_and_those_of_nodes_do_not() -> None:
 
 def test_the_oldest_stranger_makes_way_and_who_is_known_stays() -> None:
     hand = Hand()
-    hand.enter("a", 0).recognise("token")
+    hand.enter("a", 0).recognise("caller")
     for number in range(1, OF_ONE + 3):
         hand.enter("a", number)
     assert hand.ended == [1, 2]
 
 
-def test_of_too_many_connections_with_one_token_the_oldest_ends_and_others_stay() -> None:
+def test_of_too_many_connections_of_one_caller_the_oldest_ends_and_others_stay() -> None:
     hand = Hand()
     hand.enter("b", 0).recognise("another")
     visits = []
-    for number in range(1, OF_A_TOKEN + 4):
+    for number in range(1, OF_A_CALLER + 4):
         visits.append(hand.enter(f"a{number % 90}", number))
-        visits[-1].recognise("token")
+        visits[-1].recognise("caller")
     assert hand.ended == [1, 2, 3]
     for visit in visits:
         hand.gate.leave(visit)
-    hand.enter("a", 9999).recognise("token")
+    hand.enter("a", 9999).recognise("caller")
     assert hand.ended == [1, 2, 3]
 
 

@@ -143,14 +143,18 @@ class Authenticator:
             self._derived[entry.node_id] = (wanted, digests)
             self._secrets.update(dict.fromkeys(digests, entry.node_id))
 
-    def knows(self, authorization: str | None) -> bool:
-        """Whether the bearer token is somebody's, or was a node's until a newer agent came."""
+    def whose(self, authorization: str) -> str | None:
+        """Whose the bearer token is, or was until a newer agent came; the same however written."""
         try:
             token = _bearer(authorization)
         except RaeError:
-            return False
+            return None
         digest = sha256(token)
-        return digest in self._tokens or digest in self._secrets or self._holder(token) is not None
+        if (caller := self._tokens.get(digest)) is not None:
+            return f"role {caller.name}"
+        holder = self._holder(token)
+        node_id = self._secrets.get(digest) if holder is None else holder.node_id
+        return None if node_id is None else f"node {node_id}"
 
     def caller(self, authorization: str | None, need: str) -> Caller:
         """Who holds the bearer token, if its role allows `need`.

@@ -26,7 +26,6 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from rae_control.core.gate import Gate, Visit
 from rae_control.core.limits import Bucket
-from rae_control.ledger.nodes import sha256
 from rae_control.log import facts
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
@@ -162,8 +161,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Who shows no known token gets what the address has left. Raises StopIteration."""
         shown = [value for name, value in req.headers if name == "AUTHORIZATION"]
         authorization = shown[0] if len(shown) == 1 else ""
-        if self.app.knows(authorization):
-            visit.recognise(sha256(authorization))
+        if (caller := self.app.whose(authorization)) is not None:
+            visit.recognise(caller)
             return
         wait = visit.ask(registers=authorization.startswith(f"{REGISTER_SCHEME} "))
         if not wait:

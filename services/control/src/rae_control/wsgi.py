@@ -86,10 +86,10 @@ class Application(BaseApplication):  # type: ignore[misc]
         self._mesh, app = build(self._settings)
         return app
 
-    def knows(self, authorization: str) -> bool:
-        """Whether the header of a request has a known token."""
-        known: bool = self._mesh.auth.knows(authorization)
-        return known
+    def whose(self, authorization: str) -> str | None:
+        """Whose token the header of a request has, if that is known."""
+        found: str | None = self._mesh.auth.whose(authorization)
+        return found
 
     def tell(self, state: str) -> None:
         """Say something to systemd."""

@@ -15,7 +15,6 @@ from rae_control import takeover
 from rae_control.auth import Caller, Signed, Superseded
 from rae_control.core.gate import Budget, Visit
 from rae_control.files import in_thread
-from rae_control.ledger.nodes import sha256
 from rae_control.nodes import NodeEntry
 from rae_protocol import models
 from rae_protocol.errors import RaeError
@@ -73,9 +72,9 @@ def leave_unread(response: Response) -> Response:
     return response
 
 
-def registered() -> None:
+def registered(node_id: str) -> None:
     """A node has shown that it is enrolled: its connection is no stranger's."""
-    _visit().registered(sha256(request.headers.get("Authorization", "")))
+    _visit().registered(f"node {node_id}")
 
 
 def _visit() -> Visit:

@@ -42,7 +42,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
         applicant = mesh.auth.applicant(flask_request.headers.get("Authorization"))
         body = http.read_body(MAX_REGISTER_BYTES)
         entry = mesh.auth.registering(applicant, http.signed(body))
-        http.registered()
+        http.registered(entry.node_id)
         if wait := entry.registrations.take(mesh.clock.boot()):
             raise RaeError("rate_limited", f"node {entry.node_id} registers too often",
                            retry_after_s=wait)  # fmt: skip

@@ -1,4 +1,4 @@
-"""How many connections strangers get, by address, and each known token; and how many requests.
+"""How many connections strangers get, by address, and each known caller; and how many requests.
 
 A request with a known token is never charged to its address: strangers may share that. So the head
 of each request is read before anything is refused; how many connections wait for theirs is bounded.
@@ -17,8 +17,8 @@ from rae_control.core.limits import Bucket
 RATE, BURST = 20.0, 400.0
 # Connections that have shown none yet: of one address, and of all.
 OF_ONE, OF_ALL = 256, 1024
-# Connections that have shown the same token: more than a large submitter's long polls.
-OF_A_TOKEN = 2000
+# Connections of one caller, whose tokens they showed: more than a large submitter's long polls.
+OF_A_CALLER = 2000
 # Addresses that are remembered; who comes back after so many others starts afresh.
 ADDRESSES = 4096
 
@@ -30,17 +30,17 @@ class Visit:
     address: str
     hang_up: Callable[[], None]
     _gate: Gate | None = None
-    token: str | None = None
+    caller: str | None = None
 
     @property
     def known(self) -> bool:
         """Whether it has shown a known token."""
-        return self.token is not None
+        return self.caller is not None
 
-    def recognise(self, token: str) -> None:
-        """It is no stranger's. `token`: what tells it."""
+    def recognise(self, caller: str) -> None:
+        """It is no stranger's, but this caller's."""
         if not self.known:
-            self.token = token
+            self.caller = caller
             if self._gate is not None:
                 self._gate.recognised(self)
 
@@ -48,16 +48,16 @@ class Visit:
         """A request without a known token comes: 0 when it may, else the seconds to wait."""
         return 0.0 if self._gate is None else self._gate.take(self.address, registers=registers)
 
-    def registered(self, token: str) -> None:
+    def registered(self, caller: str) -> None:
         """Its registration was a node's: what that took is given back."""
         if self._gate is not None:
             self._gate.give_back(self.address)
-        self.recognise(token)
+        self.recognise(caller)
 
 
 @dataclass(slots=True)
 class Gate:
-    """All connections, by address or by token. For one thread; `now` is a steady clock."""
+    """All connections, by address or by caller. For one thread; `now` is a steady clock."""
 
     now: Callable[[], float]
     _buckets: OrderedDict[tuple[str, bool], Bucket] = field(default_factory=OrderedDict)
@@ -84,18 +84,18 @@ class Gate:
     def leave(self, visit: Visit) -> None:
         """The connection is over."""
         self._forget(visit)
-        mine = self._known.get(visit.token or "")
+        mine = self._known.get(visit.caller or "")
         if mine is not None:
             mine.pop(visit, None)
             if not mine:
-                del self._known[visit.token or ""]
+                del self._known[visit.caller or ""]
 
     def recognised(self, visit: Visit) -> None:
-        """The connection is no stranger's. Of too many with one token the oldest ends."""
+        """The connection is no stranger's. Of too many of one caller the oldest ends."""
         self._forget(visit)
-        mine = self._known.setdefault(visit.token or "", OrderedDict())
+        mine = self._known.setdefault(visit.caller or "", OrderedDict())
         mine[visit] = None
-        if len(mine) > OF_A_TOKEN:
+        if len(mine) > OF_A_CALLER:
             oldest = next(iter(mine))
             del mine[oldest]
             oldest.hang_up()
