@@ -10,7 +10,7 @@ import pytest
 from rae_control.cli import main
 from rae_control.cli_allowlist import EXAMPLE
 from rae_node.errors import TaskFailure
-from rae_node.runners.cli import load_allowlist
+from rae_node.runners.cli import AllowFolders
 from tests.messages import faults
 
 FILE = r"""
@@ -51,7 +51,7 @@ def test_a_refused_command_is_exit_code_1_with_the_sentence_of_the_node(
 ) -> None:
     command, *args = call.split()
     with pytest.raises(TaskFailure) as refused:
-        load_allowlist([file.parent]).check(command, args)
+        AllowFolders([file.parent]).check(command, args)
     assert main(["allowlist", "check", str(file), "--", command, *args]) == 1
     assert capsys.readouterr().out == refused.value.message + "\n"
     assert main(["--json", "allowlist", "check", str(file), "--", command, *args]) == 1

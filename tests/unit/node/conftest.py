@@ -22,7 +22,7 @@ from rae_node.log import EventLog
 from rae_node.outfit import Outfit
 from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout
-from rae_node.runners.cli import load_allowlist
+from rae_node.runners.cli import AllowFolders
 from rae_node.settings import Settings
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import FAST, MACHINE, FakeControl, Idle, Rig
@@ -75,7 +75,8 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
             layout=layout, config=node, live=live,
             settings=settings, client=control, clock=clock,  # type: ignore[arg-type]
             isolation=isolation or ProcessIsolation(layout.root), machine=machine,
-            machine_id="m", allowed=load_allowlist([PACKAGE_DATA / "allowlist.d"]),
+            machine_id="m",
+            allowed=AllowFolders([layout.agent / "allowlist.d", PACKAGE_DATA / "allowlist.d"]),
             task_folders=tasks, sources=(*sources, pause, owner), pause=pause, log=quiet_log,
             owner=OwnerFile(layout.owner_file), journal=Journal(layout.logs, clock),
             sleep_block=sleep_block,

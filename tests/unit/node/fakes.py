@@ -132,6 +132,9 @@ class FakeControl:
             self.changed.notify_all()
 
     def register(self, request: models.RegisterRequest) -> models.Registered:
+        with self.changed:  # control ends the polls of an earlier session
+            self._polls += 1
+            self.changed.notify_all()
         self._call("register", request)
         return models.Registered(
             node_token="t", expires_in_s=1e4, heartbeat_interval_sec=30.0,
@@ -153,7 +156,7 @@ class FakeControl:
             while True:
                 orders, self.commands = self.commands, []
                 for task in self.tasks:
-                    if slots and task.slot in slots:
+                    if mine == self._polls and slots and task.slot in slots:
                         self.tasks.remove(task)
                         return Polled(task, [], orders)
                 if orders or mine != self._polls or time.monotonic() >= end:

@@ -11,13 +11,13 @@ import pytest
 
 from rae_node.assemble import PACKAGE_DATA
 from rae_node.errors import ConfigError, TaskFailure
-from rae_node.runners.cli import AllowList, CliRunner, load_allowlist
+from rae_node.runners.cli import AllowFolders, AllowList, CliRunner
 from rae_node.trust import identity, untrusted
 from rae_node.workspace import Workspace
 from rae_protocol.allowlist import Entry, refusal
 from tests.unit.node.fakes import FakeControl
 
-SHIPPED = load_allowlist([PACKAGE_DATA / "allowlist.d"])
+SHIPPED = AllowFolders([PACKAGE_DATA / "allowlist.d"])
 
 
 def blamed(name: str, args: str) -> int | None:
@@ -234,5 +234,5 @@ def test_a_broken_file_is_named_with_line_and_field(
 ) -> None:
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(ConfigError, match=problem) as error:
-        load_allowlist([tmp_path])
+        AllowFolders([tmp_path])
     assert "own.yaml" in error.value.message

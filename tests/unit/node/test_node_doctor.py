@@ -27,9 +27,9 @@ from rae_node.gpu import Gpu
 from rae_node.guard.policy import Reading
 from rae_node.paths import Layout
 from rae_node.runners.llm import port_problem
-from rae_protocol.errors import Unreachable
+from rae_protocol.errors import TABLE, RemoteError, Unreachable
 from tests.certificates import Authority, tls_front
-from tests.unit.node.fakes import Rig
+from tests.unit.node.fakes import FakeControl, Rig, until
 
 CARD = Gpu("NVIDIA GeForce RTX 4080", 16376, "GPU-1", "550", "12.4")
 HERE, PRIVATE = Path("/x/run"), Path("/x/spool")
@@ -396,6 +396,51 @@ def test_a_lock_without_an_answer_fails_and_an_agent_that_answers_does_not(
         fails(see(home, eyes, "agent"), "No agent answers")
         make_rig()
         assert see(home, eyes, "agent") == rules.agent(True, "")
+        until(lambda: see(home, eyes, "session").state == "ok", "it is registered")
+        assert see(home, eyes, "files in force").state == "ok"
+
+
+@pytest.mark.parametrize("rc", ["node_revoked", "not_enrolled", "wrong_peer"])
+def test_a_node_that_control_does_not_take_fails(
+    home: Layout, eyes: Eyes, make_rig: Callable[..., Rig], rc: str
+) -> None:
+    control = FakeControl()
+    status, words = TABLE[rc]
+    control.fail["register"] = RemoteError(rc, f"n1 was turned away. {words}", status, {})
+    with (home.run / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        make_rig(control)
+        until(lambda: see(home, eyes, "session").state == "FAIL", "control has refused")
+        fails(see(home, eyes, "session"), rc, "n1 was turned away", words.rstrip("."))
+        assert not healthy(list(examine(home, dev=True, eyes=eyes)))
+
+
+def test_a_control_that_is_away_fails_once_and_not_as_a_session(
+    home: Layout, eyes: Eyes, make_rig: Callable[..., Rig]
+) -> None:
+    control = FakeControl()
+    control.fail["register"] = Unreachable("http://c did not answer")
+    with (home.run / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        make_rig(control)
+        until(lambda: "unreachable" in see(home, eyes, "session").what, "it is away")
+        assert see(home, eyes, "session").state == "note"
+
+
+def test_a_list_that_the_agent_does_not_go_by_fails(
+    home: Layout, eyes: Eyes, make_rig: Callable[..., Rig]
+) -> None:
+    lists = home.agent / "allowlist.d"
+    lists.mkdir(exist_ok=True)
+    with (home.run / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rig = make_rig()
+        (lists / "own.yaml").write_text("- path: 5\n")
+        rig.agent.look_at_files()
+        fails(see(home, eyes, "files in force"), "own.yaml", "older files")
+        (lists / "own.yaml").unlink()
+        rig.agent.look_at_files()
+        assert see(home, eyes, "files in force").state == "ok"
 
 
 def test_the_program_ends_with_1_when_something_failed(

@@ -129,6 +129,12 @@ class Agent:
             self._log.info("config_changed")
             self.guard.wake()
             self.poller.wake()
+        listed = self.outfit.allowed.look()
+        if listed == "rejected":
+            self._log.warning("config_rejected", problem=self.outfit.allowed.problem)
+        elif listed == "changed":
+            self._log.info("allowlist_changed", commands=len(self.outfit.allowed.offered()))
+            self.link.introduce_again()
 
     def shut_down(self) -> None:
         """Kill the work, hand it back, say goodbye; bounded, for the owner may be waiting."""

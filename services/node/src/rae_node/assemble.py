@@ -14,7 +14,7 @@ import yaml
 from rae_node import config as files
 from rae_node import procs
 from rae_node.agent import Agent
-from rae_node.box_view import view_of
+from rae_node.box_view import View, view_of
 from rae_node.capabilities import describe, probe_machine, programs_of
 from rae_node.config import NodeConfig, RuntimeConfig, SourceName
 from rae_node.detector import Eyes
@@ -39,7 +39,7 @@ from rae_node.log import EventLog, LogFile
 from rae_node.outfit import Outfit
 from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout, write_file
-from rae_node.runners.cli import AllowList, load_allowlist
+from rae_node.runners.cli import AllowFolders, AllowList
 from rae_node.runners.llm import present_models, runner_uids
 from rae_node.settings import Settings, apply_settings
 from rae_node.startup import (
@@ -91,6 +91,8 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
     layout.create()
     lock = AgentLock(layout, config.node_id, config.rae_endpoint)
     isolation = isolation_here(layout, config, allowed)
+    if isolation.level != "process":  # as `strongest` has checked what is there now
+        allowed.check_programs = lambda programs: _view(layout, config, programs).check()
     end_predecessors(layout, settings.predecessor_sec, log, isolation)
     client = NodeClient(
         config.rae_endpoint,
@@ -133,10 +135,13 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
 
 def isolation_here(layout: Layout, config: NodeConfig, allowed: AllowList) -> Isolation:
     """The best that works here and shows tasks what they need. Raises NodeError `not_shown`."""
+    return strongest(layout, config.isolation, _view(layout, config, allowed.programs()))
+
+
+def _view(layout: Layout, config: NodeConfig, programs: list[Path]) -> View:
     source = config.enrolment_file or str(layout.agent / "enrolment.json")
     secret = None if source.startswith(("env:", "credential:")) else Path(source)
-    view = view_of(layout, secret, allowed.programs(), task_folders(config))
-    return strongest(layout, config.isolation, view)
+    return view_of(layout, secret, programs, task_folders(config))
 
 
 def task_folders(config: NodeConfig) -> list[Path]:
@@ -152,11 +157,11 @@ def open_log(config: NodeConfig) -> EventLog:
     return EventLog(config.node_id, level=wanted.level, as_json=wanted.as_json, file=file)
 
 
-def allow_list(config: NodeConfig, layout: Layout) -> AllowList:
+def allow_list(config: NodeConfig, layout: Layout) -> AllowFolders:
     """What cli tasks may run here. Raises ConfigError."""
     own = Path(config.allowlist_dir) if config.allowlist_dir else layout.agent / "allowlist.d"
     # The owner's entries come first: the first one that accepts a command decides its caps.
-    return load_allowlist([own, PACKAGE_DATA / "allowlist.d"])
+    return AllowFolders([own, PACKAGE_DATA / "allowlist.d"])
 
 
 def build_sources(

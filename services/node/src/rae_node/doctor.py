@@ -99,7 +99,7 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     agent_uid = eyes.uid if home is None else home.uid
     yield rules.python(eyes.python)
     yield from _machine(layout, agent_uid, eyes)
-    yield _agent(layout)
+    yield from _agent(layout)
     yield _unit(dev, eyes)
     try:
         config, runtime = load_both(layout.config_file, layout.runtime_file)
@@ -152,14 +152,17 @@ def _machine(layout: Layout, agent_uid: int, eyes: Eyes) -> Iterator[Finding]:
     yield rules.cgroup(eyes.text(_CONTROLLERS))
 
 
-def _agent(layout: Layout) -> Finding:
+def _agent(layout: Layout) -> Iterator[Finding]:
     try:
         path, running = socket_path(layout.root), lock_held(layout)
-        if running:
-            ask(path, {"verb": "status"})
+        said = ask(path, {"verb": "status"}) if running else {}
     except (NodeError, OSError) as error:
-        return rules.agent(True, str(error))
-    return rules.agent(running, "")
+        yield rules.agent(True, str(error))
+        return
+    yield rules.agent(running, "")
+    if said:
+        yield rules.session(str(said["session"]), str(said["session_problem"]))
+        yield rules.in_force(str(said["files"]))
 
 
 def _unit(dev: bool, eyes: Eyes) -> Finding:

@@ -23,6 +23,9 @@ MIN_PYTHON = (3, 10)
 MIN_DISK_MB = 1024
 MAX_OFFSET_S = 60.0  # control refuses signatures beyond it
 ALL_SOURCES: tuple[SourceName, ...] = ("logind", "input", "tty", "remote", "load", "gpu")
+AS_READ = "as they were read"  # `files` of the agent's status
+_PASSING = frozenset({"connecting", "unreachable", "register_again", "not_ready"})
+_ASK_CONTROL = "ask control's operator: `raectl nodes list --all` shows this node's state"
 _OWN_WAY_OUT = frozenset({"tls", "certificate", "ca_file"})
 STAND_INS = {
     "memory": "the supervisor adds up a task's memory and kills with E_OOM instead",
@@ -310,6 +313,26 @@ def agent(running: bool, problem: str) -> Finding:
     if problem:
         return bad("agent", problem, "look at the agent's log, then end it and start it again")
     return good("agent", "runs and answers" if running else "does not run; its lock is free")
+
+
+def session(state: str, problem: str) -> Finding:
+    """Whether control takes this node, as its running agent knows. `state`: the agent's word."""
+    if state == "registered":
+        return good("session", "control takes this node")
+    what = f"not registered ({state}): {problem}"
+    if state in _PASSING:
+        return note("session", f"{what} The agent tries again by itself")
+    said, _, way_out = what.rstrip(".").rpartition(". ")
+    return bad("session", said or way_out, way_out if said else _ASK_CONTROL)
+
+
+def in_force(files: str) -> Finding:
+    """Whether the running agent goes by the files that are there; `files`: its word."""
+    if files == AS_READ:
+        return good("files in force", "the agent goes by the files that are there")
+    if "; restart the agent" in files:
+        return note("files in force", files)
+    return bad("files in force", f"the agent goes by older files: {files}", "correct that file")
 
 
 def unit(state: str, name: str, dev: bool) -> Finding:

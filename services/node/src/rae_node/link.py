@@ -89,6 +89,11 @@ class Link:
         """Tell control at once what has changed."""
         self._wake.set()
 
+    def introduce_again(self) -> None:
+        """Register anew: what the node can do has changed. What runs goes on."""
+        self.ready.clear()
+        self._wake.set()
+
     def adopt(self, periods: Registered | Periods) -> None:
         """Take control's periods over: they are others when it has started with other settings."""
         if periods.lease_margin_s is not None:

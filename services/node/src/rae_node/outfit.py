@@ -18,7 +18,7 @@ from rae_node.live import Live
 from rae_node.log import EventLog
 from rae_node.owner_file import OwnerFile
 from rae_node.paths import Layout
-from rae_node.runners.cli import AllowList
+from rae_node.runners.cli import AllowFolders
 from rae_node.settings import Settings
 from rae_protocol.clock import Clock
 from rae_protocol.node_client import NodeClient
@@ -37,7 +37,7 @@ class Outfit:
     isolation: Isolation
     machine: Machine
     machine_id: str
-    allowed: AllowList
+    allowed: AllowFolders
     task_folders: Sequence[Path]
     sources: Sequence[Source]
     pause: PauseSource

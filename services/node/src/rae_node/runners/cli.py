@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
-from rae_node.errors import ConfigError, TaskFailure
+from rae_node.errors import ConfigError, NodeError, TaskFailure
 from rae_node.runners.base import Params, Plan, parse_params
 from rae_node.trust import identity, untrusted
 from rae_node.workspace import Workspace
@@ -71,19 +73,53 @@ def obstacle(entry: Entry) -> str | None:
     return why and f"{program} is not trusted: {why}"
 
 
-def load_allowlist(folders: Sequence[Path]) -> AllowList:
-    """Every `*.yaml` of the folders, each a list of entries. Raises ConfigError."""
+class AllowFolders(AllowList):
+    """Every `*.yaml` of the folders, each a list of entries. Raises ConfigError.
+
+    `check_programs` raises NodeError for programs that cannot run here.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.check_programs: Callable[[list[Path]], None] = lambda _: None
+        self.problem: str | None = None
+        self._folders, self._seen = folders, _stamps(folders)
+        super().__init__(_entries(folders))
+
+    def look(self) -> Literal["rejected", "changed"] | None:
+        """Read again what has changed; a list with an error leaves the former one in force."""
+        stamps = _stamps(self._folders)
+        if stamps == self._seen:
+            return None
+        self._seen = stamps
+        try:
+            found = AllowList(_entries(self._folders))
+            self.check_programs(found.programs())
+        except NodeError as error:
+            self.problem = error.message
+            return "rejected"
+        self.problem, self.entries = None, found.entries
+        return "changed"
+
+
+def _entries(folders: Sequence[Path]) -> list[Entry]:
     try:
-        return AllowList(
-            [
-                entry
-                for folder in folders
-                for file in sorted(folder.glob("*.yaml"))
-                for entry in read_entries(file, Entry)
-            ]
-        )
+        return [entry for file in _files(folders) for entry in read_entries(file, Entry)]
     except BadFile as error:
         raise ConfigError(error.message) from error
+
+
+def _files(folders: Sequence[Path]) -> list[Path]:
+    return [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+
+
+def _stamps(folders: Sequence[Path]) -> list[tuple[Path, int, int, int]]:
+    """What tells that a file is another one than before."""
+    found = []
+    for file in _files(folders):
+        with contextlib.suppress(OSError):  # it has just gone, and is missed by its absence
+            info = file.stat()
+            found.append((file, info.st_mtime_ns, info.st_size, info.st_ino))
+    return found
 
 
 class CliParams(Params):

@@ -1,0 +1,31 @@
+"""A change of allowlist.d reaches a running mesh: agent and control."""
+
+from __future__ import annotations
+
+from tests.conftest import MakeMesh
+from tools.devmesh import DevMesh, wait_until
+
+UNAME = "- path: /usr/bin/uname\n  args: [['-s']]\n"
+
+
+def commands(mesh: DevMesh) -> list[str]:
+    """What control believes that the node may run."""
+    return mesh.admin.node("n1").capabilities.commands or []
+
+
+def test_a_new_entry_runs_at_once_and_what_runs_meanwhile_goes_on(make_mesh: MakeMesh) -> None:
+    mesh = make_mesh()
+    node = mesh.add_node("n1", {"max_concurrent_cpu": 2})
+    mesh.wait_node("n1", "online")
+    sleeps = {"kind": "cli", "params": {"command": "sleep", "args": ["4"]}}
+    asked = {"kind": "cli", "params": {"command": "uname", "args": ["-s"]}}
+    long = mesh.rae.submit([sleeps])[0].task_id
+    wait_until(lambda: mesh.rae.task(long).state.value == "running", 20, "the long task runs")
+    lists = node.root / "agent" / "allowlist.d"
+    lists.mkdir(exist_ok=True)
+    (lists / "own.yaml").write_text(UNAME)
+    wait_until(lambda: "uname" in commands(mesh), 10, "control knows the new command")
+    view = mesh.rae.wait(mesh.rae.submit([asked])[0].task_id, 20)
+    assert (view.state.value, view.attempts) == ("succeeded", 1)
+    view = mesh.rae.wait(long, 20)
+    assert (view.state.value, view.attempts) == ("succeeded", 1)
