@@ -1,4 +1,7 @@
-"""What `serve --dev` keeps is for its user alone, whatever the umask and the folder's mode."""
+"""What control keeps is for its user alone, and nobody else changes what a node goes by.
+
+Whatever the umask and the folder's mode.
+"""
 
 from __future__ import annotations
 
@@ -69,3 +72,25 @@ def test_what_was_left_open_is_closed_at_the_next_start(
     mesh.start_control()
     work(mesh)
     assert readable(open_folder) == []
+
+
+def writable(node: Path) -> list[str]:
+    """What others could change, but for the owner's socket; the folder itself is `.`."""
+    return sorted(
+        str(path.relative_to(node))
+        for path in (node, *node.rglob("*"))
+        if path.lstat().st_mode & 0o022 and not path.is_symlink() and not path.is_socket()
+    )
+
+
+def test_under_a_umask_of_0_nobody_else_changes_what_a_node_goes_by(
+    open_folder: Path, make_mesh: MakeMesh
+) -> None:
+    mesh = make_mesh("n1", data=open_folder)
+    nodes, agent = open_folder / "nodes", open_folder / "nodes" / "n1" / "agent"
+    assert writable(nodes) == []
+    mesh.nodes["n1"].stop()
+    for path in (agent.parent, agent, agent / "main.py"):
+        path.chmod(0o777)  # as an earlier version left them
+    mesh.nodes["n1"].start()
+    wait_until(lambda: writable(nodes) == [], 20, "the folders are closed")

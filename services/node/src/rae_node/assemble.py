@@ -68,6 +68,7 @@ def prepare_dev(data: Path, node_id: str, layout: Layout) -> None:
     layout.create()
     for script in (PACKAGE_DATA / "agent").glob("*.py"):
         shutil.copyfile(script, layout.agent / script.name)
+        (layout.agent / script.name).chmod(0o644)
     if not layout.runtime_file.exists():
         _write_yaml(layout.runtime_file, files.dev_runtime())
     if not layout.config_file.exists():

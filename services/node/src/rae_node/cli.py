@@ -125,6 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     from rae_node import assemble  # noqa: PLC0415 - the other verbs answer faster without it
     from rae_node.settings import parse_overrides  # noqa: PLC0415 - as above
 
+    os.umask(os.umask(0o077) | 0o022)  # its rules and programs are for nobody else to change
     overrides = parse_overrides(options.overrides)
     layout = Layout(options.root.absolute())
     if options.dev:

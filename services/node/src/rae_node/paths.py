@@ -80,10 +80,21 @@ class Layout:
             self.agent, self.root / "models", self.logs, self.run, self.pause_file.parent
         ):  # fmt: skip
             make_folder(folder, 0o755)
+        # The rules there are for no other user to change, nor to replace by renaming a folder.
+        for folder in (self.root, self.agent, self.logs, self.run):
+            _close_to_writers(folder)
         for folder in (self.workdir, self.spool):
             make_folder(folder, 0o700)
             if not folder.stat().st_mode & stat.S_ISGID:  # then root shares it with the tasks
                 folder.chmod(0o700)
+
+
+def _close_to_writers(folder: Path) -> None:
+    """Take away what a loose umask gave everybody in a folder of ours. Raises OSError."""
+    info = folder.stat()
+    open_to_all = info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX
+    if open_to_all and info.st_uid == os.getuid():
+        folder.chmod(stat.S_IMODE(info.st_mode) & ~0o022)
 
 
 def socket_path(root: Path) -> Path:
