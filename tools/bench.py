@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rae_control.redis_server import find_server
+from rae_control.queue.dev_redis import find_server
 from tools import bench_detectors
 from tools import bench_ours as ours
 from tools.bench_parts import Kept, Report, Result, measure

@@ -16,12 +16,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rae_node.box import prepared, tried
-from rae_node.box_paths import interpreter
-from rae_node.handle import Handle
-from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
-from rae_node.unit import UnitIsolation
-from rae_node.workspace import Workspace
+from rae_node.isolation.base import Isolation, Limits, ProcessIsolation, Spec, rlimits
+from rae_node.isolation.bubblewrap import prepared, tried
+from rae_node.isolation.supervisor_client import Handle
+from rae_node.isolation.systemd_unit import UnitIsolation
+from rae_node.workspace.box_paths import interpreter
+from rae_node.workspace.workspace import Workspace
 
 MANY = """
 import os, signal

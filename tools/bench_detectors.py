@@ -14,13 +14,13 @@ import threading
 import time
 from pathlib import Path
 
-from rae_node import config as files
-from rae_node.assemble import build_sources
-from rae_node.config import NodeConfig, RuntimeConfig
+from rae_node.build import build_sources
+from rae_node.config import files
+from rae_node.config.files import NodeConfig, RuntimeConfig
+from rae_node.config.layout import Layout
+from rae_node.config.tuning import Settings
+from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.sources.base import Watched
-from rae_node.owner_file import OwnerFile
-from rae_node.paths import Layout
-from rae_node.settings import Settings
 from rae_protocol.clock import SystemClock
 from tools.bench_ours import cpu_s, pss_mb, tree
 from tools.devmesh import wait_until

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rae_node.isolation import PROGRAM
+from rae_node.isolation.base import PROGRAM
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
 
@@ -55,9 +55,9 @@ FAST_NODE: Mapping[str, object] = {
 
 # What the command line of each part of control has in it.
 _PROGRAMS = {
-    "serve": "rae_control.serve",
-    "gunicorn": "rae_control.wsgi",
-    "worker": "rae_control.wsgi",
+    "serve": "rae_control.cli.rae_control",
+    "gunicorn": "rae_control.server.gunicorn_app",
+    "worker": "rae_control.server.gunicorn_app",
     "redis": "unixsocket",
 }
 
@@ -273,7 +273,14 @@ class DevMesh:
     # Control
 
     def _process(self, port: int) -> Process:
-        command = [*self._run_as, sys.executable, "-m", "rae_control.serve", "serve", "--dev"]
+        command = [
+            *self._run_as,
+            sys.executable,
+            "-m",
+            "rae_control.cli.rae_control",
+            "serve",
+            "--dev",
+        ]
         command += ["--data", str(self.data), "--port", str(port), *_sets(self._control_settings)]
         log = self._logs / "control.out"
         return Process("control", command, log, self._spawner, env=self._env("control"))

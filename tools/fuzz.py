@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rae_control.backup import check_folder
+from rae_control.maintenance.backup import check_folder
 from rae_protocol import models, signing
 from rae_protocol.node_client import NodeClient
 from tools import fuzz_strangers

@@ -207,8 +207,8 @@ def run(minutes: float, seed: int) -> int:
             job.result()
         rest = drain(mesh)
         checked = subprocess.run(
-            [sys.executable, "-m", "rae_control.serve", "check", "--data", str(mesh.data)],
-            capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "rae_control.cli.rae_control", "check",
+             "--data", str(mesh.data)], capture_output=True, text=True, check=False,
         )  # fmt: skip
     lines, problems = growth.table()
     print("\n".join(lines))

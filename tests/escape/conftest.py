@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rae_node.box import prepared, tried
 from rae_node.errors import NodeError
+from rae_node.isolation.bubblewrap import prepared, tried
 from tools.devmesh import DevMesh, wait_until
 
 TASKS = Path(__file__).parent / "tasks"

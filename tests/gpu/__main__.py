@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rae_node.gpu import NvmlChild
 from rae_node.guard.gpu_rules import Resting
 from rae_node.guard.gpu_use import WINDOW_S
 from rae_node.guard.sources.gpu import GpuSource, program_of
+from rae_node.host.nvml import NvmlChild
 
 _CLIENT = Path(__file__).with_name("client.py")
 _FOREIGN = "foreign_gpu_process"

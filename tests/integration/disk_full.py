@@ -19,10 +19,10 @@ from typing import Any
 
 import requests
 
-from rae_control.backup import backup, check_folder, restore
+from rae_control.auth.root_keys import load_roots
 from rae_control.errors import ControlError
-from rae_control.keys import load_roots
-from rae_control.ledger.store import Ledger
+from rae_control.ledger.sqlite import Ledger
+from rae_control.maintenance.backup import backup, check_folder, restore
 from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.clock import SystemClock

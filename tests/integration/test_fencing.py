@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rae_node.proctree import descendants
+from rae_node.supervisor.process_tree import descendants
 from tests.conftest import MakeMesh
 from tests.integration.stamps import Stamps, started
 from tools.devmesh import SCALE, DevMesh, wait_until

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rae_node import procs
+from rae_node.host import processes
 from tests.fake_nvml import GPU, LOST, FakeNvml
 from tools.devmesh import DevMesh, wait_until
 
@@ -78,8 +78,8 @@ def running(mesh: DevMesh, task_id: str) -> int:
     """Wait until the task's own process lives; returns its pid."""
 
     def found() -> int | None:
-        below = procs.descendants(mesh.nodes["n1"].pid)
-        sleeps = [pid for pid in below if b"sleep\x00600" in procs.read_proc(f"{pid}/cmdline")]
+        below = processes.descendants(mesh.nodes["n1"].pid)
+        sleeps = [pid for pid in below if b"sleep\x00600" in processes.read_proc(f"{pid}/cmdline")]
         return sleeps[0] if sleeps else None
 
     pid: int = wait_until(found, 30, f"{task_id} runs")
@@ -108,7 +108,7 @@ def test_b3_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
         "the task is given back",
     )[0]
     assert given_back.detail["stopped_ms"] > 0
-    assert not procs.is_alive(pid)
+    assert not processes.is_alive(pid)
     wait_until(lambda: code in reasons(mesh), 10, "control knows why")
     later = submit(mesh)
     seen = mesh.admin.node("n1").last_seen
@@ -140,10 +140,10 @@ def test_b1_our_own_task_may_use_the_whole_gpu_beside_a_compositor_at_rest(
         20,
         "the guard has looked again and again",
     )
-    assert procs.is_alive(pid) and mesh.rae.task(task_id).state.value == "running"
+    assert processes.is_alive(pid) and mesh.rae.task(task_id).state.value == "running"
     # The same use is foreign as soon as it is somebody else's.
     nvml.show("gpu GPU-0 16384 16000 100", "proc 0 1 15700 100")
-    wait_until(lambda: not procs.is_alive(pid), 20, "the task is stopped")
+    wait_until(lambda: not processes.is_alive(pid), 20, "the task is stopped")
 
 
 def test_b7_a_dev_node_says_its_sources_and_carries_its_scripts(mesh: DevMesh) -> None:

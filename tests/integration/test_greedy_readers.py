@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from rae_control.api.http import KNOWN_EACH
-from rae_control.backup import check_folder
-from rae_control.front import SLOW_S
+from rae_control.maintenance.backup import check_folder
+from rae_control.server.gunicorn_worker import SLOW_S
+from rae_control.wire import KNOWN_EACH
 from tools.devmesh import DevMesh, wait_until
 from tools.ledger_rows import Rows, fill
 

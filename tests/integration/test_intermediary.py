@@ -288,7 +288,7 @@ def test_a_requeue_whose_answer_is_lost_starts_a_task_once(
 
 def raectl(url: str, token: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "rae_control.cli", *words],
+        [sys.executable, "-m", "rae_control.cli.raectl", *words],
         env={**os.environ, "RAE_URL": url, "RAE_TOKEN": token},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

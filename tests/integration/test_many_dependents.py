@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from rae_control.backup import check_folder
+from rae_control.maintenance.backup import check_folder
 from rae_protocol import models
 from rae_protocol.node_client import NodeClient
 from tests.conftest import MakeMesh

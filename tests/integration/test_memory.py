@@ -114,7 +114,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def test_a_check_of_the_ledger_costs_no_specs(full: DevMesh) -> None:
-    check = [sys.executable, "-m", "rae_control.serve", "check", "--data", str(full.data)]
+    check = [sys.executable, "-m", "rae_control.cli.rae_control", "check", "--data", str(full.data)]
     command = [sys.executable, "-c", PEAK, *check]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) * 1024 < 160 * MIB

@@ -21,8 +21,9 @@ def raectl(mesh: DevMesh, url: str, *words: str, **environment: str) -> tuple[in
     clean = {k: v for k, v in os.environ.items() if k not in CA_VARIABLES and "RAE_" not in k}
     known = {"RAE_URL": url, "RAE_TOKEN": mesh.credentials()["admin_token"]}
     done = subprocess.run(
-        [sys.executable, "-m", "rae_control.cli", *words], env={**clean, **known, **environment},
-        capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "rae_control.cli.raectl", *words],
+        env={**clean, **known, **environment}, capture_output=True, text=True, check=False,
+        timeout=60,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 

@@ -29,7 +29,7 @@ class Raectl:
 
     def __call__(self, *words: str, stdin: str = "", **environment: str) -> Done:
         return subprocess.run(
-            [sys.executable, "-m", "rae_control.cli", *words],
+            [sys.executable, "-m", "rae_control.cli.raectl", *words],
             env={**self._environment, **environment}, input=stdin, capture_output=True, text=True,
             timeout=60, check=False,
         )  # fmt: skip
@@ -37,8 +37,8 @@ class Raectl:
     def begun(self, *words: str) -> subprocess.Popen[str]:
         """A call that goes on."""
         return subprocess.Popen(
-            [sys.executable, "-m", "rae_control.cli", *words], env=self._environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "rae_control.cli.raectl", *words], env=self._environment,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def json(self, *words: str) -> Any:
@@ -244,6 +244,6 @@ def test_nobody_there_is_exit_code_3(idle: Raectl, free_port: int) -> None:
 
 
 def test_raectl_starts_without_the_servers_libraries() -> None:
-    code = "import sys, rae_control.cli; print(*sorted(sys.modules))"
+    code = "import sys, rae_control.cli.raectl; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"flask", "gevent", "redis", "rq", "apsw"} & set(done.stdout.split())

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import requests
 
-from rae_control.backup import check_folder
+from rae_control.maintenance.backup import check_folder
 from tests.conftest import MakeMesh
 from tests.integration.stamps import Stamps, started
 from tools.devmesh import DevMesh, wait_until
 
 
 def rae_control(*words: str) -> None:
-    command = [sys.executable, "-m", "rae_control.serve", *words]
+    command = [sys.executable, "-m", "rae_control.cli.rae_control", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rae_control.cli import build_parser as raectl_parser
-from rae_control.serve import build_parser as control_parser
+from rae_control.cli.rae_control import build_parser as control_parser
+from rae_control.cli.raectl import build_parser as raectl_parser
 from rae_node.cli import build_parser as node_parser
 from rae_protocol.terminal import CLOSED_PIPE
 from tools.devmesh import DevMesh
@@ -49,7 +49,11 @@ VERBS: Mapping[str, Mapping[str, str]] = {
         "restore": "--data {folder}/r{number} {folder}/good.tar",
     },
 }  # fmt: skip
-MODULES = {"raectl": "rae_control.cli", "rae-node": "rae_node", "rae-control": "rae_control.serve"}
+MODULES = {
+    "raectl": "rae_control.cli.raectl",
+    "rae-node": "rae_node",
+    "rae-control": "rae_control.cli.rae_control",
+}
 NOT_LOCATED = {"check-config", "help"}
 WALK = [(program, verb) for program, verbs in VERBS.items() for verb in verbs]
 
@@ -107,7 +111,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         mesh.rae.submit([{**task, "task_id": LOGGED}, {**task, **stored, "task_id": TASK}])
         assert mesh.rae.wait(TASK, 60).error is None
         assert mesh.rae.wait(LOGGED, 60).error is None
-        backup = [sys.executable, "-m", "rae_control.serve", "backup", "--data", str(mesh.data)]
+        backup = [
+            sys.executable,
+            "-m",
+            "rae_control.cli.rae_control",
+            "backup",
+            "--data",
+            str(mesh.data),
+        ]
         subprocess.run([*backup, str(folder / "good.tar")], check=True, capture_output=True)
         yield Desk(mesh, folder)
 
@@ -185,14 +196,14 @@ def test_an_error_that_cannot_be_written_keeps_its_code(desk: Desk, program: str
 
 @pytest.mark.parametrize("words", [["task", "{task}"], ["tasks"], ["result", "{task}"]])
 def test_json_stays_json_on_an_old_terminal(desk: Desk, words: list[str]) -> None:
-    command = [sys.executable, "-m", "rae_control.cli", "--json", *words]
+    command = [sys.executable, "-m", "rae_control.cli.raectl", "--json", *words]
     command = [word.format(task=TASK) for word in command]
     _, shown = on_a_terminal(command, {**desk.environment, "PYTHONIOENCODING": "ascii"})
     assert json.loads(shown.decode("ascii"))
 
 
 def test_a_log_is_raw_in_a_file_and_escaped_on_a_terminal(desk: Desk) -> None:
-    log = [sys.executable, "-m", "rae_control.cli", "log", LOGGED]
+    log = [sys.executable, "-m", "rae_control.cli.raectl", "log", LOGGED]
     raw = subprocess.run(log, env=desk.environment, capture_output=True, timeout=60, check=True)
     assert "\u202e".encode() in raw.stdout
     _, shown = on_a_terminal(log, desk.environment)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rae_node.paths import Layout
+from rae_node.config.layout import Layout
 from rae_protocol.folders import make_folder
 from tests.conftest import MakeMesh
 

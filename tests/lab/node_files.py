@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rae_node.assemble import PACKAGE_DATA
+from rae_node.package import DATA
 
-UNITS = PACKAGE_DATA / "units"
+UNITS = DATA / "units"
 AGENT = "/opt/rae-node/agent"
 _ELSEWHERE: Mapping[str, str] = {
     "sysusers.conf": "/etc/sysusers.d/rae-node.conf",
@@ -30,5 +30,5 @@ def unit_files() -> dict[str, str]:
 
 def script_files() -> dict[str, str]:
     """The agent's scripts, by their paths on the host."""
-    scripts = (PACKAGE_DATA / "agent").glob("*.py")
+    scripts = (DATA / "agent").glob("*.py")
     return {f"{AGENT}/{file.name}": file.read_text("utf-8") for file in scripts}

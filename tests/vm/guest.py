@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rae_node.config import dev_config, dev_runtime
+from rae_node.config.files import dev_config, dev_runtime
 from tests.lab import vm_states
 from tests.lab.cache import Say
 from tests.lab.lab import CHECKOUT

@@ -20,14 +20,14 @@ import redis
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from rae_control.app import create_app
+from rae_control.auth.root_keys import load_roots
 from rae_control.config import ControlConfig
-from rae_control.keys import load_roots
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.mesh import Mesh
-from rae_control.queue import RqQueue
-from rae_control.redis_server import arguments, find_server
-from rae_control.wsgi import die_with_parent
+from rae_control.mesh.mesh import Mesh
+from rae_control.queue.dev_redis import arguments, find_server
+from rae_control.queue.rq_queue import RqQueue
+from rae_control.server.app import create_app
+from rae_control.server.gunicorn_app import die_with_parent
 from rae_protocol import signing
 
 

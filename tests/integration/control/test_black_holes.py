@@ -7,7 +7,7 @@ from typing import Any
 import gevent
 import pytest
 
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 
 from .conftest import ECHO, Api, ManualClock, tick
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from rae_control.backup import restore
-from rae_control.chores import enqueue, newest
 from rae_control.config import ControlConfig
-from rae_control.mesh import Mesh
-from rae_control.queue import CHORES_QUEUE
+from rae_control.maintenance.backup import restore
+from rae_control.maintenance.chores import enqueue, newest
+from rae_control.mesh.mesh import Mesh
+from rae_control.queue.rq_queue import CHORES_QUEUE
 from tools.devmesh import wait_until
 
 from .conftest import ECHO, Api, Server, until
@@ -38,7 +38,14 @@ class Chores:
         self.worker: subprocess.Popen[bytes] | None = None
 
     def verb(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "rae_control.serve", *words, "--data", str(self.data)]
+        command = [
+            sys.executable,
+            "-m",
+            "rae_control.cli.rae_control",
+            *words,
+            "--data",
+            str(self.data),
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     def chore(self, *words: str) -> str:
@@ -47,7 +54,14 @@ class Chores:
         return done.stdout
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "rae_control.serve", "worker", "--data", str(self.data)]
+        command = [
+            sys.executable,
+            "-m",
+            "rae_control.cli.rae_control",
+            "worker",
+            "--data",
+            str(self.data),
+        ]
         with self.log.open("ab") as log:
             self.worker = subprocess.Popen(command, stdout=log, stderr=log)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rae_control import chores
-from rae_control.app import create_app
 from rae_control.config import ControlConfig
-from rae_control.mesh import Mesh
+from rae_control.maintenance import chores
+from rae_control.mesh.mesh import Mesh
+from rae_control.server.app import create_app
 
 from .conftest import ECHO, Api, ManualClock, Server, build, tick
 

@@ -14,11 +14,11 @@ import apsw
 import pytest
 import redis
 
+from rae_control.auth.root_keys import load_roots
 from rae_control.config import ControlConfig
-from rae_control.doctor import Finding, examine
 from rae_control.errors import LedgerLocked
-from rae_control.keys import load_roots
-from rae_control.ledger.store import Ledger
+from rae_control.ledger.sqlite import Ledger
+from rae_control.maintenance.doctor import Finding, examine
 from tools.devmesh import DevMesh
 
 from .conftest import ManualClock, Server
@@ -111,7 +111,7 @@ def test_a_redis_that_would_lose_tasks_is_named(
 
 
 def verb(data: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rae_control.serve", *words, "--data", str(data)]
+    command = [sys.executable, "-m", "rae_control.cli.rae_control", *words, "--data", str(data)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

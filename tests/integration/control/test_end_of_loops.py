@@ -11,13 +11,13 @@ from pathlib import Path
 import gevent
 import pytest
 
+from rae_control.auth.root_keys import load_roots
 from rae_control.config import ControlConfig
 from rae_control.errors import LedgerDamaged, LedgerUnusable
-from rae_control.files import LogStore
-from rae_control.keys import load_roots
-from rae_control.ledger.store import Ledger, connect, fetch
-from rae_control.mesh import Mesh
-from rae_control.queue import RqQueue
+from rae_control.ledger.sqlite import Ledger, connect, fetch
+from rae_control.mesh.mesh import Mesh
+from rae_control.queue.rq_queue import RqQueue
+from rae_control.storage.files import LogStore
 from rae_protocol.errors import RaeError
 from tests.integration.control.conftest import ManualClock, Server, until
 

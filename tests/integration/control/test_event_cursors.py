@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from rae_control.ledger import views
-from rae_control.ledger.store import Tx
-from rae_control.mesh import Mesh
+from rae_control.ledger.sqlite import Tx
+from rae_control.mesh.mesh import Mesh
 from tests.integration.control.conftest import ECHO, Api, ManualClock
 
 DAY = 86400.0

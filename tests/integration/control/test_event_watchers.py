@@ -8,7 +8,7 @@ import apsw
 import gevent
 import pytest
 
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 from tests.integration.control.conftest import ECHO, Api, until
 
 

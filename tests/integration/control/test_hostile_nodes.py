@@ -7,9 +7,9 @@ from typing import Any
 import gevent
 import pytest
 
-from rae_control.api import http
+from rae_control import wire
 from rae_control.core.gate import Budget
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 
 from .conftest import ECHO, Api, ManualClock, multipart, tick
 from .test_refusals import refused
@@ -103,7 +103,7 @@ def test_calls_on_an_attempt_that_is_over_leave_one_line_each(
 def test_bodies_that_a_node_has_under_way_have_a_limit(api: Api) -> None:
     api.join("n1")
     api.join("n2", machine="m2")
-    bodies = http.Bodies()
+    bodies = wire.Bodies()
     bodies.known = Budget(each=1000, total=10_000)
     api.client.application.extensions["bodies"] = bodies
     assert bodies.known.take(("node", "n1"), 950)  # of a request that still sends

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from rae_control import backup
 from rae_control.config import ControlConfig
-from rae_control.ledger.store import fetch
-from rae_control.mesh import Mesh
+from rae_control.ledger.sqlite import fetch
+from rae_control.maintenance import backup
+from rae_control.mesh.mesh import Mesh
 from rae_protocol.names import MAX_HISTORY
 
 from .conftest import ECHO, Api, ManualClock

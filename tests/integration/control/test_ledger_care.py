@@ -16,13 +16,13 @@ from typing import Any
 import apsw
 import pytest
 
-from rae_control import backup
-from rae_control.app import create_app
 from rae_control.config import ControlConfig
 from rae_control.errors import BackupDamaged, ConfigError, LedgerLocked, LedgerTooNew
 from rae_control.ledger import due
-from rae_control.ledger.store import Ledger, fetch
-from rae_control.mesh import Mesh
+from rae_control.ledger.sqlite import Ledger, fetch
+from rae_control.maintenance import backup
+from rae_control.mesh.mesh import Mesh
+from rae_control.server.app import create_app
 from tests.integration.control.conftest import (
     ECHO,
     Api,

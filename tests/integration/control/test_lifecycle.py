@@ -11,7 +11,7 @@ import pytest
 
 from rae_control.config import ControlConfig
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 
 from .conftest import ECHO, Api, ManualClock, Server, build, multipart, tick, until
 
@@ -365,7 +365,7 @@ def test_not_before_and_expires_at(api: Api, mesh: Mesh, clock: ManualClock) -> 
 def test_a_restart_grants_every_open_lease_a_full_period(
     tmp_path: Any, redis_server: Server, config: ControlConfig, clock: ManualClock
 ) -> None:
-    from rae_control.app import create_app
+    from rae_control.server.app import create_app
 
     mesh = build(tmp_path, redis_server, clock, config)
     api = Api(create_app(mesh).test_client(), clock)

@@ -9,9 +9,9 @@ from typing import Any
 import apsw
 import pytest
 
-from rae_control.backup import check_folder
 from rae_control.ledger import views
-from rae_control.ledger.store import Ledger, connect, fetch
+from rae_control.ledger.sqlite import Ledger, connect, fetch
+from rae_control.maintenance.backup import check_folder
 from tests.integration.control.conftest import ECHO, Api, ManualClock
 from tools.ledger_rows import Rows, fill
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from rae_control.log import JsonFormatter, facts
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 
 from .conftest import ECHO, Api, ManualClock
 

@@ -6,7 +6,7 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 
 from .conftest import ECHO, Api, ManualClock, until
 

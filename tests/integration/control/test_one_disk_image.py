@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rae_control.core.takeovers import WINDOW_S
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 from tests.integration.control.conftest import ECHO, Api, ManualClock
 
 HERE, THERE = "100.64.0.7", "100.64.0.8"

@@ -8,8 +8,8 @@ from typing import Any
 
 from rae_control.api.openapi import document
 from rae_control.api.operations import BYTES, OPERATIONS
-from rae_control.app import create_app
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
+from rae_control.server.app import create_app
 from rae_protocol.errors import TABLE
 
 from .conftest import Api

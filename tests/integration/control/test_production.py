@@ -22,7 +22,7 @@ import pytest
 import redis
 import requests
 
-from rae_control.backup import check_folder
+from rae_control.maintenance.backup import check_folder
 from rae_protocol import signing
 from tools.devmesh import wait_until
 
@@ -74,8 +74,8 @@ class Service:
         self, *words: str, listen: str = "127.0.0.1", env: dict[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         url = f"unix://{self.redis.folder / 'redis.sock'}?username=rae"
-        command = [sys.executable, "-m", "rae_control.serve", "serve", "--data", str(self.data),
-                   "--redis", url, *words]  # fmt: skip
+        command = [sys.executable, "-m", "rae_control.cli.rae_control", "serve",
+                   "--data", str(self.data), "--redis", url, *words]  # fmt: skip
         fds: list[int] = []
         if env is None:
             for host in listen.split(",") if not self.listeners else ():
@@ -163,7 +163,7 @@ def test_a2_it_serves_on_passed_sockets_and_says_so_when_it_does(service: Servic
     # The process that systemd started is the arbiter, and nothing secret is to be seen of it.
     seen = b"".join(Path(f"/proc/{process.pid}/{name}").read_bytes()
                     for name in ("cmdline", "environ"))  # fmt: skip
-    assert b"rae_control.wsgi" in seen
+    assert b"rae_control.server.gunicorn_app" in seen
     assert not any(word.encode() in seen for word in (service.key, PASSWORD, admin))
     text = service.redis.folder / "redis.sock"
     client = redis.Redis(unix_socket_path=str(text), username="rae", password=PASSWORD)
@@ -272,7 +272,14 @@ def test_a_backup_without_keys_comes_back_under_the_vaults_key(service: Service)
     assert secret == signing.enrolment_secret(bytes.fromhex(service.key), "n1", 1)
 
     def verb(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "rae_control.serve", *words, "--data", str(service.data)]
+        command = [
+            sys.executable,
+            "-m",
+            "rae_control.cli.rae_control",
+            *words,
+            "--data",
+            str(service.data),
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     archive = str(service.folder / "ledger.raebackup")
@@ -294,7 +301,7 @@ def test_a_config_is_judged_without_a_start(tmp_path: Path) -> None:
 
     def judge(text: str) -> subprocess.CompletedProcess[str]:
         file.write_text(text)
-        command = [sys.executable, "-m", "rae_control.serve", "check-config", str(file)]
+        command = [sys.executable, "-m", "rae_control.cli.rae_control", "check-config", str(file)]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
     assert judge("retention_days: 30\n").returncode == 0

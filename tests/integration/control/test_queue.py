@@ -10,8 +10,8 @@ from typing import Any
 import gevent
 import redis
 
-from rae_control.mesh import Mesh
-from rae_control.reconcile import DRIFTED_EVERY, LOOK_S
+from rae_control.mesh.mesh import Mesh
+from rae_control.queue.keeper import DRIFTED_EVERY, LOOK_S
 
 from .conftest import ECHO, Api, ManualClock, Server, until
 

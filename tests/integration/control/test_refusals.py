@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import views
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 from rae_protocol import signing
 from rae_protocol.errors import TABLE, RaeError
 from tests.messages import faults

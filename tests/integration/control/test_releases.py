@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rae_control import backup
-from rae_control.app import create_app
 from rae_control.config import ControlConfig
-from rae_control.ledger.store import BATCH_S
-from rae_control.mesh import Mesh
+from rae_control.ledger.sqlite import BATCH_S
+from rae_control.maintenance import backup
+from rae_control.mesh.mesh import Mesh
+from rae_control.server.app import create_app
 from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build
 
 NEED_IT = [f"d{number}" for number in range(12)]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rae_control.app import create_app
+from rae_control.auth.root_keys import load_roots
 from rae_control.config import ControlConfig
-from rae_control.keys import load_roots
-from rae_control.mesh import Mesh
-from rae_control.queue import RqQueue
+from rae_control.mesh.mesh import Mesh
+from rae_control.queue.rq_queue import RqQueue
+from rae_control.server.app import create_app
 from rae_protocol import signing
 from tests.integration.control.conftest import Api, ManualClock, Server, build, tick
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from rae_control import backup
+from rae_control.auth.root_keys import load_roots
+from rae_control.cli.rae_control import main
 from rae_control.errors import BackupDamaged, RestoreUnfinished
-from rae_control.keys import load_roots
-from rae_control.ledger.store import RESTORING, Ledger
-from rae_control.serve import main
+from rae_control.ledger.sqlite import RESTORING, Ledger
+from rae_control.maintenance import backup
 
 from .conftest import ManualClock
 
@@ -29,7 +29,7 @@ def hook(event, args):
         if left == 0:
             os.kill(os.getpid(), 9)
 sys.addaudithook(hook)
-from rae_control.serve import main
+from rae_control.cli.rae_control import main
 sys.exit(main(sys.argv[2:]))
 """
 

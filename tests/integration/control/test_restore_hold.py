@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rae_control import backup
-from rae_control.app import create_app
 from rae_control.config import ControlConfig
 from rae_control.errors import ConfigError, LedgerLocked
-from rae_control.ledger.store import connect, copy_to
-from rae_control.mesh import Mesh
+from rae_control.ledger.sqlite import connect, copy_to
+from rae_control.maintenance import backup
+from rae_control.mesh.mesh import Mesh
+from rae_control.server.app import create_app
 from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build
 
 TASK = {**ECHO, "task_id": "again"}

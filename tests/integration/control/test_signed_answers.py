@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from rae_control.app import create_app
 from rae_control.config import ControlConfig
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
+from rae_control.server.app import create_app
 from rae_protocol import signing
 from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from rae_control import credentials
-from rae_control.app import create_app
-from rae_control.backup import check_folder
+from rae_control.auth import credentials
 from rae_control.config import ControlConfig
 from rae_control.errors import ConfigError, ControlError
 from rae_control.ledger.nodes import add_token, keep_token, sha256
-from rae_control.ledger.store import Tx
-from rae_control.mesh import Mesh
+from rae_control.ledger.sqlite import Tx
+from rae_control.maintenance.backup import check_folder
+from rae_control.mesh.mesh import Mesh
+from rae_control.server.app import create_app
 from rae_protocol.errors import RaeError
 from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build, until
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import gevent
 
-from rae_control.mesh import Mesh
+from rae_control.mesh.mesh import Mesh
 from tests.integration.control.conftest import ECHO, Api, ManualClock, tick, until
 
 SECOND = {"machine": "m2", "instance": "i2"}

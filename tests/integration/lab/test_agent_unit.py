@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rae_node.assemble import PACKAGE_DATA
-from rae_node.config import dev_config, dev_runtime
+from rae_node.config.files import dev_config, dev_runtime
+from rae_node.package import DATA as PACKAGE_DATA
 from tests.integration.lab import node
 from tests.integration.lab.node import BIN, PACKAGES
 from tests.lab import Host, Lab
@@ -20,7 +20,7 @@ DATA = "/opt/rae-test"
 SUPERVISOR = f"""
 import sys
 sys.path.append("{PACKAGES}")
-from rae_node.supervision import main
+from rae_node.supervisor.supervisor import main
 sys.exit(main())
 """
 CONFIG = {
@@ -30,8 +30,8 @@ CONFIG = {
 }  # fmt: skip
 AWAKE = """
 import sys, time
-from rae_node.awake import Awake
-from rae_node.log import EventLog
+from rae_node.agent.sleep_inhibitor import Awake
+from rae_node.telemetry.log import EventLog
 Awake(EventLog("n1", sys.stderr)).follow(1)
 time.sleep(600)
 """
@@ -50,8 +50,8 @@ def host(lab: Lab) -> Host:
     runtime = dev_runtime()
     runtime["safety"].update(max_cpu_percent=100, cooldown_minutes=0.01)
     host.put("/opt/rae-node/agent/runtime.yaml", yaml.safe_dump(runtime))
-    host.run(["systemd-run", "--unit=control", BIN, "-m", "rae_control.serve", "serve", "--dev",
-              "--data", DATA])  # fmt: skip
+    host.run(["systemd-run", "--unit=control", BIN, "-m", "rae_control.cli.rae_control",
+              "serve", "--dev", "--data", DATA])  # fmt: skip
     enrol = ["--json", "nodes", "enrol", "n1"]
     wait_until(lambda: raectl(host, *enrol, check=False), 30, "control enrols", every_s=0.3)
     host.put("/etc/rae-node/enrolment.json", raectl(host, *enrol), 0o400)
@@ -62,7 +62,7 @@ def host(lab: Lab) -> Host:
 
 
 def raectl(host: Host, *words: str, check: bool = True) -> str:
-    program = [BIN, "-m", "rae_control.cli", "--credentials", f"{DATA}/credentials.json"]
+    program = [BIN, "-m", "rae_control.cli.raectl", "--credentials", f"{DATA}/credentials.json"]
     done = host.run([*program, *words], check=check)
     return done.stdout if done.returncode == 0 else ""
 

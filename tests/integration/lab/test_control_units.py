@@ -58,7 +58,7 @@ def host(lab: Lab) -> Host:
     host.run(["mkdir", f"{HOME}/bin"])
     host.run(["ln", "-s", "/usr/bin/python3", f"{HOME}/bin/python"])
     host.run(["ln", "-s", HOME, "/opt/rae-control/current"])
-    program = "import sys\nfrom rae_control.serve import main\nsys.exit(main())\n"
+    program = "import sys\nfrom rae_control.cli.rae_control import main\nsys.exit(main())\n"
     host.put(f"{HOME}/bin/rae-control", f"#!/opt/rae-control/current/bin/python\n{program}", 0o755)
     host.put("/etc/rae-control/control.yaml", "backup_dir: /var/backups/rae-control\n")
     tokens = json.dumps({"admin": {"role": "admin", "token": ADMIN}})
@@ -109,7 +109,11 @@ def test_a2_it_serves_at_the_tailnets_address_without_a_secret_to_be_seen(host: 
     assert json.loads(ask(host, "/readyz", "[::1]"))["queue"] == "ok"
     main = show(host, "rae-control", "MainPID")
     seen = host.run(["cat", f"/proc/{main}/cmdline", f"/proc/{main}/environ"]).stdout
-    assert "rae_control.wsgi" in seen and ADMIN not in seen and "of-the-vault" not in seen
+    assert (
+        "rae_control.server.gunicorn_app" in seen
+        and ADMIN not in seen
+        and "of-the-vault" not in seen
+    )
     assert host.run(["find", "/var/lib/rae-control", "-name", "*.key"]).stdout == ""
     mode = host.run(["stat", "-c", "%U %a", "/var/lib/rae-control"]).stdout
     assert mode == "rae-control 700\n"

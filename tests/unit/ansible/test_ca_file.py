@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from rae_node.config import NodeConfig
+from rae_node.config.files import NodeConfig
 from tests.certificates import Authority
 from tests.unit.ansible.role import ROLE, included, play
 

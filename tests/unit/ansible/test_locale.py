@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rae_node.report import unit_state
+from rae_node.diagnostics.report import unit_state
 from tests.unit.ansible.role import ROLE, play
 
 ROOT = Path(__file__).resolve().parents[3]

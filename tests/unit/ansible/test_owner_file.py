@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rae_node.guard.gpu_rules import Resting
-from rae_node.owner_file import load_owner
+from rae_node.guard.owner_file import load_owner
 from tests.unit.ansible.role import Played, included, play
 
 REST = {"node_owner_gpu_may_rest": ["firefox", "steamwebhelper"]}

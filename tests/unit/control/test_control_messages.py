@@ -8,7 +8,7 @@ import pytest
 
 import rae_control
 from rae_control import errors
-from rae_control.serve import main
+from rae_control.cli.rae_control import main
 from tests.messages import faults, written
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rae_control import front
 from rae_control.core.gate import (
     ADDRESSES,
     BURST,
@@ -14,6 +13,7 @@ from rae_control.core.gate import (
     Gate,
     Visit,
 )
+from rae_control.server import gunicorn_worker
 
 
 class Hand:
@@ -119,12 +119,12 @@ def test_a_budget_is_for_each_and_for_all_and_forgets_who_holds_nothing() -> Non
 
 
 def test_a_small_body_and_any_of_a_stranger_has_ten_seconds() -> None:
-    assert front.time_for(1000, 1000, known=True) == 10
-    assert front.time_for(200_000, 65_536, known=False) == 10
+    assert gunicorn_worker.time_for(1000, 1000, known=True) == 10
+    assert gunicorn_worker.time_for(200_000, 65_536, known=False) == 10
 
 
 def test_a_large_body_must_come_at_a_least_rate_and_within_an_hour() -> None:
     mib = 1024**2
-    assert front.time_for(mib, 65_536, known=True) == 30 + 64
-    assert front.time_for(mib, 2 * 65_536, known=True) == 30 + 128
-    assert front.time_for(64 * mib, 60 * mib, known=True) == 3600
+    assert gunicorn_worker.time_for(mib, 65_536, known=True) == 30 + 64
+    assert gunicorn_worker.time_for(mib, 2 * 65_536, known=True) == 30 + 128
+    assert gunicorn_worker.time_for(64 * mib, 60 * mib, known=True) == 3600

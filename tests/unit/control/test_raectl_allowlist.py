@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rae_control.cli import main
-from rae_control.cli_allowlist import EXAMPLE
+from rae_control.cli.raectl import main
+from rae_control.cli.raectl_allowlist import EXAMPLE
 from rae_node.errors import TaskFailure
 from rae_node.runners.cli import AllowFolders
 from tests.messages import faults

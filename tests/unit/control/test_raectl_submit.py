@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rae_control.cli import build_parser
-from rae_control.cli_submit import UsageError, spec_from
+from rae_control.cli.raectl import build_parser
+from rae_control.cli.raectl_submit import UsageError, spec_from
 from rae_protocol.client import RaeClient
 
 

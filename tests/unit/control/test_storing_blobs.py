@@ -11,7 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from rae_control.files import BlobStore
+from rae_control.storage.files import BlobStore
 from rae_protocol.errors import RaeError
 
 DATA = b"some bytes"

@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from rae_node import config as files
-from rae_node.agent import Agent
-from rae_node.assemble import PACKAGE_DATA
-from rae_node.capabilities import Machine
+from rae_node.agent.agent import Agent
+from rae_node.config import files
+from rae_node.config.layout import Layout
+from rae_node.config.reload import Live
+from rae_node.config.tuning import Settings
+from rae_node.context import Outfit
+from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.sources.base import Source
 from rae_node.guard.sources.pause import PauseSource
-from rae_node.isolation import Isolation, Limits, ProcessIsolation, Spec, rlimits
-from rae_node.journal import Journal
-from rae_node.live import Live
-from rae_node.log import EventLog
-from rae_node.outfit import Outfit
-from rae_node.owner_file import OwnerFile
-from rae_node.paths import Layout
+from rae_node.isolation.base import Isolation, Limits, ProcessIsolation, Spec, rlimits
+from rae_node.package import DATA
+from rae_node.runners.capabilities import Machine
 from rae_node.runners.cli import AllowFolders
-from rae_node.settings import Settings
+from rae_node.telemetry.journal import Journal
+from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import FAST, MACHINE, FakeControl, Idle, Rig
 
@@ -49,7 +49,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
         control: FakeControl | None = None,
         settings: Settings = FAST,
         runtime: dict[str, Any] | None = None,
-        tasks: Sequence[Path] = (PACKAGE_DATA / "tasks",),
+        tasks: Sequence[Path] = (DATA / "tasks",),
         isolation: Isolation | None = None,
         machine: Machine = MACHINE,
         start: bool = True,
@@ -76,7 +76,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
             settings=settings, client=control, clock=clock,  # type: ignore[arg-type]
             isolation=isolation or ProcessIsolation(layout.root), machine=machine,
             machine_id="m",
-            allowed=AllowFolders([layout.agent / "allowlist.d", PACKAGE_DATA / "allowlist.d"]),
+            allowed=AllowFolders([layout.agent / "allowlist.d", DATA / "allowlist.d"]),
             task_folders=tasks, sources=(*sources, pause, owner), pause=pause, log=quiet_log,
             owner=OwnerFile(layout.owner_file), journal=Journal(layout.logs, clock),
             sleep_block=sleep_block,

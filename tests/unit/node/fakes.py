@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rae_node.agent import Agent
-from rae_node.capabilities import Machine
+from rae_node.agent.agent import Agent
+from rae_node.config.tuning import Settings
 from rae_node.errors import NodeError
 from rae_node.guard.inputs import InputState
 from rae_node.guard.policy import Holder, Reading
 from rae_node.guard.sources.input import InputLink
-from rae_node.settings import Settings
-from rae_node.why import obstacles
+from rae_node.owner.why import obstacles
+from rae_node.runners.capabilities import Machine
 from rae_protocol import models
 from rae_protocol.errors import RaeError, Unreachable
 from rae_protocol.node_client import Polled

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from rae_node import isolation
 from rae_node.cli import main
-from rae_node.local_socket import ask
-from rae_node.paths import Layout, socket_path
+from rae_node.config.layout import Layout, socket_path
+from rae_node.isolation import base
+from rae_node.owner.socket import ask
 from rae_protocol.errors import TABLE, RemoteError, Unreachable
 from rae_protocol.models import Command
 from tests.unit.node.fakes import UNREACHABLE, Rig, until
@@ -405,7 +405,7 @@ def test_a_result_waits_in_the_spool_until_control_has_it(
 def test_undelivered_results_are_named_at_registration(
     make_rig: MakeRig, layout: Layout, quiet_log: Any
 ) -> None:
-    from rae_node.spool import Spool
+    from rae_node.session.spool import Spool
     from rae_protocol.models import LeaseRef
 
     lease = LeaseRef(task_id="t", attempt=2, lease_id="lease-00000009")
@@ -546,7 +546,7 @@ def test_a_supervisor_that_dies_before_it_starts_the_task_is_the_nodes_fault(
 ) -> None:
     program = tmp_path / "broken.py"
     program.write_text("raise SystemExit(3)")
-    monkeypatch.setattr(isolation, "PROGRAM", program)
+    monkeypatch.setattr(base, "PROGRAM", program)
     rig = make_rig()
     rig.control.give(params=SLEEP)
     assert until(lambda: rig.control.of("yield"), "the hand-back")[0][1] == "infrastructure"

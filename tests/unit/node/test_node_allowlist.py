@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from rae_node.assemble import PACKAGE_DATA
 from rae_node.errors import ConfigError, TaskFailure
+from rae_node.package import DATA
 from rae_node.runners.cli import AllowFolders, AllowList, CliRunner
-from rae_node.trust import identity, untrusted
-from rae_node.workspace import Workspace
+from rae_node.runners.trust import identity, untrusted
+from rae_node.workspace.workspace import Workspace
 from rae_protocol.allowlist import Entry, refusal
 from tests.unit.node.fakes import FakeControl
 
-SHIPPED = AllowFolders([PACKAGE_DATA / "allowlist.d"])
+SHIPPED = AllowFolders([DATA / "allowlist.d"])
 
 
 def blamed(name: str, args: str) -> int | None:

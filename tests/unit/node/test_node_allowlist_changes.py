@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rae_node.config.layout import Layout, socket_path
 from rae_node.errors import NodeError
-from rae_node.local_socket import ask
-from rae_node.paths import Layout, socket_path
+from rae_node.owner.socket import ask
 from rae_node.runners.cli import AllowFolders
 from tests.unit.node.fakes import Rig, until
 

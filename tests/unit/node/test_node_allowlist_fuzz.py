@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rae_node.assemble import PACKAGE_DATA
+from rae_node.package import DATA
 from rae_node.runners.cli import AllowFolders
 from rae_protocol.allowlist import Entry, refusal
 
-ENTRIES = {entry.name: entry for entry in AllowFolders([PACKAGE_DATA / "allowlist.d"]).entries}
+ENTRIES = {entry.name: entry for entry in AllowFolders([DATA / "allowlist.d"]).entries}
 EXAMPLES = int(os.environ.get("RAE_FUZZ_EXAMPLES", "60"))
 MARKS = "=,;|"
 QUOTES = "'\"\\"

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from rae_node.assemble import PACKAGE_DATA
-from rae_node.awake import Awake
-from rae_node.isolation import ProcessIsolation
-from rae_node.log import EventLog
-from rae_node.model_runner import WAIT_S, ModelRunner
-from rae_node.paths import Layout
+from rae_node.agent.sleep_inhibitor import Awake
+from rae_node.config.layout import Layout
+from rae_node.isolation.base import ProcessIsolation
+from rae_node.package import DATA
+from rae_node.runners.ollama_service import WAIT_S, ModelRunner
+from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import Rig, until
 
@@ -68,7 +68,8 @@ def test_b5_the_block_is_there_while_a_task_runs_and_only_then(tmp_path: Path, l
 def test_b5_the_block_ends_with_an_agent_that_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "held"
     program = (
-        "import sys, time\nfrom rae_node.awake import Awake\nfrom rae_node.log import EventLog\n"
+        "import sys, time\nfrom rae_node.agent.sleep_inhibitor import Awake\n"
+        "from rae_node.telemetry.log import EventLog\n"
         f"Awake(EventLog('n1', sys.stderr), {holding(file)!r}).follow(1)\ntime.sleep(60)\n"
     )
     agent = subprocess.Popen([sys.executable, "-c", program])
@@ -192,7 +193,7 @@ def test_a_node_without_a_runner_says_nothing(tmp_path: Path, log: Log) -> None:
 
 
 def test_the_killer_knows_one_word(tmp_path: Path) -> None:
-    code = (PACKAGE_DATA / "units" / "kill_ollama.py").read_text(encoding="utf-8")
+    code = (DATA / "units" / "kill_ollama.py").read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": "kill_ollama"}
     exec(compile(code, "kill_ollama.py", "exec"), names)
     answer = names["answer"]

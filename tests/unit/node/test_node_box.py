@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rae_node.box import Box, gpu_devices
-from rae_node.cgroup import Cgroup
-from rae_node.proctree import memory_used_mb
-from rae_node.usage import TooMuch, disk_usage
+from rae_node.isolation.bubblewrap import Box, gpu_devices
+from rae_node.supervisor.cgroup import Cgroup
+from rae_node.supervisor.disk_usage import TooMuch, disk_usage
+from rae_node.supervisor.process_tree import memory_used_mb
 
 BOX = Box("/usr/bin/bwrap", ("--ro-bind", "/usr", "/usr"), "")
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rae_node.box_paths import (
+from rae_node.config.layout import Layout
+from rae_node.errors import NodeError
+from rae_node.isolation.bubblewrap_view import MISSING, NOT_SHOWN, View, view_of
+from rae_node.workspace.box_paths import (
     Private,
     Shown,
     below,
@@ -20,9 +23,6 @@ from rae_node.box_paths import (
     spellings,
     why_not,
 )
-from rae_node.box_view import MISSING, NOT_SHOWN, View, view_of
-from rae_node.errors import NodeError
-from rae_node.paths import Layout
 from tests.messages import faults
 
 SECRET = Path("/etc/rae/enrolment.json")

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rae_node.config.layout import Layout
 from rae_node.guard.sources.pause import PauseSource
-from rae_node.journal import Journal
-from rae_node.log import EventLog
-from rae_node.moments import Moment, left_s, moment_of, now_on
-from rae_node.paths import Layout
-from rae_node.recovery import State, Sweeper, keep, read_state
+from rae_node.host.moments import Moment, left_s, moment_of, now_on
+from rae_node.telemetry.journal import Journal
+from rae_node.telemetry.log import EventLog
+from rae_node.workspace.recovery import State, Sweeper, keep, read_state
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import SetClock
 

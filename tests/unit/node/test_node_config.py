@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rae_node.config import (
+from rae_node.config.files import (
     NodeConfig,
     check_file,
     dev_config,
@@ -20,9 +20,9 @@ from rae_node.config import (
     load_runtime,
     refuse_public_http,
 )
+from rae_node.config.tuning import Settings, apply_settings, parse_overrides
+from rae_node.config.yamlfile import read_yaml
 from rae_node.errors import ConfigError
-from rae_node.settings import Settings, apply_settings, parse_overrides
-from rae_node.yamlfile import read_yaml
 from rae_protocol.yamlfile import MAX_BYTES
 
 KUBUS = """

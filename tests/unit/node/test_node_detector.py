@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rae_node import config
-from rae_node.paths import Layout
+from rae_node.config import files
+from rae_node.config.layout import Layout
 from tools.fake_logind import FakeLogind, session
 from tools.recorded_input import in_a_thread, plug, send
 
@@ -50,7 +50,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     layout, devices = Layout(tmp_path / "opt"), tmp_path / "input"
     layout.create()
     devices.mkdir()
-    body = config.dev_config("n1", "http://127.0.0.1:8080")
+    body = files.dev_config("n1", "http://127.0.0.1:8080")
     body["input_socket"] = str(tmp_path / "s")
     layout.config_file.write_text(yaml.safe_dump(body))
     plug(devices, 0, "keyboard", name="Keys")

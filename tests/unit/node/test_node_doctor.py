@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import yaml
 
-from rae_node import config as files
-from rae_node import doctor_rules as rules
 from rae_node.cli import main
-from rae_node.config import NodeConfig
-from rae_node.doctor import Eyes, as_json, examine, healthy, rendered
-from rae_node.doctor_rules import Finding, Owned
+from rae_node.config import files
+from rae_node.config.files import NodeConfig
+from rae_node.config.layout import Layout
+from rae_node.diagnostics import rules
+from rae_node.diagnostics.doctor import Eyes, as_json, examine, healthy, rendered
+from rae_node.diagnostics.rules import Finding, Owned
 from rae_node.errors import NodeError
-from rae_node.gpu import Gpu
 from rae_node.guard.policy import Reading
-from rae_node.paths import Layout
+from rae_node.host.nvml import Gpu
 from rae_node.runners.llm import port_problem
 from rae_protocol.errors import TABLE, RemoteError, Unreachable
 from tests.certificates import Authority, tls_front

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rae_node.gpu import NvmlChild
 from rae_node.guard.gpu_rules import Program, Resting
 from rae_node.guard.sources.gpu import GpuSource
+from rae_node.host.nvml import NvmlChild
 from tests.fake_nvml import FakeNvml
 
 FILM, TASK = 4001, 4002

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rae_node.assemble import build_sources
-from rae_node.config import NodeConfig, RuntimeConfig, dev_config, dev_runtime
-from rae_node.gpu import NvmlChild
+from rae_node.build import build_sources
+from rae_node.config.files import NodeConfig, RuntimeConfig, dev_config, dev_runtime
+from rae_node.config.layout import Layout
+from rae_node.config.tuning import Settings
+from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.policy import Reading
-from rae_node.owner_file import OwnerFile
-from rae_node.paths import Layout
-from rae_node.settings import Settings
+from rae_node.host.nvml import NvmlChild
 from rae_protocol.clock import SystemClock
 from tests.fake_nvml import GPU, FakeNvml
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from rae_node.errors import NodeError
-from rae_node.gpu import Gpu, NvmlChild
 from rae_node.guard.causes import found_in
 from rae_node.guard.gpu_rules import Resting
 from rae_node.guard.policy import GpuRun, Reading, Rules, decide, follow_gpu, gpu_must_rest
 from rae_node.guard.sources.gpu import GpuSource
-from rae_node.why import obstacles
+from rae_node.host.nvml import Gpu, NvmlChild
+from rae_node.owner.why import obstacles
 from tests.fake_nvml import GPU, LOST, FakeNvml
 from tests.unit.node.fakes import MACHINE, Rig, until
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rae_node.config.layout import Layout
 from rae_node.guard.policy import (
     Decision,
     Reading,
@@ -26,8 +27,7 @@ from rae_node.guard.policy import (
 from rae_node.guard.sources.base import Watched, look_once
 from rae_node.guard.sources.load import LoadSource, Sample
 from rae_node.guard.sources.pause import PauseSource
-from rae_node.journal import Journal
-from rae_node.paths import Layout
+from rae_node.telemetry.journal import Journal
 from rae_protocol.models import Availability
 from tests.unit.node.fakes import FAST, Idle, Rig, SetClock, until
 

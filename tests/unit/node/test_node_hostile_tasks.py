@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from rae_node import proctree, startup
-from rae_node.download import fetch_url
+from rae_node.agent import startup
+from rae_node.attempt.download import fetch_url
+from rae_node.config.layout import Layout, socket_path
 from rae_node.errors import TaskFailure
-from rae_node.isolation import ProcessIsolation, Spec
-from rae_node.local_socket import open_door
-from rae_node.log import EventLog
-from rae_node.paths import Layout, socket_path
-from rae_node.workspace import Workspace, inline_bytes
+from rae_node.isolation.base import ProcessIsolation, Spec
+from rae_node.owner.socket import open_door
+from rae_node.supervisor import process_tree
+from rae_node.telemetry.log import EventLog
+from rae_node.workspace.workspace import Workspace, inline_bytes
 from rae_protocol.models import LeasedInput
 from tests.unit.node.fakes import Rig, until
 
@@ -53,7 +54,7 @@ def test_wiping_a_workspace_that_is_a_link_leaves_its_target_as_it_was(tmp_path:
     link.symlink_to(precious)
     file.write_text("x")
     for path in (link, file):
-        proctree.wipe(str(path))
+        process_tree.wipe(str(path))
         assert not os.path.lexists(path)
     assert mode(precious) == 0o750 and (precious / "file").read_text() == "keep"
 
@@ -67,7 +68,7 @@ def test_wiping_changes_no_mode_through_a_link_deeper_in_the_tree(tmp_path: Path
     for folder in (inner, inner.parent, inner.parent.parent):
         (folder / "link").symlink_to(precious)
     inner.chmod(0)
-    proctree.wipe(str(tmp_path / "workspace"))
+    process_tree.wipe(str(tmp_path / "workspace"))
     assert mode(precious) == 0o750 and not (tmp_path / "workspace").exists()
 
 
@@ -76,7 +77,7 @@ def test_agent_and_supervisor_may_wipe_the_same_workspace_at_the_same_time(tmp_p
     for number in range(300):
         (folder / str(number) / "a" / "b").mkdir(parents=True)
     with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(proctree.wipe, str(folder)) for _ in range(4)]:
+        for done in [pool.submit(process_tree.wipe, str(folder)) for _ in range(4)]:
             done.result(30)
     assert not folder.exists()
 
@@ -183,7 +184,7 @@ def test_a_task_that_kills_its_supervisor_fails_itself_and_nothing_of_it_lives(
     assert result.status == "failed" and result.error is not None
     assert result.error.code == "E_LOST"
     assert "supervisor of this task was killed" in result.error.message
-    assert proctree.descendants(os.getpid()) == []
+    assert process_tree.descendants(os.getpid()) == []
 
 
 def test_a_program_that_kills_its_supervisor_at_once_has_been_reported_as_started(
@@ -224,7 +225,7 @@ if os.fork() == 0:
 os.kill(os.getppid(), signal.SIGKILL)
 """
     handle = ProcessIsolation(layout.root).start(spec([sys.executable, "-c", stolen]))
-    assert handle.gone.wait(10) and proctree.descendants(os.getpid()) == []
+    assert handle.gone.wait(10) and process_tree.descendants(os.getpid()) == []
 
 
 def test_an_unexpected_error_after_the_start_is_told_as_the_tasks_loss(

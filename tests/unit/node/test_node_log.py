@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import rae_node
-from rae_node.assemble import open_log
-from rae_node.config import NodeConfig, dev_config, load_node_config
+from rae_node.build import open_log
+from rae_node.config.files import NodeConfig, dev_config, load_node_config
 from rae_node.errors import ConfigError
-from rae_node.log import ROTATE_BYTES, ROTATE_KEEP, EventLog, LogFile
+from rae_node.telemetry.log import ROTATE_BYTES, ROTATE_KEEP, EventLog, LogFile
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
 

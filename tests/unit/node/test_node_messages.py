@@ -13,9 +13,9 @@ import yaml
 
 import rae_node
 from rae_node.cli import main
-from rae_node.config import dev_config, dev_runtime
+from rae_node.config.files import dev_config, dev_runtime
+from rae_node.config.layout import Layout
 from rae_node.guard.words import REASONS, in_words
-from rae_node.paths import Layout
 from tests.messages import faults, written
 
 ERRORS = frozenset({"NodeError", "ConfigError", "TaskFailure"})

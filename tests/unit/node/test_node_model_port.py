@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from rae_node.log import EventLog
-from rae_node.model_runner import ModelRunner
 from rae_node.runners.llm import port_problem, present_models, runner_uids
 from rae_node.runners.llm_child import ask, listeners, stranger
+from rae_node.runners.ollama_service import ModelRunner
+from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import Rig, until
 

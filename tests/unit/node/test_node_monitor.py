@@ -16,9 +16,9 @@ import pytest
 
 from rae_node.guard.policy import Reading
 from rae_node.guard.words import REASONS, in_words
-from rae_node.log import EventLog
-from rae_node.metrics import OUTCOMES, STOPPED_MS, YIELDS, Tally, healthz, prometheus
-from rae_node.monitor import Monitor, respond, view
+from rae_node.telemetry.http import Monitor, respond, view
+from rae_node.telemetry.log import EventLog
+from rae_node.telemetry.metrics import OUTCOMES, STOPPED_MS, YIELDS, Tally, healthz, prometheus
 from tests.unit.node.fakes import UNREACHABLE, Rig, until
 
 PAGES = {"/healthz": lambda: ("application/json", "{}\n")}

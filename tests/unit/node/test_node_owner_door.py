@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rae_node import local_socket
-from rae_node.local_socket import LocalSocket, ask
-from rae_node.log import EventLog
-from rae_node.paths import Layout, socket_path
+from rae_node.config.layout import Layout, socket_path
+from rae_node.owner import socket as local_socket
+from rae_node.owner.socket import LocalSocket, ask
+from rae_node.telemetry.log import EventLog
 from tests.unit.node.fakes import Rig, until
 
 STRANGER = 54321  # a uid without a name, which may not resume
@@ -22,8 +22,8 @@ STRANGER = 54321  # a uid without a name, which may not resume
 FEW_FILES = """
 import resource, socket, sys, time
 from pathlib import Path
-from rae_node.local_socket import LocalSocket, ask
-from rae_node.log import EventLog
+from rae_node.owner.socket import LocalSocket, ask
+from rae_node.telemetry.log import EventLog
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 path = Path(sys.argv[1])
 door = LocalSocket(path, {"status": lambda _, __: {"fine": True}}, frozenset(), EventLog("n1"))

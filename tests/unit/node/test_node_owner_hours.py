@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rae_node.guard.owner_file import parse_owner
 from rae_node.guard.owner_rules import (
     OwnerRules,
     Window,
@@ -21,7 +22,6 @@ from rae_node.guard.owner_rules import (
     minutes_of,
     opens_at,
 )
-from rae_node.owner_file import parse_owner
 
 ZONES = ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe")
 YEAR = (1767225600, 1798761600)  # 2026, in UTC

@@ -13,8 +13,8 @@ import yaml
 
 from rae_node.cli import main
 from rae_node.guard.gpu_rules import Resting
+from rae_node.guard.owner_file import Limits, OwnerYaml, load_owner
 from rae_node.guard.owner_rules import STRICT, in_hours, mode_at
-from rae_node.owner_file import Limits, OwnerYaml, load_owner
 from tools.wheelhouse import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "owner.md"

@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rae_node.assemble import build_sources
-from rae_node.config import NodeConfig, RuntimeConfig, dev_config, dev_runtime
+from rae_node.build import build_sources
+from rae_node.config.files import NodeConfig, RuntimeConfig, dev_config, dev_runtime
+from rae_node.config.layout import Layout
+from rae_node.config.tuning import Settings
 from rae_node.errors import ConfigError, NodeError
 from rae_node.guard.gpu_rules import Resting
 from rae_node.guard.loop import rules_of
+from rae_node.guard.owner_file import OwnerFile, load_owner
 from rae_node.guard.owner_rules import (
     DAYS,
     STRICT,
@@ -28,9 +31,6 @@ from rae_node.guard.owner_rules import (
 )
 from rae_node.guard.policy import Reading, decide
 from rae_node.guard.sources.owner import OwnerSource
-from rae_node.owner_file import OwnerFile, load_owner
-from rae_node.paths import Layout
-from rae_node.settings import Settings
 from rae_protocol.clock import SystemClock
 
 RUNTIME = RuntimeConfig.model_validate(dev_runtime())

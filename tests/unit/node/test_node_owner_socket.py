@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from rae_node.cli import main, parse_duration
+from rae_node.config.layout import Layout, socket_path
 from rae_node.errors import NodeError
 from rae_node.guard.sources.pause import PauseSource
-from rae_node.local_socket import LocalSocket, ask
-from rae_node.log import EventLog
-from rae_node.paths import Layout, socket_path
+from rae_node.owner.socket import LocalSocket, ask
+from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import Rig, SetClock, until
 

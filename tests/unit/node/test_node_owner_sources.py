@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rae_node import procs
 from rae_node.guard.sources.tty import TtySource
+from rae_node.host import processes
 from tests.unit.node.fakes import until
 
 
@@ -155,13 +155,13 @@ def test_the_controlling_terminal_of_a_process_is_found_until_that_ends() -> Non
     program = "import pty; pty.spawn(['sleep', '600'])"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL) as made:
         try:
-            child = until(lambda: procs.children(made.pid), "the terminal's user")[0]
+            child = until(lambda: processes.children(made.pid), "the terminal's user")[0]
             name = until(lambda: _terminal(child), "the child's terminal")
             device = name.stat().st_rdev
-            until(lambda: procs.controls_some(device), "its process")
+            until(lambda: processes.controls_some(device), "its process")
         finally:
             made.kill()
-    until(lambda: not procs.controls_some(device), "its end")
+    until(lambda: not processes.controls_some(device), "its end")
 
 
 @pytest.mark.parametrize("other", ["tty", "ttyS", "ttyprintk", "vcs1", "console", "hvcs0x"])
@@ -183,13 +183,13 @@ def test_a_terminal_that_only_our_own_work_uses_is_left_out(terminals: Terminals
     program = "import pty; pty.spawn(['sleep', '600'])"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL) as made:
         try:
-            child = until(lambda: procs.children(made.pid), "the terminal's user")[0]
+            child = until(lambda: processes.children(made.pid), "the terminal's user")[0]
             name = until(lambda: _terminal(child), "the child's terminal")
             (folder / "pts" / "0").unlink()
             (folder / "pts" / "1").symlink_to(name)
             assert look(terminals)
-            assert not look(terminals, lambda device: procs.only_on_terminal({child}, device))
-            assert look(terminals, lambda device: procs.only_on_terminal(set(), device))
+            assert not look(terminals, lambda device: processes.only_on_terminal({child}, device))
+            assert look(terminals, lambda device: processes.only_on_terminal(set(), device))
         finally:
             made.kill()
 

@@ -17,18 +17,19 @@ from typing import Any
 
 import pytest
 
-from rae_node import procs, startup
-from rae_node.capabilities import describe, gpu_slots, probe_machine, roles_of
+from rae_node.agent import startup
 from rae_node.cli import main, parse_duration
-from rae_node.config import NodeConfig, RuntimeConfig, dev_config, dev_runtime
+from rae_node.config.files import NodeConfig, RuntimeConfig, dev_config, dev_runtime
+from rae_node.config.layout import Layout, default_node_id, only_dev_node, socket_path
 from rae_node.errors import ConfigError, NodeError, Verdict, verdict
-from rae_node.gpu import Gpu
-from rae_node.isolation import ProcessIsolation
-from rae_node.local_socket import LocalSocket, ask, may_resume
-from rae_node.log import EventLog
-from rae_node.paths import Layout, default_node_id, only_dev_node, socket_path
-from rae_node.slots import Slots, slot_names
-from rae_node.spool import Spool
+from rae_node.host import processes
+from rae_node.host.nvml import Gpu
+from rae_node.isolation.base import ProcessIsolation
+from rae_node.owner.socket import LocalSocket, ask, may_resume
+from rae_node.runners.capabilities import describe, gpu_slots, probe_machine, roles_of
+from rae_node.session.slots import Slots, slot_names
+from rae_node.session.spool import Spool
+from rae_node.telemetry.log import EventLog
 from rae_protocol.errors import TABLE, RemoteError
 from rae_protocol.models import LeaseRef
 from tests.unit.node.fakes import MACHINE, UNREACHABLE, Rig, until
@@ -214,16 +215,16 @@ def test_every_process_of_an_earlier_agent_is_found_killed_and_wiped_after(
 def test_no_process_of_another_user_passes_for_the_agents(layout: Layout, how: str) -> None:
     one = stray(layout, how)
     try:
-        assert one.pid in procs.predecessors(layout.root)
+        assert one.pid in processes.predecessors(layout.root)
         if os.getuid() == 0:
             os.chown(layout.run, 4711, 4711)
         else:
             layout.run.rmdir()
             layout.run.symlink_to("/usr")  # root's
-        assert one.pid not in procs.predecessors(layout.root)
+        assert one.pid not in processes.predecessors(layout.root)
         os.chown(layout.workdir, -1, os.getgid())
         layout.workdir.chmod(0o2770)  # shared with the tasks' group, which is this process's now
-        assert one.pid in procs.predecessors(layout.root)
+        assert one.pid in processes.predecessors(layout.root)
     finally:
         one.kill()
         one.wait()
@@ -520,7 +521,7 @@ def test_a_message_that_does_not_fit_on_the_disk_leaves_nothing_half_written(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rae_node.spool.write_file", full)
+    monkeypatch.setattr("rae_node.session.spool.write_file", full)
     with pytest.raises(OSError, match="No space"):
         spool.put("result", lease(), {})
     assert list(layout.spool.iterdir()) == [] and len(spool) == 0

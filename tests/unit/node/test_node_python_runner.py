@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rae_node.assemble import PACKAGE_DATA
-from rae_node.box_paths import below, mount_points
 from rae_node.errors import TaskFailure
+from rae_node.package import DATA
 from rae_node.runners import python_child
 from rae_node.runners.python import PythonRunner
 from rae_node.runners.signature import Signature, fits, read_signature
-from rae_node.workspace import Workspace
+from rae_node.workspace.box_paths import below, mount_points
+from rae_node.workspace.workspace import Workspace
 from tests.messages import faults
 from tests.unit.node.fakes import FakeControl
 
@@ -186,7 +186,7 @@ def test_fits_says_what_the_annotation_means(
 
 
 def test_the_shipped_tasks_say_what_they_take() -> None:
-    for file in (PACKAGE_DATA / "tasks").glob("*.py"):
+    for file in (DATA / "tasks").glob("*.py"):
         found = read_signature(file)
         assert isinstance(found, Signature) and found.notes and not found.required
         assert all(note is not None for note in found.notes.values())

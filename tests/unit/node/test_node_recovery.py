@@ -15,15 +15,31 @@ from typing import Any
 import pytest
 import yaml
 
-from rae_node import proctree
-from rae_node.config import PROFILES, NodeConfig, check_file, dev_config, dev_runtime, load_both
+from rae_node.config.files import (
+    PROFILES,
+    NodeConfig,
+    check_file,
+    dev_config,
+    dev_runtime,
+    load_both,
+)
+from rae_node.config.layout import Layout
+from rae_node.config.reload import Live
 from rae_node.errors import ConfigError
-from rae_node.live import Live
-from rae_node.log import EventLog
-from rae_node.moments import Moment, now_on
-from rae_node.paths import Layout
-from rae_node.recovery import KEPT, State, Sweeper, expired, keep, read_state, recover, write_state
-from rae_node.spool import Spool
+from rae_node.host.moments import Moment, now_on
+from rae_node.session.spool import Spool
+from rae_node.supervisor import process_tree
+from rae_node.telemetry.log import EventLog
+from rae_node.workspace.recovery import (
+    KEPT,
+    State,
+    Sweeper,
+    expired,
+    keep,
+    read_state,
+    recover,
+    write_state,
+)
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, SetClock, until
 
@@ -32,7 +48,7 @@ RUNNING = State("t1", 1, "lease-00000001", "RUNNING", 1000.0)
 
 
 def wipe(folder: Path) -> None:
-    proctree.wipe(str(folder))
+    process_tree.wipe(str(folder))
 
 
 def make_workspace(layout: Layout, name: str = "t1.1") -> Path:
@@ -219,7 +235,8 @@ def test_c6_an_agent_that_was_killed_leaves_a_state_that_the_next_one_finds(
     layout: Layout,
 ) -> None:
     code = (
-        "import os, sys, time; from pathlib import Path; from rae_node.recovery import *\n"
+        "import os, sys, time; from pathlib import Path\n"
+        "from rae_node.workspace.recovery import *\n"
         "state = State('t1', 1, 'lease-00000001', 'RUNNING', time.time())\n"
         "while True: write_state(Path(sys.argv[1]), state); print('x', flush=True)"
     )

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rae_node import checks, config, report
-from rae_node.assemble import PACKAGE_DATA
+from rae_node.config import files
+from rae_node.config.layout import Layout
+from rae_node.diagnostics import checks, report
 from rae_node.errors import NodeError
 from rae_node.guard.sources.gpu import PCI_DEVICES, nvidia_gpus
-from rae_node.paths import Layout
+from rae_node.package import DATA
 from tests.fake_nvml import GPU, LOST, FakeNvml
 from tests.unit.node.fakes import Rig
 from tools.fake_logind import FakeLogind, session
@@ -50,7 +51,7 @@ class Tree:
     logind: FakeLogind
 
     def set(self, file: str, *keys: str, to: object) -> None:
-        """Change a value in config.yaml or runtime.yaml; None takes it away."""
+        """Change a value in files.yaml or runtime.yaml; None takes it away."""
         path = self.layout.agent / file
         data = part = yaml.safe_load(path.read_text())
         for key in keys[:-1]:
@@ -60,9 +61,9 @@ class Tree:
 
     def leave_out(self, source: str) -> None:
         """Take one of the guard's sources away."""
-        names = config.NodeConfig.model_fields["guard_sources"].default
+        names = files.NodeConfig.model_fields["guard_sources"].default
         left = [name for name in names if name != source]
-        self.set("config.yaml", "guard_sources", to=left)
+        self.set("files.yaml", "guard_sources", to=left)
 
     def program(self, name: str, script: str) -> None:
         """Put a program on the PATH."""
@@ -105,14 +106,14 @@ def tree(tmp_path: Path, fake_nvml: FakeNvml) -> Iterator[Tree]:
     layout, programs = Layout(tmp_path / "opt"), tmp_path / "bin"
     layout.create()
     programs.mkdir()
-    shutil.copytree(PACKAGE_DATA / "agent", layout.agent, dirs_exist_ok=True)
-    body = config.dev_config("n1", "http://127.0.0.1:8080")
+    shutil.copytree(DATA / "agent", layout.agent, dirs_exist_ok=True)
+    body = files.dev_config("n1", "http://127.0.0.1:8080")
     del body["guard_sources"]
     devices = tmp_path / "input"
     devices.mkdir()
     body["input_socket"] = str(tmp_path / "input.sock")
     layout.config_file.write_text(yaml.safe_dump({**body, "capabilities": {"gpu": True}}))
-    runtime = config.dev_runtime()
+    runtime = files.dev_runtime()
     runtime["safety"]["idle_required_minutes"] = 0  # tests are made in terminals
     layout.runtime_file.write_text(yaml.safe_dump(runtime))
     secret = {"enrolment_secret": "s", "control_public_keys": ["k"]}
@@ -163,7 +164,7 @@ BREAK: dict[str, tuple[Callable[[Tree, FakeNvml], object], str]] = {
     "logind hangs": (lambda tree, _: setattr(tree.logind, "silent", True), "blind_logind"),
     "logind raves": (lambda tree, _: tree.logind.sessions.update({"2": {}}), "blind_logind"),
     "the input detector is missing": (
-        lambda tree, _: tree.set("config.yaml", "input_socket", to="/nowhere"),
+        lambda tree, _: tree.set("files.yaml", "input_socket", to="/nowhere"),
         "blind_input",
     ),
     "NVML fails": (lambda _, nvml: nvml.show(GPU, "error nvmlInitWithFlags 9"), "blind_gpu"),
@@ -178,7 +179,7 @@ BREAK: dict[str, tuple[Callable[[Tree, FakeNvml], object], str]] = {
         lambda tree, _: tree.layout.runtime_file.write_text("automation: 3"),
         "failed",
     ),
-    "no config.yaml": (lambda tree, _: tree.layout.config_file.unlink(), "failed"),
+    "no files.yaml": (lambda tree, _: tree.layout.config_file.unlink(), "failed"),
 }
 
 
@@ -330,7 +331,7 @@ FAILING: dict[str, tuple[Change, str, str]] = {
         "User activity protection: INACTIVE", "systemd-logind",
     ),
     "input is blind": (
-        lambda tree: tree.set("config.yaml", "input_socket", to="/nowhere"),
+        lambda tree: tree.set("files.yaml", "input_socket", to="/nowhere"),
         "User activity protection: INACTIVE", "systemctl status rae-input",
     ),
     "the GPU is left out": (
@@ -342,12 +343,12 @@ FAILING: dict[str, tuple[Change, str, str]] = {
         "Safe for unattended operation: NO", "leaves out load",
     ),
     "nobody can say that the secret is there": (
-        lambda tree: tree.set("config.yaml", "enrolment_file", to="credential:enrolment"),
+        lambda tree: tree.set("files.yaml", "enrolment_file", to="credential:enrolment"),
         "Safe for unattended operation: NO", "start it",
     ),
     "NVML is missing": (no_nvml, "GPU protection: INACTIVE", "libnvidia-ml.so.1"),
     "the isolation is too weak": (  # as root and as a user: units are only on hosts that have them
-        lambda tree: tree.set("config.yaml", "min_isolation", to="unit"),
+        lambda tree: tree.set("files.yaml", "min_isolation", to="unit"),
         "Safe for unattended operation: NO", "min_isolation",
     ),
     "it is not enrolled": (
@@ -384,7 +385,7 @@ def test_b8_each_blind_source_is_told_on_its_own_line(tree: Tree) -> None:
 
 def test_b8_a_machine_that_declares_no_gpu_and_shows_none_counts_as_protected(tree: Tree) -> None:
     no_nvml(tree)
-    tree.set("config.yaml", "capabilities", "gpu", to=False)
+    tree.set("files.yaml", "capabilities", "gpu", to=False)
     shown = rae_node(tree, "report").stdout
     assert ("GPU protection: ACTIVE" in shown) is not bool(nvidia_gpus(PCI_DEVICES))
 
@@ -399,9 +400,9 @@ def test_b8_an_agent_that_holds_its_lock_and_does_not_answer_is_not_safe(tree: T
 def test_b8_an_agent_that_runs_proves_a_secret_that_only_it_can_read(
     make_rig: Callable[..., Rig], layout: Layout
 ) -> None:
-    body = {**config.dev_config("n1", "http://127.0.0.1:1"), "enrolment_file": "env:NODE_SECRET"}
+    body = {**files.dev_config("n1", "http://127.0.0.1:1"), "enrolment_file": "env:NODE_SECRET"}
     layout.config_file.write_text(yaml.safe_dump(body))
-    layout.runtime_file.write_text(yaml.safe_dump(config.dev_runtime()))
+    layout.runtime_file.write_text(yaml.safe_dump(files.dev_runtime()))
     make_rig()  # it answers at the socket
 
     def told() -> bool:
@@ -427,6 +428,6 @@ def test_what_is_wrong_with_the_arguments_is_said() -> None:
         checks.answer(["user"])
 
 
-@pytest.mark.parametrize("file", sorted((PACKAGE_DATA / "agent").glob("*.py")))
+@pytest.mark.parametrize("file", sorted((DATA / "agent").glob("*.py")))
 def test_any_python_3_can_read_the_scripts_before_it_says_that_it_is_too_old(file: Path) -> None:
     ast.parse(file.read_text(), feature_version=(3, 7))

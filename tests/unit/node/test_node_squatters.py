@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from rae_node.agent.startup import AgentLock
+from rae_node.config.layout import Layout, socket_path
+from rae_node.diagnostics.report import lock_held
 from rae_node.errors import NodeError
-from rae_node.local_socket import LocalSocket, ask
-from rae_node.log import EventLog
-from rae_node.paths import Layout, socket_path
-from rae_node.report import lock_held
-from rae_node.startup import AgentLock
+from rae_node.owner.socket import LocalSocket, ask
+from rae_node.telemetry.log import EventLog
 
 ENDPOINT = "http://127.0.0.1:1"
 # Another user, who takes an abstract name, and when told to tries to open the agent's lock. Without

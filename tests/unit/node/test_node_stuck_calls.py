@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rae_node.local_socket import ask
-from rae_node.paths import Layout, socket_path
+from rae_node.config.layout import Layout, socket_path
+from rae_node.owner.socket import ask
 from rae_node.runners.llm import present_models
 from tests.unit.node.fakes import FAST, UNREACHABLE, FakeControl, Rig, until
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from rae_node import proctree
-from rae_node.handle import Handle
-from rae_node.isolation import PROGRAM, ProcessIsolation, Spec
-from rae_node.paths import Layout
-from rae_node.trust import identity
+from rae_node.config.layout import Layout
+from rae_node.isolation.base import PROGRAM, ProcessIsolation, Spec
+from rae_node.isolation.supervisor_client import Handle
+from rae_node.runners.trust import identity
+from rae_node.supervisor import process_tree
 from tests.unit.node.fakes import until
 
 MakeSpec = Callable[..., Spec]
@@ -89,15 +89,15 @@ def test_at_the_deadline_the_kernel_ends_a_task_that_is_stopped_with_its_supervi
     given = spec(["/bin/sh", "-c", f"while :; do echo >> {stamps}; sleep 0.02; done"], deadline_s=2)
     handle = box.start(given)
     until(stamps.exists, "the task runs")
-    supervisor = proctree.children(os.getpid())[0]
-    for pid in [*proctree.descendants(supervisor), supervisor]:
+    supervisor = process_tree.children(os.getpid())[0]
+    for pid in [*process_tree.descendants(supervisor), supervisor]:
         os.kill(pid, signal.SIGSTOP)
     assert handle.gone.wait(10), "they are still stopped"
     late = time.clock_gettime(time.CLOCK_BOOTTIME) - given.deadline
     assert late < 1.0
     assert handle.outcome is None
     # Had they been continued, the task would have gone on for as long as the supervisor needs.
-    assert proctree.descendants(os.getpid()) == []
+    assert process_tree.descendants(os.getpid()) == []
 
 
 def test_deadlines_are_kept_on_the_boot_clock_and_wake_no_sleeping_machine(
@@ -105,7 +105,7 @@ def test_deadlines_are_kept_on_the_boot_clock_and_wake_no_sleeping_machine(
 ) -> None:
     handle = box.start(spec(["/bin/sleep", "60"]))
     until(lambda: handle.started, "the task runs")
-    supervisor = Path("/proc", str(proctree.children(os.getpid())[0]))
+    supervisor = Path("/proc", str(process_tree.children(os.getpid())[0]))
     timers = []
     for file in (supervisor / "fdinfo").iterdir():
         # The supervisor opens and closes other files all the time.
@@ -152,7 +152,7 @@ def test_daemons_that_the_task_leaves_behind_are_killed(
     )
     handle = finished(box.start(given))
     assert handle.outcome is not None and handle.outcome.cause == "exit"
-    assert len(proctree.descendants(os.getpid())) == 1  # the supervisor
+    assert len(process_tree.descendants(os.getpid())) == 1  # the supervisor
 
 
 def test_500_processes_in_three_sessions_are_dead_within_a_second(
@@ -161,7 +161,7 @@ def test_500_processes_in_three_sessions_are_dead_within_a_second(
     branch = "i=0; while [ $i -lt 165 ]; do sleep 600 & i=$((i+1)); done; wait"
     given = spec(["/bin/sh", "-c", f"for s in 1 2 3; do setsid sh -c '{branch}' & done; wait"])
     handle = box.start(given)
-    until(lambda: len(proctree.descendants(os.getpid())) > 498, "500 processes", 30)
+    until(lambda: len(process_tree.descendants(os.getpid())) > 498, "500 processes", 30)
     began = time.monotonic()
     handle.kill()
     assert handle.gone.wait(5)
@@ -171,21 +171,21 @@ def test_500_processes_in_three_sessions_are_dead_within_a_second(
 
 def test_a_stopped_supervisor_does_not_save_its_task(box: ProcessIsolation, spec: MakeSpec) -> None:
     handle = box.start(spec(["/bin/sh", "-c", "setsid sleep 600 & sleep 600"]))
-    until(lambda: len(proctree.descendants(os.getpid())) >= 3, "the task")
-    pid = proctree.children(os.getpid())[0]
+    until(lambda: len(process_tree.descendants(os.getpid())) >= 3, "the task")
+    pid = process_tree.children(os.getpid())[0]
     os.kill(pid, signal.SIGSTOP)
     handle.kill()
     assert not handle.gone.wait(0.1)
     handle.kill_hard()
-    assert handle.gone.is_set() and proctree.descendants(os.getpid()) == []
+    assert handle.gone.is_set() and process_tree.descendants(os.getpid()) == []
 
 
 def test_a_killed_supervisor_leaves_no_orphan(box: ProcessIsolation, spec: MakeSpec) -> None:
     handle = box.start(spec(["/bin/sh", "-c", "setsid env -i sleep 600 & sleep 600"]))
-    until(lambda: len(proctree.descendants(os.getpid())) >= 3, "the task")
-    os.kill(proctree.children(os.getpid())[0], signal.SIGKILL)
+    until(lambda: len(process_tree.descendants(os.getpid())) >= 3, "the task")
+    os.kill(process_tree.children(os.getpid())[0], signal.SIGKILL)
     assert handle.finished.wait(5) and handle.outcome is None
-    assert proctree.descendants(os.getpid()) == []
+    assert process_tree.descendants(os.getpid()) == []
 
 
 def launch(spec: Spec) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -207,7 +207,7 @@ def test_the_end_of_the_agent_ends_the_task_and_wipes_its_workspace(spec: MakeSp
     pid = int((given.cwd / "pid").read_text())
     line.close()  # as death does
     process.wait(10)
-    assert not proctree.is_alive(pid) and not given.workspace.exists()
+    assert not process_tree.is_alive(pid) and not given.workspace.exists()
 
 
 def test_c5_a_lease_that_is_over_leaves_no_workspace_though_the_agent_says_no_word(
@@ -230,8 +230,8 @@ while True:
     given = spec([sys.executable, "-c", note], deadline_s=1.0)
     object.__setattr__(given, "progress", True)
     process, line = launch(given)
-    until(lambda: proctree.descendants(process.pid), "the start")
-    until(lambda: not proctree.descendants(process.pid), "the deadline")
+    until(lambda: process_tree.descendants(process.pid), "the start")
+    until(lambda: not process_tree.descendants(process.pid), "the deadline")
     with line, line.makefile("rb") as said:
         line.sendall(b'{"wipe": true}\n')
         output = said.read()
@@ -257,9 +257,9 @@ def test_wiping_follows_no_link_and_minds_neither_depth_nor_modes(tmp_path: Path
     closed.mkdir()
     (closed / "file").write_text("x")
     closed.chmod(0)
-    proctree.wipe(str(folder))
+    process_tree.wipe(str(folder))
     assert not folder.exists() and (precious / "file").read_text() == "keep"
-    proctree.wipe(str(folder))
+    process_tree.wipe(str(folder))
 
 
 def test_a_program_that_was_replaced_after_the_check_does_not_run(

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from rae_node.config import NodeConfig
-from rae_node.download import fetch_url
+from rae_node.attempt.download import fetch_url
+from rae_node.config.files import NodeConfig
+from rae_node.config.url_hosts import host_rule, is_public, rules_of
 from rae_node.errors import HandBack, TaskFailure
-from rae_node.url_hosts import host_rule, is_public, rules_of
 from rae_protocol.session import CA_VARIABLES
 from tests.certificates import Authority, tls_front
 from tests.unit.node.fakes import Rig

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rae_node.local_socket import ask
-from rae_node.paths import Layout, socket_path
+from rae_node.config.layout import Layout, socket_path
+from rae_node.owner.socket import ask
 from tests.unit.node.fakes import Rig, until
 
 CONTENT = b"bytes from far away\n" * 1000

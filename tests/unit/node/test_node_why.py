@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from rae_node import cli, history, why
+from rae_node import cli
+from rae_node.config.layout import Layout, socket_path
 from rae_node.errors import NodeError
 from rae_node.guard.causes import Cause, follow, found_in
 from rae_node.guard.policy import Holder, Reading, Rules
-from rae_node.journal import Journal
-from rae_node.local_socket import ask
-from rae_node.paths import Layout, socket_path
+from rae_node.owner import history, why
+from rae_node.owner.socket import ask
+from rae_node.telemetry.journal import Journal
 from rae_protocol.clock import SystemClock
 from tests.unit.node.fakes import Rig, until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rae_node.doctor_rules import NAMESPACE_FILES
+from rae_node.diagnostics.rules import NAMESPACE_FILES
 from tests.lab import image
 from tools import preflight
 from tools.preflight import Machine, Need, prepare

@@ -14,9 +14,7 @@ from types import FrameType
 from typing import Any
 
 from rae_node import __version__
-from rae_node.errors import ConfigError, NodeError
-from rae_node.local_socket import OWNER_GROUP, ask
-from rae_node.paths import (
+from rae_node.config.layout import (
     PRODUCTION_ROOT,
     Layout,
     default_node_id,
@@ -24,7 +22,10 @@ from rae_node.paths import (
     only_dev_node,
     socket_path,
 )
-from rae_node.settings import seconds_of
+from rae_node.config.tuning import seconds_of
+from rae_node.errors import ConfigError, NodeError
+from rae_node.owner.socket import OWNER_GROUP, ask
+from rae_node.package import DATA
 from rae_protocol import notify
 from rae_protocol.errors import in_words
 from rae_protocol.terminal import complain, run_program, say, say_json
@@ -34,7 +35,7 @@ _EPILOG = (
     "exit codes: 0 done; 1 refused or failed, the sentence on stderr says why; 2 wrong usage;"
     " 141 the output's reader has gone"
 )
-_PAGES = {"owner": Path(__file__).parent / "data" / "owner.md"}
+_PAGES = {"owner": DATA / "owner.md"}
 
 
 def parse_duration(text: str) -> float:
@@ -122,8 +123,8 @@ def _main(argv: list[str] | None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rae_node import assemble  # noqa: PLC0415 - the other verbs answer faster without it
-    from rae_node.settings import parse_overrides  # noqa: PLC0415 - as above
+    from rae_node import build  # noqa: PLC0415 - the other verbs answer faster without it
+    from rae_node.config.tuning import parse_overrides  # noqa: PLC0415 - as above
 
     os.umask(os.umask(0o077) | 0o022)  # its rules and programs are for nobody else to change
     overrides = parse_overrides(options.overrides)
@@ -136,8 +137,8 @@ def _run(options: argparse.Namespace) -> int:
         os.umask(0o022)  # as an installed node's files are; its owner reaches the socket
         node_id = options.node_id or default_node_id()
         layout = Layout(dev_root(options.data, node_id))
-        assemble.prepare_dev(options.data, node_id, layout)
-    agent, lock = assemble.build_agent(layout, overrides)
+        build.prepare_dev(options.data, node_id, layout)
+    agent, lock = build.build_agent(layout, overrides)
 
     def stop(_: int, __: FrameType | None) -> None:
         # Not from here: the main thread may hold the event's lock while it waits.
@@ -272,7 +273,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _why(options: argparse.Namespace) -> int:
-    from rae_node import why  # noqa: PLC0415 - the other verbs answer faster without it
+    from rae_node.owner import why  # noqa: PLC0415 - the other verbs answer faster without it
 
     answer = _ask(options, verb="why")
     shown = why.in_lines(answer, time.time())
@@ -281,8 +282,8 @@ def _why(options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    from rae_node import history  # noqa: PLC0415 - as above
-    from rae_node.journal import Journal  # noqa: PLC0415 - as above
+    from rae_node.owner import history  # noqa: PLC0415 - as above
+    from rae_node.telemetry.journal import Journal  # noqa: PLC0415 - as above
     from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as above
 
     try:
@@ -298,7 +299,7 @@ def _history(options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    from rae_node import checks  # noqa: PLC0415 - the other verbs answer faster without it
+    from rae_node.diagnostics import checks  # noqa: PLC0415 - the other verbs answer faster without it
 
     lines, as_they_must = checks.dry_run(_layout(options))
     say("\n".join(lines))
@@ -306,7 +307,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from rae_node import report  # noqa: PLC0415 - as above
+    from rae_node.diagnostics import report  # noqa: PLC0415 - as above
 
     lines = report.collect(_layout(options))
     say(report.rendered(lines))
@@ -314,7 +315,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from rae_node import doctor  # noqa: PLC0415 - as above
+    from rae_node.diagnostics import doctor  # noqa: PLC0415 - as above
 
     found = list(doctor.examine(_layout(options), dev=options.data is not None))
     say_json(doctor.as_json(found)) if options.json else say(doctor.rendered(found))
@@ -322,9 +323,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _detector(options: argparse.Namespace) -> int:
-    from rae_node import assemble, detector  # noqa: PLC0415 - as above
+    from rae_node import build  # noqa: PLC0415 - as above
+    from rae_node.owner import detector  # noqa: PLC0415 - as above
 
-    eyes = assemble.detector_eyes(_layout(options))
+    eyes = build.detector_eyes(_layout(options))
     if options.action == "test":
         return 0 if detector.test(eyes, options.seat, options.timeout, say) else 1
     blind, seats, state = detector.status(eyes)
@@ -336,31 +338,32 @@ def _detector(options: argparse.Namespace) -> int:
 
 
 def _allows(options: argparse.Namespace) -> int:
-    from rae_node import assemble, config  # noqa: PLC0415 - as above
+    from rae_node import build  # noqa: PLC0415 - as above
+    from rae_node.config import files as config  # noqa: PLC0415 - as above
 
     layout, words = _layout(options), options.command
     words = words[1:] if words[:1] == ["--"] else words
     if not words:
         raise ConfigError("Name the command: -- COMMAND ARG…")
-    found = assemble.allow_list(config.load_node_config(layout.config_file), layout)
+    found = build.allow_list(config.load_node_config(layout.config_file), layout)
     entry = found.check(words[0], words[1:])
     say(f"allowed: {entry.path}, at most {entry.max_runtime_s:g} s; nothing was run")
     return 0
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from rae_node import assemble  # noqa: PLC0415 - the other verbs answer faster without it
+    from rae_node import build  # noqa: PLC0415 - the other verbs answer faster without it
 
     node_id = options.node_id or default_node_id()
     root = options.root if options.data is None else dev_root(options.data, node_id)
     layout = Layout(root)
-    config, runtime = assemble.read_files_for_probe(layout, node_id)
-    say_json(assemble.probe(config, runtime, layout, Path.cwd()))
+    config, runtime = build.read_files_for_probe(layout, node_id)
+    say_json(build.probe(config, runtime, layout, Path.cwd()))
     return 0
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    from rae_node.config import check_file  # noqa: PLC0415 - as above
+    from rae_node.config.files import check_file  # noqa: PLC0415 - as above
 
     kind = check_file(options.file)
     say(f"{options.file}: a valid {kind}")

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Response
 from flask import request as flask_request
 
-from rae_control.api import http
+from rae_control import wire
 from rae_control.api.openapi import document
 from rae_control.api.work import send_blob
 from rae_control.ledger import blobs, views
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger.store import Row, fetch
-from rae_control.metrics import CONTENT_TYPE
+from rae_control.ledger.sqlite import Row, fetch
+from rae_control.mesh.metrics import CONTENT_TYPE
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_BLOB_BYTES, MAX_JSON_BYTES
 
 if TYPE_CHECKING:
-    from rae_control.mesh import Mesh
+    from rae_control.mesh.mesh import Mesh
 
 
 def blueprint(mesh: Mesh) -> Blueprint:
@@ -29,14 +29,14 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.put("/blobs/<sha256>")
     def put_blob(sha256: str) -> Response:
-        caller = http.role_call(mesh, "submit")
-        if not http.is_sha256(sha256):
+        caller = wire.role_call(mesh, "submit")
+        if not wire.is_sha256(sha256):
             raise RaeError("blob_mismatch", "a blob is named by 64 lower-case hex digits")
         mesh.check_disk()
         most, size = mesh.config.max_blob_bytes, flask_request.content_length or 0
-        if not http.read(mesh, partial(blobs.known, sha256=sha256, submitter=caller.name)):
-            http.read(mesh, partial(blobs.refuse_more, submitter=caller.name, size=size, most=most))
-        body = http.read_body(MAX_BLOB_BYTES)
+        if not wire.read(mesh, partial(blobs.known, sha256=sha256, submitter=caller.name)):
+            wire.read(mesh, partial(blobs.refuse_more, submitter=caller.name, size=size, most=most))
+        body = wire.read_body(MAX_BLOB_BYTES)
         if body.sha256 != sha256:
             raise RaeError("blob_mismatch", f"the bytes hash to {body.sha256}")
         keep = partial(blobs.keep, sha256=sha256, submitter=caller.name, size=body.size, most=most)
@@ -44,13 +44,13 @@ def blueprint(mesh: Mesh) -> Blueprint:
             mesh.blobs.add(body.stream, MAX_BLOB_BYTES, sha256)
             created = mesh.write(keep)
         stored = models.BlobStored(sha256=sha256, size=body.size)
-        return http.answer(stored, 201 if created else 200)
+        return wire.answer(stored, 201 if created else 200)
 
     @bp.get("/blobs/<sha256>")
     def get_blob(sha256: str) -> Response:
-        caller = http.role_call(mesh, "submit")
+        caller = wire.role_call(mesh, "submit")
         sql = "SELECT size, created_at FROM blobs WHERE sha256 = ? AND submitter = ?"
-        found = http.read(mesh, lambda db: fetch(db, sql, (sha256, caller.name)))
+        found = wire.read(mesh, lambda db: fetch(db, sql, (sha256, caller.name)))
         if not found:
             raise RaeError("unknown_blob", f"{sha256[:64]}")
         # Who hears that it is here may refer to it: its time starts again, but not at each look.
@@ -61,29 +61,29 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.post("/tokens")
     def add_token() -> Response:
-        http.role_call(mesh, "admin")
-        request = http.parse_json(models.TokenRequest, http.read_body(MAX_JSON_BYTES))
+        wire.role_call(mesh, "admin")
+        request = wire.parse_json(models.TokenRequest, wire.read_body(MAX_JSON_BYTES))
         row, text = mesh.write(
             partial(ledger_nodes.add_token, name=request.name, role=request.role)
         )
-        return http.answer(_token(row).model_copy(update={"token": text}), 201)
+        return wire.answer(_token(row).model_copy(update={"token": text}), 201)
 
     @bp.get("/tokens")
     def list_tokens() -> Response:
-        http.role_call(mesh, "admin")
-        rows = http.read(mesh, lambda db: views.all_rows(db, "tokens"))
-        return http.answer(models.TokenList(tokens=[_token(row) for row in rows]))
+        wire.role_call(mesh, "admin")
+        rows = wire.read(mesh, lambda db: views.all_rows(db, "tokens"))
+        return wire.answer(models.TokenList(tokens=[_token(row) for row in rows]))
 
     @bp.post("/tokens/<name_or_id>/revoke")
     def revoke_token(name_or_id: str) -> Response:
-        http.role_call(mesh, "admin")
-        http.parse_json(models.OperatorNote, http.read_body(MAX_JSON_BYTES), empty=True)
+        wire.role_call(mesh, "admin")
+        wire.parse_json(models.OperatorNote, wire.read_body(MAX_JSON_BYTES), empty=True)
         row = mesh.write(partial(ledger_nodes.revoke_token, name_or_id=name_or_id))
-        return http.answer(_token(row))
+        return wire.answer(_token(row))
 
     @bp.get("/healthz")
     def healthz() -> Response:
-        return http.answer(models.Health(status="ok"))
+        return wire.answer(models.Health(status="ok"))
 
     @bp.get("/readyz")
     def readyz() -> Response:
@@ -91,7 +91,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
         # may ask, so asking writes nothing.
         mesh.check_disk()
         mesh.check_commits()
-        return http.answer(
+        return wire.answer(
             models.Ready(
                 status="ok",
                 ledger="ok",
@@ -105,7 +105,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.get("/metrics")
     def metrics() -> Response:
-        http.role_call(mesh, "read")
+        wire.role_call(mesh, "read")
         return Response(mesh.metrics.text(), content_type=CONTENT_TYPE)
 
     @bp.get("/openapi.json")

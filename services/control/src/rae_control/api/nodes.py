@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Response
 from flask import request as flask_request
 
-from rae_control import takeover
-from rae_control.api import http
+from rae_control import wire
+from rae_control.auth.tailscale_whois import check_peer
 from rae_control.core.retries import SHARED_MACHINE, Limits
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import views
-from rae_control.ledger.store import Row, Tx
+from rae_control.ledger.sqlite import Row, Tx
 from rae_control.log import facts
-from rae_control.nodes import NodeEntry, info_json
-from rae_control.whois import check_peer
+from rae_control.node_table import NodeEntry, info_json
+from rae_control.service import takeover
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_JSON_BYTES, MAX_REGISTER_BYTES
 
 if TYPE_CHECKING:
-    from rae_control.mesh import Mesh
+    from rae_control.mesh.mesh import Mesh
 
 # Beyond its slots: leases of results that wait in its spool, and of slots that it has no more.
 MORE_LEASES = 64
@@ -40,24 +40,24 @@ def blueprint(mesh: Mesh) -> Blueprint:
     def register() -> Response:
         # The headers, then the secret over the raw bytes; only then is anything parsed.
         applicant = mesh.auth.applicant(flask_request.headers.get("Authorization"))
-        body = http.read_body(MAX_REGISTER_BYTES)
-        entry = mesh.auth.registering(applicant, http.signed(body))
-        http.registered(entry.node_id)
+        body = wire.read_body(MAX_REGISTER_BYTES)
+        entry = mesh.auth.registering(applicant, wire.signed(body))
+        wire.registered(entry.node_id)
         if wait := entry.registrations.take(mesh.clock.boot()):
             raise RaeError("rate_limited", f"node {entry.node_id} registers too often",
                            retry_after_s=wait)  # fmt: skip
-        request = http.parse_json(models.RegisterRequest, body)
+        request = wire.parse_json(models.RegisterRequest, body)
         _same_node(entry, request.node_id)
         # After the secret: strangers have nothing looked up. Before anything changes.
         port = flask_request.environ.get("REMOTE_PORT")
         check_peer(mesh.config, entry.node_id, flask_request.remote_addr, port)
-        return http.answer(_register(mesh, entry, request))
+        return wire.answer(_register(mesh, entry, request))
 
     @bp.post("/nodes/heartbeat")
     def heartbeat() -> Response:
-        entry, body = http.node_call(mesh, each=1024)
+        entry, body = wire.node_call(mesh, each=1024)
         now = mesh.clock.boot()
-        beat = http.parse_json(models.Heartbeat, body)
+        beat = wire.parse_json(models.Heartbeat, body)
         _same_node(entry, beat.node_id)
         most = len(entry.facts.slots) + MORE_LEASES
         if beat.leases is not None and len(beat.leases) > most:
@@ -65,29 +65,29 @@ def blueprint(mesh: Mesh) -> Blueprint:
             raise RaeError("invalid_body", f"{cause} at most")
         if not entry.online:
             raise RaeError("register_again", f"node {entry.node_id} is offline")
-        return http.answer(_heartbeat(mesh, entry, beat, now))
+        return wire.answer(_heartbeat(mesh, entry, beat, now))
 
     @bp.post("/nodes/goodbye")
     def goodbye() -> Response:
-        entry, body = http.node_call(mesh)
-        request = http.parse_json(models.Goodbye, body)
+        entry, body = wire.node_call(mesh)
+        request = wire.parse_json(models.Goodbye, body)
         _same_node(entry, request.node_id)
         done = partial(_goodbye, entry=entry, limits=mesh.limits, seen=mesh.clock.wall())
         if mesh.write(done) and mesh.hold is not None:
             mesh.hold.confirm(entry.node_id, entry.machine)  # nothing of any past runs there
-        return http.answer(node_view(mesh, _known(mesh, entry.node_id)))
+        return wire.answer(node_view(mesh, _known(mesh, entry.node_id)))
 
     @bp.get("/nodes")
     def list_nodes() -> Response:
-        http.role_call(mesh, "read")
-        everything = bool(http.query({"all": int}).get("all"))
+        wire.role_call(mesh, "read")
+        everything = bool(wire.query({"all": int}).get("all"))
         nodes = [node_view(mesh, n) for n in mesh.nodes if everything or n.online]
-        return http.answer(models.NodeList(nodes=sorted(nodes, key=lambda n: n.node_id)))
+        return wire.answer(models.NodeList(nodes=sorted(nodes, key=lambda n: n.node_id)))
 
     @bp.post("/nodes/enrol")
     def enrol() -> Response:
-        http.role_call(mesh, "admin")
-        request = http.parse_json(models.EnrolRequest, http.read_body(MAX_JSON_BYTES))
+        wire.role_call(mesh, "admin")
+        request = wire.parse_json(models.EnrolRequest, wire.read_body(MAX_JSON_BYTES))
         mesh.write(
             partial(
                 ledger_nodes.enrol,
@@ -97,7 +97,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
             )
         )
         entry = _known(mesh, request.node_id)
-        return http.answer(
+        return wire.answer(
             models.Enrolled(
                 node_id=entry.node_id,
                 kind=request.kind,
@@ -110,16 +110,16 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.get("/nodes/<node_id>")
     def one_node(node_id: str) -> Response:
-        http.role_call(mesh, "read")
-        return http.answer(node_view(mesh, _known(mesh, node_id)))
+        wire.role_call(mesh, "read")
+        return wire.answer(node_view(mesh, _known(mesh, node_id)))
 
     @bp.post("/nodes/<node_id>/<any(drain, resume, revoke):verb>")
     def node_verb(node_id: str, verb: str) -> Response:
-        http.role_call(mesh, "admin")
-        body = http.read_body(MAX_JSON_BYTES)
-        note = http.parse_json(models.OperatorNote, body, empty=True)
+        wire.role_call(mesh, "admin")
+        body = wire.read_body(MAX_JSON_BYTES)
+        note = wire.parse_json(models.OperatorNote, body, empty=True)
         _known(mesh, node_id)
-        return http.answer(node_view(mesh, _operate(mesh, node_id, verb, note.reason)))
+        return wire.answer(node_view(mesh, _operate(mesh, node_id, verb, note.reason)))
 
     return bp
 

@@ -10,7 +10,7 @@ from typing import IO, cast
 
 from flask import Response
 
-from rae_control.files import in_thread
+from rae_control.storage.files import in_thread
 
 _IN_MEMORY = 64 * 1024
 

@@ -9,24 +9,24 @@ from typing import IO, TYPE_CHECKING, Any
 import apsw
 from flask import Blueprint, Response, request
 
-from rae_control.api import http
+from rae_control import wire
 from rae_control.api.streams import spooled, streamed_json
 from rae_control.api.work import send_blob
-from rae_control.auth import Caller
+from rae_control.auth.authenticator import Caller
 from rae_control.core import why
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger import verbs, views
-from rae_control.ledger.claim import PREFER_S
-from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.ledger.claims import PREFER_S
+from rae_control.ledger.sqlite import Row, Tx, fetch
 from rae_control.ledger.submit import Prepared, in_order, prepare, submit
-from rae_control.state import events_of
+from rae_control.mesh.state import events_of
 from rae_protocol import models
 from rae_protocol.client import uuid7
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_JSON_BYTES, MAX_NEEDS_PER_CALL, TaskState
 
 if TYPE_CHECKING:
-    from rae_control.mesh import Mesh
+    from rae_control.mesh.mesh import Mesh
 
 LOG_PIECE = 1024 * 1024
 
@@ -37,57 +37,57 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
     @bp.post("/tasks")
     def submit_tasks() -> Response:
-        caller = http.role_call(mesh, "submit")
-        batch = _prepare(mesh, caller, http.read_body(MAX_JSON_BYTES))
+        caller = wire.role_call(mesh, "submit")
+        batch = _prepare(mesh, caller, wire.read_body(MAX_JSON_BYTES))
         refs = mesh.write(
             partial(submit, submitter=caller.name, batch=batch, limits=mesh.room.check)
         )
-        return http.answer(models.Submitted(tasks=refs), 201)
+        return wire.answer(models.Submitted(tasks=refs), 201)
 
     @bp.get("/tasks")
     def list_tasks() -> Response:
-        caller = http.role_call(mesh, "read_own")
-        values = http.query(
+        caller = wire.role_call(mesh, "read_own")
+        values = wire.query(
             {"state": str, "kind": str, "label": str, "node": str, "submitter": str, "limit": int,
              "cursor": int}
         )  # fmt: skip
         filters = _filters(caller, values)
-        limit = http.limit(values, 100, views.LIST_LIMIT)
+        limit = wire.limit(values, 100, views.LIST_LIMIT)
         before = int(values["cursor"]) if "cursor" in values else None
         read = partial(views.task_list, filters=filters, limit=limit)
-        page, after = http.read(mesh, partial(read, before=before))
+        page, after = wire.read(mesh, partial(read, before=before))
         while not page and after is not None:
-            page, after = http.read(mesh, partial(read, before=after))
+            page, after = wire.read(mesh, partial(read, before=after))
         cursor = None if after is None else str(after)
-        return http.answer(models.TaskList(tasks=page, next=cursor))
+        return wire.answer(models.TaskList(tasks=page, next=cursor))
 
     @bp.get("/tasks/<task_id>")
     def one_task(task_id: str) -> Response:
-        caller = http.role_call(mesh, "read_own")
-        values = http.query({"wait": float, "state": str})
-        row = _wait(mesh, caller, task_id, http.wait_seconds(values), _state(values))
+        caller = wire.role_call(mesh, "read_own")
+        values = wire.query({"wait": float, "state": str})
+        row = _wait(mesh, caller, task_id, wire.wait_seconds(values), _state(values))
         return _detail(mesh, row)
 
     @bp.get("/tasks/<task_id>/events")
     def task_events(task_id: str) -> Response:
-        caller = http.role_call(mesh, "read_own")
-        http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
+        caller = wire.role_call(mesh, "read_own")
+        wire.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
         return _events(mesh, caller, task_id)
 
     @bp.get("/events")
     def events() -> Response:
-        return _events(mesh, http.role_call(mesh, "read_own"), None)
+        return _events(mesh, wire.role_call(mesh, "read_own"), None)
 
     @bp.get("/tasks/<task_id>/log")
     def log(task_id: str) -> Response:
-        caller = http.role_call(mesh, "read_own")
-        values = http.query({"attempt": int, "offset": int, "wait": float})
+        caller = wire.role_call(mesh, "read_own")
+        values = wire.query({"attempt": int, "offset": int, "wait": float})
         return _log(mesh, caller, task_id, values)
 
     @bp.get("/tasks/<task_id>/result")
     def result(task_id: str) -> Response:
-        caller = http.role_call(mesh, "read_own")
-        row = http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
+        caller = wire.role_call(mesh, "read_own")
+        row = wire.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
         if not row["spec_bytes"] and row["state"] in {"succeeded", "failed"}:
             raise RaeError("result_dropped", f"{task_id} is {row['state']}: {verbs.DROPPED}")
         head = json.dumps({"task_id": task_id, "state": row["state"]}).encode()
@@ -99,32 +99,32 @@ def blueprint(mesh: Mesh) -> Blueprint:
                 mesh.blobs.aside, head[:-1], b', "result": ', value, b', "error": ', error, b"}"
             )
 
-        return streamed_json(http.read(mesh, spool))
+        return streamed_json(wire.read(mesh, spool))
 
     @bp.get("/tasks/<task_id>/artifacts/<path:name>")
     def artifact(task_id: str, name: str) -> Response:
-        caller = http.role_call(mesh, "read_own")
-        http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
+        caller = wire.role_call(mesh, "read_own")
+        wire.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
         sql = "SELECT * FROM artifacts WHERE task_id = ? AND name = ?"
-        found = http.read(mesh, lambda db: fetch(db, sql, (task_id, name)))
+        found = wire.read(mesh, lambda db: fetch(db, sql, (task_id, name)))
         if not found:
             raise RaeError("unknown_artifact", f"'{name[:100]}'")
         return send_blob(mesh, found[0]["sha256"], found[0]["size"])
 
     @bp.post("/tasks/<task_id>/<any(cancel, requeue):verb>")
     def task_verb(task_id: str, verb: str) -> Response:
-        caller = http.role_call(mesh, "submit")
-        body = http.parse_json(models.CancelRequest, http.read_body(MAX_JSON_BYTES), empty=True)
-        http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
+        caller = wire.role_call(mesh, "submit")
+        body = wire.parse_json(models.CancelRequest, wire.read_body(MAX_JSON_BYTES), empty=True)
+        wire.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
         return _detail(mesh, _verb(mesh, caller, task_id, verb, body.reason))
 
     return bp
 
 
-def _prepare(mesh: Mesh, caller: Caller, body: http.Body) -> list[Prepared]:
+def _prepare(mesh: Mesh, caller: Caller, body: wire.Body) -> list[Prepared]:
     if request.mimetype != "application/json":
         raise RaeError("unsupported_media", f"Content-Type is {request.mimetype or 'missing'}")
-    value = http.decode(body)
+    value = wire.decode(body)
     many = isinstance(value, dict) and "tasks" in value
     specs = (
         models.parse(models.SubmitMany, value).tasks
@@ -181,7 +181,7 @@ def _wait(mesh: Mesh, caller: Caller, task_id: str, seconds: float, seen: Any) -
     """The task, once it has ended (or, with `seen`, once its state is another one)."""
 
     def read() -> Row:
-        return http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
+        return wire.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
 
     row = read()
 
@@ -195,7 +195,7 @@ def _wait(mesh: Mesh, caller: Caller, task_id: str, seconds: float, seen: Any) -
 
 
 def _detail(mesh: Mesh, row: Row) -> Response:
-    view = http.read(mesh, lambda db: views.detail(db, row))
+    view = wire.read(mesh, lambda db: views.detail(db, row))
     if row["state"] == "queued":
         lane = mesh.lanes.lanes.get(row["lane_id"])
         nodes = [
@@ -212,7 +212,7 @@ def _detail(mesh: Mesh, row: Row) -> Response:
             )
             for n in mesh.nodes
         ]
-        ahead = http.read(mesh, lambda db: views.ahead_of(db, row))
+        ahead = wire.read(mesh, lambda db: views.ahead_of(db, row))
         requirements = mesh.nodes.wanted(lane.requirements if lane else {"runners": [row["kind"]]})
         fresh = mesh.clock.wall() - row["updated_at"] < PREFER_S
         failed_on = json.loads(row["avoid"] or "[]") if fresh else []
@@ -220,10 +220,10 @@ def _detail(mesh: Mesh, row: Row) -> Response:
         if (held := mesh.why_held()) is not None:
             reasons = [held, *reasons]
     elif row["state"] == "waiting":
-        needs = http.read(mesh, lambda db: views.unfinished_needs(db, row["task_id"]))
+        needs = wire.read(mesh, lambda db: views.unfinished_needs(db, row["task_id"]))
         left = None if row["not_before"] is None else row["not_before"] - mesh.ledger.earliest()
         lease = row["fence"]
-        fence = None if lease is None else http.read(mesh, lambda db: views.node_of(db, lease))
+        fence = None if lease is None else wire.read(mesh, lambda db: views.node_of(db, lease))
         pause = why.pause_after(
             row["reason"], row["failures"], row["max_attempts"], row["in_row"]
         )  # fmt: skip
@@ -240,16 +240,16 @@ def _detail(mesh: Mesh, row: Row) -> Response:
             pieces += [b',"result":', result]
         return spooled(mesh.blobs.aside, *pieces, b"}")
 
-    return streamed_json(http.read(mesh, spool))
+    return streamed_json(wire.read(mesh, spool))
 
 
 def _events(mesh: Mesh, caller: Caller, task_id: str | None) -> Response:
-    values = http.query({"after": int, "wait": float, "limit": int, "incarnation": str})
-    after, wait = int(values.get("after", 0)), http.wait_seconds(values)
-    limit = http.limit(values, 500, 1000)
+    values = wire.query({"after": int, "wait": float, "limit": int, "incarnation": str})
+    after, wait = int(values.get("after", 0)), wire.wait_seconds(values)
+    limit = wire.limit(values, 500, 1000)
 
     def read() -> tuple[list[models.EventView], int, int]:
-        return http.read(
+        return wire.read(
             mesh,
             lambda db: (
                 views.events(db, after, limit, submitter=caller.sees, task_id=task_id),
@@ -270,16 +270,16 @@ def _events(mesh: Mesh, caller: Caller, task_id: str | None) -> Response:
     # A task's events go all at once, with the task.
     lost = after < removed and task_id is None
     following = found[-1].seq if found else max(after, removed) if lost else after
-    return http.answer(
+    return wire.answer(
         models.EventList(events=found, next=following, lost=lost, incarnation=incarnation)
     )
 
 
 def _log(mesh: Mesh, caller: Caller, task_id: str, values: dict[str, Any]) -> Response:
-    offset, wait = int(values.get("offset", 0)), http.wait_seconds(values)
+    offset, wait = int(values.get("offset", 0)), wire.wait_seconds(values)
 
     def row() -> Row:
-        return http.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
+        return wire.read(mesh, lambda db: views.task_row(db, task_id, caller.sees))
 
     def look() -> tuple[int, bytes, bool]:
         task = row()
@@ -315,7 +315,7 @@ def _verb(mesh: Mesh, caller: Caller, task_id: str, verb: str, reason: str | Non
         return views.task_row(tx.db, task_id, caller.sees), lease, node
 
     if verb == "requeue":
-        while http.read(mesh, partial(verbs.releasing, task_id=task_id)):
+        while wire.read(mesh, partial(verbs.releasing, task_id=task_id)):
             mesh.write_some(partial(ledger_tasks.release, needs=task_id))
     row, lease_id, node_id = mesh.write(change)
     node = mesh.nodes.get(node_id) if node_id else None

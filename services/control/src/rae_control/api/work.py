@@ -16,21 +16,21 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import MultiPartParser
 
-from rae_control.api import http
-from rae_control.files import PIECE, in_thread
+from rae_control import wire
 from rae_control.ledger import results
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger.claim import resolve_input
-from rae_control.ledger.store import Row, Tx
+from rae_control.ledger.claims import resolve_input
+from rae_control.ledger.sqlite import Row, Tx
 from rae_control.log import facts
-from rae_control.nodes import NodeEntry
+from rae_control.node_table import NodeEntry
+from rae_control.storage.files import PIECE, in_thread
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_JSON_BYTES, MAX_LOG_CHUNK, MAX_RESULT_BYTES, relative_path
 from rae_protocol.tasks import BlobInput, TaskInput
 
 if TYPE_CHECKING:
-    from rae_control.mesh import Mesh
+    from rae_control.mesh.mesh import Mesh
 
 R = TypeVar("R", bound=models.LeaseRef)
 PART = "artifacts/"
@@ -48,8 +48,8 @@ def blueprint(mesh: Mesh) -> Blueprint:
 def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
     @bp.get("/tasks/poll")
     def poll() -> Response:
-        entry, _ = http.node_call(mesh)
-        values = http.query({"wait": float, "slots": str, "vram_free_mb": float})
+        entry, _ = wire.node_call(mesh)
+        values = wire.query({"wait": float, "slots": str, "vram_free_mb": float})
         if not entry.online:
             raise RaeError("register_again", f"node {entry.node_id} is offline")
         vram = values.get("vram_free_mb")
@@ -58,9 +58,9 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
             mesh.leases.forget(entry.node_id)  # its one slot is free, it says
         answer = mesh.dispatch.poll(
             entry.node_id, slots, None if vram is None else float(vram),
-            http.wait_seconds(values), _hung_up(),
+            wire.wait_seconds(values), _hung_up(),
         )  # fmt: skip
-        return http.answer(answer.model_copy(update=mesh.config.periods))
+        return wire.answer(answer.model_copy(update=mesh.config.periods))
 
     @bp.post("/tasks/ack")
     def ack() -> Response:
@@ -72,8 +72,8 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
 
     @bp.post("/tasks/log")
     def log() -> Response:
-        entry, body = http.node_call(mesh)
-        chunk = http.parse_json(models.LogChunk, body)
+        entry, body = wire.node_call(mesh)
+        chunk = wire.parse_json(models.LogChunk, body)
         try:
             data = base64.b64decode(chunk.data, validate=True)
         except ValueError as error:  # binascii's own, or text that is not ASCII
@@ -91,12 +91,12 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
             raise RaeError("stale_lease", f"log: attempt {chunk.attempt} is not acked")
         mesh.logs.write(chunk.task_id, chunk.attempt, chunk.offset, data)
         mesh.signals.tell(f"log {chunk.task_id}")
-        return http.answer(models.ResultAnswer(task_id=chunk.task_id, state="running"))
+        return wire.answer(models.ResultAnswer(task_id=chunk.task_id, state="running"))
 
     @bp.get("/tasks/<task_id>/inputs/<path:name>")
     def task_input(task_id: str, name: str) -> Response:
-        entry, _ = http.node_call(mesh)
-        values = http.query({"attempt": int, "lease_id": str})
+        entry, _ = wire.node_call(mesh)
+        values = wire.query({"attempt": int, "lease_id": str})
         lease = mesh.leases.get(str(values.get("lease_id", "")))
         if lease is None or lease.node_id != entry.node_id or lease.task_id != task_id:
             raise RaeError("stale_lease", f"input: the lease of {task_id} is over")
@@ -107,24 +107,24 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
 def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
     @bp.post("/tasks/result")
     def result() -> Response:
-        entry, body = http.node_call(mesh, MAX_RESULT_BYTES, each=1024 * 1024)
+        entry, body = wire.node_call(mesh, MAX_RESULT_BYTES, each=1024 * 1024)
         # A repeated one waits until the first is taken, and so do all others of the node: what they
         # cost at once is one result's.
         with entry.delivering:
             parts: list[FileStorage] = []
             if request.mimetype == "multipart/form-data":
                 boundary = request.mimetype_params.get("boundary", "")
-                outcome, parts = in_thread(_parse_multipart, body, boundary, http.to_close())
+                outcome, parts = in_thread(_parse_multipart, body, boundary, wire.to_close())
             elif body.size > MAX_JSON_BYTES:
                 raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
             else:
-                outcome = http.parse_json(models.Result, body)
-            return http.answer(_deliver(mesh, entry, outcome, parts))
+                outcome = wire.parse_json(models.Result, body)
+            return wire.answer(_deliver(mesh, entry, outcome, parts))
 
     @bp.post("/tasks/yield")
     def hand_back() -> Response:
-        entry, body = http.node_call(mesh)
-        ref = http.parse_json(models.YieldRequest, body)
+        entry, body = wire.node_call(mesh)
+        ref = wire.parse_json(models.YieldRequest, body)
         state, cordoned = mesh.write(
             lambda tx: results.hand_back(
                 tx, entry.node_id, ref, mesh.limits, mesh.config.cordon_after
@@ -134,7 +134,7 @@ def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
             log.warning("node_cordoned", extra=facts(entry.node_id, reason=cordoned))
         if state is None:
             raise _stale(ref.task_id, ref.attempt, "yield")
-        return http.answer(models.ResultAnswer(task_id=ref.task_id, state=state))
+        return wire.answer(models.ResultAnswer(task_id=ref.task_id, state=state))
 
 
 def send_blob(
@@ -164,7 +164,7 @@ def _deliver(
     # Without a lease of this node nothing is stored: the parts lie in unnamed files and end with
     # this request.
     wanted = (
-        http.read(mesh, lambda db: results.expected(db, entry.node_id, outcome)) if parts else None
+        wire.read(mesh, lambda db: results.expected(db, entry.node_id, outcome)) if parts else None
     )
     stored = []
     for part in parts:
@@ -216,12 +216,12 @@ def _measure(stream: IO[bytes]) -> tuple[str, int]:
 
 
 def _parse_multipart(
-    body: http.Body, boundary: str, streams: list[IO[bytes]]
+    body: wire.Body, boundary: str, streams: list[IO[bytes]]
 ) -> tuple[models.Result, list[FileStorage]]:
     if not boundary:
         raise RaeError("invalid_body", "the multipart body names no boundary")
     parser = MultiPartParser(
-        stream_factory=lambda *_, **__: http.spooled(streams),
+        stream_factory=lambda *_, **__: wire.spooled(streams),
         max_form_memory_size=MAX_JSON_BYTES,
         max_form_parts=300,
     )
@@ -271,8 +271,8 @@ def _on_lease(
     mesh: Mesh, model: type[R], call: str, change: Callable[[Tx, Row, R], None]
 ) -> Response:
     """A call that changes the task of an open lease."""
-    entry, body = http.node_call(mesh)
-    ref = http.parse_json(model, body)
+    entry, body = wire.node_call(mesh)
+    ref = wire.parse_json(model, body)
 
     def run(tx: Tx) -> str | None:
         task = ledger_tasks.open_attempt(
@@ -286,7 +286,7 @@ def _on_lease(
     state = mesh.write(run)
     if state is None:
         raise _stale(ref.task_id, ref.attempt, call)
-    return http.answer(models.ResultAnswer(task_id=ref.task_id, state=state))
+    return wire.answer(models.ResultAnswer(task_id=ref.task_id, state=state))
 
 
 def _stale(task_id: str, attempt: int | None, call: str) -> RaeError:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import apsw
 
 from rae_control.ledger.schema import BLOB_BYTES, LEAST_BYTES
-from rae_control.ledger.store import Tx, fetch
+from rae_control.ledger.sqlite import Tx, fetch
 from rae_protocol.errors import RaeError
 
 # No task of the submitter reads it, and its grace is over.

@@ -14,10 +14,10 @@ import apsw
 
 from rae_control.core.lanes import lane_id
 from rae_control.core.states import chain_problems, counters
-from rae_control.files import PIECE
 from rae_control.ledger.kept import NO_SPEC
 from rae_control.ledger.schema import BLOB_BYTES, LABELS, OPEN_NEED, READS, SCHEMA
-from rae_control.ledger.store import Row, fetch
+from rae_control.ledger.sqlite import Row, fetch
+from rae_control.storage.files import PIECE
 
 _RESTORE = "restore a backup, or report it with this line"
 

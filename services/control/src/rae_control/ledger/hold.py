@@ -10,7 +10,7 @@ import apsw
 
 from rae_control.core.hold import Hold, Place, elapsed, merged
 from rae_control.ledger.schema import HOLDER, HOLDERS_SINCE, SESSION
-from rae_control.ledger.store import CLOCK, Tx, fetch
+from rae_control.ledger.sqlite import CLOCK, Tx, fetch
 
 KEY, LINEAGE = "hold", "lineage"
 # Where work may be alive: sessions, and attempts that are open or fenced.

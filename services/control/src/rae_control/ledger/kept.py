@@ -7,7 +7,7 @@ from collections.abc import Callable
 import apsw
 
 from rae_control.ledger.schema import KEPT
-from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.ledger.sqlite import Row, Tx, fetch
 
 # The spec of a task whose spec and result were dropped; its `spec_bytes` are 0.
 NO_SPEC = "null"

@@ -18,7 +18,7 @@ from rae_control.core.retries import (
 )
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.ledger.sqlite import Row, Tx, fetch
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.names import TaskState

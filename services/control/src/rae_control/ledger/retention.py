@@ -10,7 +10,7 @@ import apsw
 
 from rae_control.ledger import kept
 from rae_control.ledger.schema import LABELS
-from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.ledger.sqlite import Row, Tx, fetch
 
 # Whatever still stands in somebody's dependencies stays: a live or a requeued task may need it.
 _OVER = """SELECT seq, task_id, submitter, state, attempts, kept_record FROM tasks t

@@ -9,7 +9,7 @@ import apsw
 
 from rae_control.ledger import tasks
 from rae_control.ledger.schema import OPEN_NEED
-from rae_control.ledger.store import Row, Tx, fetch
+from rae_control.ledger.sqlite import Row, Tx, fetch
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_HISTORY
 from rae_protocol.names import TaskState as S

@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 
 from rae_control.ledger.retention import removed_events_key
-from rae_control.ledger.store import Row, fetch, streamed
+from rae_control.ledger.sqlite import Row, fetch, streamed
 from rae_protocol.errors import RaeError
 from rae_protocol.names import TaskState
 from rae_protocol.tasks import ArtifactView, AttemptView, EventView, TaskError, TaskView

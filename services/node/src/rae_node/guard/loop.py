@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rae_node.config import RuntimeConfig
+from rae_node.config.files import RuntimeConfig
+from rae_node.context import Outfit
 from rae_node.guard.causes import Cause, follow, found_in
 from rae_node.guard.owner_rules import OwnerRules, tightened
 from rae_node.guard.policy import UNSEEN, Decision, Reading, Rules, decide
 from rae_node.guard.sources.base import Source, Watched
-from rae_node.outfit import Outfit
 
 
 @dataclass(frozen=True, slots=True)

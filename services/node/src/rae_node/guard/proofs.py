@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from rae_node.config.layout import write_file
 from rae_node.guard import proof as rules
 from rae_node.guard.inputs import InputState
 from rae_node.guard.proof import Proof, Surroundings
 from rae_node.guard.sessions import Session
-from rae_node.paths import write_file
-from rae_node.procs import pids_below
-from rae_node.proctree import read_proc
+from rae_node.host.processes import pids_below
+from rae_node.supervisor.process_tree import read_proc
 
 # One name for each desktop: a session must show the same at each login.
 _COMPOSITORS = frozenset(

@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rae_node.box_paths import interpreter
 from rae_node.errors import TaskFailure, first_problem
-from rae_node.workspace import CALL, INSIDE, NOTE, Workspace
+from rae_node.workspace.box_paths import interpreter
+from rae_node.workspace.workspace import CALL, INSIDE, NOTE, Workspace
 from rae_protocol.models import LeasedTask
 
 PATH = "/usr/local/bin:/usr/bin:/bin"

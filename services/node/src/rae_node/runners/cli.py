@@ -11,8 +11,8 @@ from pydantic import Field
 
 from rae_node.errors import ConfigError, NodeError, TaskFailure
 from rae_node.runners.base import Params, Plan, parse_params
-from rae_node.trust import identity, untrusted
-from rae_node.workspace import Workspace
+from rae_node.runners.trust import identity, untrusted
+from rae_node.workspace.workspace import Workspace
 from rae_protocol.allowlist import Entry, Refusal, select
 from rae_protocol.errors import in_words
 from rae_protocol.models import LeasedTask

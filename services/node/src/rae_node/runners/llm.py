@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 from rae_node.errors import TaskFailure, listed
 from rae_node.runners import llm_child
 from rae_node.runners.base import Params, Plan, child_plan, parse_params
-from rae_node.workspace import Workspace
+from rae_node.workspace.workspace import Workspace
 from rae_protocol.abort import within
 from rae_protocol.models import LeasedTask
 from rae_protocol.session import PlainSession

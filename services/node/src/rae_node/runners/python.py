@@ -14,8 +14,8 @@ from rae_node.errors import TaskFailure, listed
 from rae_node.runners import python_child
 from rae_node.runners.base import Params, Plan, child_plan, parse_params
 from rae_node.runners.signature import read_signature
-from rae_node.trust import untrusted
-from rae_node.workspace import Workspace
+from rae_node.runners.trust import untrusted
+from rae_node.workspace.workspace import Workspace
 from rae_protocol.models import LeasedTask
 
 _NAME = re.compile(r"(?:tasks\.)?([A-Za-z_][A-Za-z0-9_]{0,63})(?::run)?")

@@ -14,7 +14,7 @@ from rae_node.guard import gpu_rules as rules
 from rae_node.guard.gpu_rules import Program, Resting, Verdict
 from rae_node.guard.gpu_use import WINDOW_S, Look, facts_of, take
 from rae_node.guard.policy import Reading
-from rae_node.proctree import read_proc
+from rae_node.supervisor.process_tree import read_proc
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 _TIMEOUT_S = 3.0  # then the child is killed; the guard itself waits much less

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from rae_node import procs
 from rae_node.guard.policy import Reading
+from rae_node.host import processes
 
 _FIRST_LOOK_S = 0.2
 _SHORTEST_S = 0.15
@@ -25,8 +25,8 @@ class Sample:
 
 def measure(ours: Collection[int]) -> Sample:
     """Read /proc. Raises OSError, ValueError."""
-    own = procs.own_cpu_seconds(ours)
-    busy, total = procs.machine_cpu_seconds()
+    own = processes.own_cpu_seconds(ours)
+    busy, total = processes.machine_cpu_seconds()
     return Sample(busy, total, own)
 
 
@@ -39,7 +39,7 @@ class LoadSource:
         self,
         window_s: float,
         *,
-        take: Callable[[], Sample] = lambda: measure(procs.own_pids()),
+        take: Callable[[], Sample] = lambda: measure(processes.own_pids()),
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:

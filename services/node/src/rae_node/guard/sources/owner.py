@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from rae_node.guard import owner_rules
+from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.owner_rules import STRICT, OwnerRules
 from rae_node.guard.policy import Reading
 from rae_node.guard.sources.remote import Names
-from rae_node.owner_file import OwnerFile
 from rae_protocol.clock import Clock
 
 

@@ -12,9 +12,9 @@ import os
 import threading
 from pathlib import Path
 
+from rae_node.config.layout import write_file
 from rae_node.guard.policy import Holder, Reading
-from rae_node.moments import left_s, moment_of, now_on
-from rae_node.paths import write_file
+from rae_node.host.moments import left_s, moment_of, now_on
 from rae_protocol.clock import Clock
 from rae_protocol.models import Availability
 

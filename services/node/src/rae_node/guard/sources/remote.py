@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from rae_node.cgroup import ROOT
 from rae_node.errors import NodeError
 from rae_node.guard import sockets
 from rae_node.guard.displays import COMPOSITORS, X_SERVERS, displays_among, unaccounted
 from rae_node.guard.policy import Reading
 from rae_node.guard.remote_ways import BY_COMM, Process, clients, servers_among, watch
 from rae_node.guard.sessions import Session
-from rae_node.procs import SLICE
+from rae_node.host.processes import SLICE
+from rae_node.supervisor.cgroup import ROOT
 
 _NAMES = frozenset(BY_COMM) | X_SERVERS | COMPOSITORS
 _FACTS = ("State", "Uid")

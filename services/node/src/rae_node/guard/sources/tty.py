@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rae_node.guard.idle import LastUse
 from rae_node.guard.policy import Holder, Reading
-from rae_node.procs import controls_some
+from rae_node.host.processes import controls_some
 from rae_protocol.clock import Clock
 
 CODE = "tty_active"

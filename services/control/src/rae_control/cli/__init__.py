@@ -1,0 +1,1 @@
+"""The verbs of `rae-control` and `raectl`."""

@@ -1,0 +1,1 @@
+"""Backup, restore, doctor and the jobs of the maintenance worker."""

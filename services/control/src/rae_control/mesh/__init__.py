@@ -1,0 +1,1 @@
+"""Memory that follows the ledger, and the loops that act on it."""

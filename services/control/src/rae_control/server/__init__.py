@@ -1,0 +1,1 @@
+"""The processes: gunicorn, its worker, listeners, production and development."""

@@ -1,0 +1,1 @@
+"""The agent process: its threads, start and single instance."""

@@ -1,0 +1,125 @@
+"""A task's inputs: from the task itself, from control, or from a URL, into its workspace."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from rae_node.attempt.download import Pace, fetch_url
+from rae_node.context import Outfit
+from rae_node.errors import Dropped, HandBack, TaskFailure, Verdict, verdict
+from rae_node.session.backoff import Pauses
+from rae_node.session.session import Link
+from rae_node.workspace.workspace import Workspace, inline_bytes
+from rae_protocol.abort import Aborted, Aborter
+from rae_protocol.errors import RaeError
+from rae_protocol.models import LeasedInput, LeaseRef
+from rae_protocol.names import MAX_RESULT_BYTES
+
+MIB = 1024 * 1024
+BAD_NAMES = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Fetches for one lease. `look()` raises when the work was stopped, and `calls` are aborted
+    then; `patience_s` is how long one of control's inputs may take to come; `url_limit`: how long
+    all of those from URLs together may take, and what sets that.
+    """
+
+    outfit: Outfit
+    link: Link
+    lease: LeaseRef
+    calls: Aborter
+    look: Callable[[], None]
+    patience_s: float
+    url_limit: tuple[float, str]
+
+    def fetch(self, inputs: Mapping[str, LeasedInput], workspace: Workspace) -> None:
+        """All of them. Raises TaskFailure, HandBack, Dropped, OSError."""
+        left_s = self.url_limit[0]
+        for name, given in inputs.items():
+            self.look()
+            began = self.outfit.clock.monotonic()
+            try:
+                self._one(name, given, workspace, began + left_s)
+                workspace.settle(name, given, self.look)
+            except Aborted:
+                self.look()
+                raise
+            except OSError as error:
+                if error.errno in BAD_NAMES:
+                    text = f"Input '{name}' cannot have this name: {error.strerror}"
+                    raise TaskFailure("E_INPUT", text) from error
+                raise
+            if given.url is not None:
+                left_s -= self.outfit.clock.monotonic() - began
+
+    def _one(self, name: str, given: LeasedInput, workspace: Workspace, url_end: float) -> None:
+        if given.inline is not None:
+            workspace.target(name).write_bytes(inline_bytes(name, given))
+        elif given.url is not None:
+            self._from_url(name, given, given.url, workspace, url_end)
+        else:
+            self._from_control(name, given, workspace)
+
+    def _from_url(
+        self, name: str, given: LeasedInput, url: str, workspace: Workspace, end: float
+    ) -> None:
+        settings, clock = self.outfit.settings, self.outfit.clock
+        least, window_s = settings.input_least_bytes_per_sec, settings.input_slow_sec
+        pace = Pace(name, least, window_s, clock.monotonic())
+
+        def check() -> float:
+            self.look()
+            now = clock.monotonic()
+            pace.check(now)
+            if now >= end:
+                limit_s, which = self.url_limit
+                raise TaskFailure(
+                    "E_TIMEOUT",
+                    f"Input '{name}': the task's URLs took longer than {limit_s:g} s; raise "
+                    f"{which}, the smallest limit, or upload the input instead",
+                )
+            return min(_LOOK_S, window_s, end - now)
+
+        most = given.size or int(settings.input_max_mb * MIB)
+        hosts, silence_s = self.outfit.config.input_url_hosts, settings.http_timeout_sec
+        target = workspace.target(name)
+        self.calls.run(partial(fetch_url, name, url, target, hosts, most, silence_s, pace.came),
+                       check)  # fmt: skip
+
+    def _from_control(self, name: str, given: LeasedInput, workspace: Workspace) -> None:
+        """Try until it is there or the lease is over: control being away is no fault of anybody.
+
+        Raises HandBack when heartbeats keep the lease up and the input does not come.
+        """
+        settings, clock = self.outfit.settings, self.outfit.clock
+        pauses = Pauses(settings.retry_base_sec, settings.retry_cap_sec)
+        limit = given.size if given.size is not None else MAX_RESULT_BYTES
+        end = clock.boot() + self.patience_s
+        while True:
+            target = workspace.target(name)
+            fetch = partial(
+                self.outfit.client.fetch_input, self.lease, name, target, limit, given.sha256
+            )
+            try:
+                self.calls.run(partial(self.link.call, fetch), self._looked)
+                return
+            except RaeError as error:
+                found = verdict(error)
+                if found is Verdict.STALE:
+                    raise Dropped(f"input: {error.rc}") from error
+                if found is Verdict.REFUSED:
+                    raise TaskFailure("E_INPUT", f"Input '{name}': {error.message}") from error
+                if clock.boot() >= end:
+                    raise HandBack("deadline", f"Input '{name}': {error.message}") from error
+            self.calls.wait(pauses.next())
+            self.look()
+
+    def _looked(self) -> float:
+        self.look()
+        return _LOOK_S

@@ -1,0 +1,1 @@
+"""Configuration files, their folder and reload."""

@@ -1,0 +1,1 @@
+"""Doctor, report, dry run and the test of the detectors."""

@@ -1,0 +1,1 @@
+"""What this machine has: capabilities, GPUs, processes, clocks."""

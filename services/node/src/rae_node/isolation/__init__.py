@@ -1,0 +1,1 @@
+"""How a task is kept apart, seen from the agent."""

@@ -1,0 +1,1 @@
+"""The owner's socket and what it answers."""

@@ -1,0 +1,1 @@
+"""Calls to control: registration, polls, results."""

@@ -1,0 +1,1 @@
+"""A task's supervisor, a process of its own. Standard library only."""

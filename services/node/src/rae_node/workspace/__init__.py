@@ -1,0 +1,1 @@
+"""The tasks' folders, and what an earlier agent left in them."""
