@@ -257,6 +257,16 @@ def test_idle_strangers_make_way_and_do_not_take_the_last_descriptor(
         resource.setrlimit(resource.RLIMIT_NOFILE, own)
 
 
+def test_where_few_files_may_be_open_idle_strangers_keep_nobody_out(stack: ExitStack) -> None:
+    with DevMesh((), run_as=["prlimit", "--nofile=1024:1024"]) as mesh:
+        sources = [next(ADDRESSES) for _ in range(4)]
+        for number in range(900):
+            stack.enter_context(connect(mesh, sources[number % 4]))
+        began = time.monotonic()
+        assert mesh.rae.submit([{"kind": "never"}])[0].created
+        assert time.monotonic() - began < gunicorn_worker.HEAD_S / 2
+
+
 def test_one_token_has_its_connections_however_its_header_is_written(
     make_mesh: MakeMesh, stack: ExitStack, address: str
 ) -> None:

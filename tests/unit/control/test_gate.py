@@ -19,10 +19,10 @@ from rae_control.server import gunicorn_worker
 class Hand:
     """A clock that is moved by hand, and the connections that were ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 20_000) -> None:
         self.time = 0.0
         self.ended: list[int] = []
-        self.gate = Gate(lambda: self.time)
+        self.gate = Gate(lambda: self.time, most)
 
     def enter(self, address: str, number: int = 0) -> Visit:
         visit = self.gate.enter(address, lambda: self.ended.append(number))
@@ -94,6 +94,19 @@ def test_all_strangers_together_have_a_limit() -> None:
     for number in range(OF_ALL + 5):
         hand.enter(f"a{number}", number)
     assert hand.ended == [0, 1, 2, 3, 4]
+
+
+def test_where_few_connections_may_be_strangers_and_one_caller_leave_half_to_others() -> None:
+    hand = Hand(16)
+    for number in range(5):
+        hand.enter("a", number)
+    assert hand.ended == [0]
+    for number in range(5, 10):
+        hand.enter(f"b{number}", number)
+    assert hand.ended == [0, 1]
+    for number in range(20, 29):
+        hand.enter("c", number).recognise("caller")
+    assert hand.ended[-1] == 20
 
 
 def test_the_table_of_addresses_has_a_limit() -> None:

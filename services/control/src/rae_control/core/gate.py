@@ -15,9 +15,11 @@ from rae_control.core.limits import Bucket
 # Requests of an address without a known token: within a second, and at once. Signed registrations
 # count apart, for only their bodies show whether they are a node's.
 RATE, BURST = 20.0, 400.0
-# Connections that have shown none yet: of one address, and of all.
+# Connections that have shown none yet: of one address, and of all. Never more than a quarter and
+# half of what there may be at once, where the system allows few open files.
 OF_ONE, OF_ALL = 256, 1024
-# Connections of one caller, whose tokens they showed: more than a large submitter's long polls.
+# Connections of one caller, whose tokens they showed: more than a large submitter's long polls; and
+# never more than half.
 OF_A_CALLER = 2000
 # Addresses that are remembered; who comes back after so many others starts afresh.
 ADDRESSES = 4096
@@ -57,9 +59,13 @@ class Visit:
 
 @dataclass(slots=True)
 class Gate:
-    """All connections, by address or by caller. For one thread; `now` is a steady clock."""
+    """All connections, by address or by caller. For one thread; `now` is a steady clock.
+
+    `most`: how many connections there may be at once.
+    """
 
     now: Callable[[], float]
+    most: int
     _buckets: OrderedDict[tuple[str, bool], Bucket] = field(default_factory=OrderedDict)
     _strangers: OrderedDict[Visit, None] = field(default_factory=OrderedDict)
     _of: dict[str, OrderedDict[Visit, None]] = field(default_factory=dict)
@@ -74,7 +80,8 @@ class Gate:
         visit = Visit(address, hang_up, self)
         mine = self._of.setdefault(address, OrderedDict())
         self._strangers[visit] = mine[visit] = None
-        for group, most in ((mine, OF_ONE), (self._strangers, OF_ALL)):
+        of_one, of_all = min(OF_ONE, self.most // 4), min(OF_ALL, self.most // 2)
+        for group, most in ((mine, of_one), (self._strangers, of_all)):
             if len(group) > most:
                 oldest = next(iter(group))
                 self._forget(oldest)
@@ -95,7 +102,7 @@ class Gate:
         self._forget(visit)
         mine = self._known.setdefault(visit.caller or "", OrderedDict())
         mine[visit] = None
-        if len(mine) > OF_A_CALLER:
+        if len(mine) > min(OF_A_CALLER, self.most // 2):
             oldest = next(iter(mine))
             del mine[oldest]
             oldest.hang_up()

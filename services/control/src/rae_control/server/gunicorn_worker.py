@@ -124,7 +124,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._gate = Gate(time.monotonic)
+        self._gate = Gate(time.monotonic, self.worker_connections)
         self._here = local()
         self._lines = Bucket(1.0, 20.0, 20.0, time.monotonic())  # of the log, about strangers
 
