@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
-_REMEMBERED = 100  # outcomes a lane
-_LANES = 2000
+_TASKS = 100  # of a row
+_ELSEWHERE = 400  # outcomes, for each row
 _SAME = 2
 _WITNESSES = 2
 
@@ -26,48 +26,31 @@ class Reporter:
     trusted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    number: int
-    by: Reporter
-    task_id: str
-    ok: bool
-
-
 @dataclass(slots=True)
 class _Row:
-    """Tasks that failed on a node since its last success, and the lane of each."""
+    """Tasks that failed on a node since its last success, and the lane of each.
 
-    began: int
-    tasks: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Elsewhere:
-    """How tasks of the same lanes ended on other nodes.
-
-    `same`: how many of the very tasks that failed succeeded there, `witnesses`: who says so.
+    `elsewhere`: how tasks of those lanes ended on other nodes meanwhile. `same`: of the very tasks
+    that failed here, those that succeeded there, and who reports it.
     """
 
-    good: int
-    bad: int
-    same: int
-    witnesses: frozenset[Reporter]
+    tasks: dict[str, str] = field(default_factory=dict)
+    elsewhere: deque[bool] = field(default_factory=lambda: deque(maxlen=_ELSEWHERE))
+    same: dict[str, set[Reporter]] = field(default_factory=dict)
 
     @property
-    def of_tasks(self) -> bool:
-        """Whether the tasks are to blame: elsewhere less than two of three succeed."""
-        return 2 * self.bad > self.good
+    def good(self) -> int:
+        """How many succeeded elsewhere; 0 where so few of them did that the tasks are to blame."""
+        good = sum(self.elsewhere)
+        return good if 2 * (len(self.elsewhere) - good) <= good else 0
 
     @property
     def believed(self) -> bool:
         """Whether a trusted node says so, or several nodes on several machines do."""
-        nodes = {witness.node_id for witness in self.witnesses}
-        machines = {witness.machine or witness.node_id for witness in self.witnesses}
-        return (
-            any(witness.trusted for witness in self.witnesses)
-            or min(len(nodes), len(machines)) >= _WITNESSES
-        )
+        every = set[Reporter]().union(*self.same.values())
+        nodes = {one.node_id for one in every}
+        machines = {one.machine or one.node_id for one in every}
+        return any(one.trusted for one in every) or min(len(nodes), len(machines)) >= _WITNESSES
 
 
 class Health:
@@ -76,40 +59,41 @@ class Health:
     def __init__(self, cordon_after: int) -> None:
         self._cordon_after = cordon_after
         self._rows: dict[str, _Row] = {}
-        self._lanes: defaultdict[str, deque[_Outcome]] = defaultdict(
-            lambda: deque(maxlen=_REMEMBERED)
-        )
-        self._count = 0
+        self._failing: defaultdict[str, set[str]] = defaultdict(set)  # nodes, by lane
 
     def ended(self, by: Reporter, task_id: str, lane_id: str, *, ok: bool) -> None:
         """An attempt succeeded, or failed in a way that may be the node's fault."""
-        self._count += 1
-        if len(self._lanes) > _LANES:
-            self._lanes.clear()
-        self._lanes[lane_id].append(_Outcome(self._count, by, task_id, ok))
+        for node_id in self._failing.get(lane_id, ()):
+            row = self._rows[node_id]
+            if node_id != by.node_id:
+                row.elsewhere.append(ok)
+                if ok and task_id in row.tasks:
+                    row.same.setdefault(task_id, set()).add(by)
         if ok:
-            self._rows.pop(by.node_id, None)
-        else:
-            row = self._rows.setdefault(by.node_id, _Row(self._count))
-            if len(row.tasks) < _REMEMBERED:
-                row.tasks[task_id] = lane_id
+            self.forget(by.node_id)
+            return
+        row = self._rows.setdefault(by.node_id, _Row())
+        if len(row.tasks) < _TASKS:
+            row.tasks[task_id] = lane_id
+            self._failing[lane_id].add(by.node_id)
 
     def forget(self, node_id: str) -> None:
-        """An operator looked at the node: it begins anew."""
-        self._rows.pop(node_id, None)
+        """A task succeeded there, or an operator looked at the node: it begins anew."""
+        row = self._rows.pop(node_id, _Row())
+        for lane_id in set(row.tasks.values()):
+            self._failing[lane_id].discard(node_id)
+            if not self._failing[lane_id]:
+                del self._failing[lane_id]
 
     def suspect(self, node_id: str) -> str | None:
         """What is suspicious about a node, in words; None when nothing is."""
         row = self._rows.get(node_id)
-        if row is None or len(row.tasks) < self._cordon_after / 2:
-            return None
-        elsewhere = self._elsewhere(node_id, row)
-        if not elsewhere.good or elsewhere.of_tasks:
+        if row is None or len(row.tasks) < self._cordon_after / 2 or not row.good:
             return None
         failed = f"{len(row.tasks)} different tasks in a row failed here"
-        if elsewhere.same:
-            return f"{failed}, {elsewhere.same} of them succeeded elsewhere"
-        return f"{failed}, {elsewhere.good} like them succeeded elsewhere"
+        if row.same:
+            return f"{failed}, {len(row.same)} of them succeeded elsewhere"
+        return f"{failed}, {row.good} like them succeeded elsewhere"
 
     def to_cordon(self) -> dict[str, str]:
         """Nodes that shall get nothing more, and why.
@@ -120,22 +104,8 @@ class Health:
         """
         found = {}
         for node_id, row in self._rows.items():
-            if len(row.tasks) < self._cordon_after or (why := self.suspect(node_id)) is None:
+            if len(row.tasks) < self._cordon_after or len(row.same) < _SAME or not row.believed:
                 continue
-            elsewhere = self._elsewhere(node_id, row)
-            if elsewhere.same >= _SAME and elsewhere.believed:
+            if (why := self.suspect(node_id)) is not None:
                 found[node_id] = why
         return found
-
-    def _elsewhere(self, node_id: str, row: _Row) -> _Elsewhere:
-        others = [
-            outcome
-            for lane_id in set(row.tasks.values())
-            for outcome in self._lanes.get(lane_id, ())
-            if outcome.by.node_id != node_id and outcome.number >= row.began
-        ]
-        good = {outcome.task_id for outcome in others if outcome.ok}
-        bad = sum(not outcome.ok for outcome in others)
-        same = good & row.tasks.keys()
-        witnesses = frozenset(o.by for o in others if o.ok and o.task_id in same)
-        return _Elsewhere(len(good), bad, len(same), witnesses)
