@@ -9,6 +9,8 @@ MINUTES ?= 5
 HOST ?= node1
 PYTHONS ?= 3.10 3.11 3.12 3.13
 INVENTORY ?= inventory/mesh
+PART ?=
+ROWS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
@@ -137,10 +139,10 @@ escape-here: venv
 chaos-short: venv
 	$(CHAOS) --rounds 20
 
-bench:  ## measure latency, throughput and rest beside rq, Celery and Ray; writes docs/benchmarks.md (15 minutes)
+bench:  ## measure latency, throughput, rest and growth beside rq, Celery and Ray; writes docs/benchmarks.md (45 minutes); PART=grows ROWS=10000,100000 for one
 	$(call preflight,bench)
-	@$(MAKE) --no-print-directory venv .venv-bench/.built
-	$(BIN)/python -m tools.bench --peers .venv-bench/bin/python --write docs/benchmarks.md $(BENCH_ARGS)
+	@$(MAKE) --no-print-directory venv $(if $(PART),,.venv-bench/.built)
+	$(BIN)/python -m tools.bench $(if $(PART),--only $(PART),--peers .venv-bench/bin/python --write docs/benchmarks.md) $(if $(ROWS),--rows $(ROWS)) $(BENCH_ARGS)
 
 .venv-bench/.built: requirements-bench.txt
 	rm -rf .venv-bench

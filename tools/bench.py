@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rae_control.queue.dev_redis import find_server
-from tools import bench_detectors
+from tools import bench_detectors, bench_grows
 from tools import bench_ours as ours
 from tools.bench_parts import Kept, Report, Result, measure
 from tools.devmesh import MeshError, exit_on_signals, wait_until
@@ -50,9 +50,16 @@ def spread(values: Sequence[float]) -> str:
 class Peers:
     """The environment of the peers and their Redis, measured once each."""
 
-    def __init__(self, python: Path) -> None:
-        self.python = python
+    def __init__(self, python: Path | None) -> None:
+        self._python = python
         self._known: dict[str, dict[str, Any]] = {}
+
+    @property
+    def python(self) -> Path:
+        """Their Python. Raises MeshError where there is none."""
+        if self._python is None:
+            raise MeshError("--peers is missing: run make bench without PART")
+        return self._python
 
     def versions(self) -> str:
         """What is compared with."""
@@ -243,9 +250,14 @@ def detectors(report: Report, *, peers: Peers, quick: bool) -> None:
     report.goal(what, f"{cpu:.3f} %", "≤ 0.5 %", met=cpu <= 0.5)
 
 
+def grows(report: Report, *, peers: Peers, quick: bool, rows: Sequence[int]) -> None:
+    """What others wait as the ledger grows."""
+    bench_grows.grows(report, [1000, 10_000] if quick else rows)
+
+
 PARTS: Mapping[str, Callable[..., None]] = {
     "latency": latency, "lifecycles": lifecycles, "claims": claims, "moving": moving,
-    "box": box, "rest": rest, "detectors": detectors,
+    "box": box, "rest": rest, "detectors": detectors, "grows": grows,
 }  # fmt: skip
 
 
@@ -286,6 +298,10 @@ def page(where: Sequence[str], results: Sequence[Result], old: Sequence[str]) ->
     return "\n".join(lines) + "\n"
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Measure, and write docs/benchmarks.md.")
@@ -294,19 +310,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--resume", action="store_true", help="measure only what a run that failed lacks"
     )
-    parser.add_argument("--peers", type=Path, required=True, help="the peers' Python")
+    parser.add_argument("--peers", type=Path, help="the peers' Python, for parts beside them")
+    parser.add_argument(
+        "--rows", type=_numbers, default=bench_grows.SIZES, metavar="N,…",
+        help="tasks in the ledgers of the part `grows`",
+    )  # fmt: skip
     parser.add_argument("--write", type=Path, help="where the report goes")
     args = parser.parse_args(argv)
     wanted = args.only.split(",")
     if unknown := set(wanted) - set(PARTS):
         parser.error(f"--only {','.join(unknown)}: known are {', '.join(PARTS)}")
     exit_on_signals()
-    peers = Peers(args.peers.absolute())
-    where = [
-        *machine(), "",
-        f"- peers: {peers.versions()}; their Redis with `appendfsync always`, Ray without a disk",
-    ]  # fmt: skip
-    kept = Kept(KEPT / f"bench{'-quick' if args.quick else ''}.json", "\n".join(where))
+    peers = Peers(args.peers and args.peers.absolute())
+    where = machine()
+    if args.peers:
+        where += ["", f"- peers: {peers.versions()}; their Redis with `appendfsync always`, Ray"
+                  " without a disk"]  # fmt: skip
+    name = ["bench", *["quick"] * args.quick, *([] if wanted == list(PARTS) else wanted)]
+    kept = Kept(KEPT / f"{'-'.join(name)}.json", "\n".join(where))
     if args.resume:
         kept.load()
     else:
@@ -316,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kept from an earlier run in {kept.file}: {', '.join(old)}")
     print("\n".join(where), flush=True)
     parts = {name: partial(part, peers=peers, quick=args.quick) for name, part in PARTS.items()}
+    parts["grows"] = partial(parts["grows"], rows=args.rows)
     try:
         failed = measure(wanted, parts, kept, time.monotonic)
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from rae_protocol import models, signing
 from rae_protocol.node_client import NodeClient
 
 TRUE = {"kind": "cli", "params": {"command": "true"}}
+URGENT = {**TRUE, "priority": 9}
 
 
 class Wire:
@@ -141,20 +142,47 @@ def claims(job: dict[str, Any]) -> dict[str, Any]:
     return {"ms": taken}
 
 
-def polls(job: dict[str, Any]) -> dict[str, Any]:
-    """How long polls take that get nothing, milliseconds each; for `seconds`, or until_eof."""
-    taken = []
-    wire = nodes_of(job)[0]
-    end = time.monotonic() + job["seconds"]
+def at_eof() -> threading.Event:
+    """Set when standard input ends."""
     over = threading.Event()
 
     def listen() -> None:
         sys.stdin.read()
         over.set()
 
+    threading.Thread(target=listen, daemon=True).start()
+    return over
+
+
+def beside(job: dict[str, Any]) -> dict[str, Any]:
+    """How long urgent submits and heartbeats take, milliseconds each, until_eof."""
+    (node,) = nodes_of(job)
+    rae, over = Wire(job["url"], job["token"]), at_eof()
+
+    def measure(call: Callable[[], Any]) -> list[float]:
+        taken = []
+        while not over.is_set():
+            began = time.perf_counter()
+            call()
+            taken.append(1000 * (time.perf_counter() - began))
+            time.sleep(0.02)
+        return taken
+
+    with ThreadPoolExecutor(2) as pool:
+        submits = pool.submit(measure, lambda: rae.call("POST", "/tasks", URGENT))
+        beat = {"node_id": node.node_id}
+        beats = pool.submit(measure, lambda: node.call("POST", "/nodes/heartbeat", beat))
+        return {"submit": submits.result(), "heartbeat": beats.result()}
+
+
+def polls(job: dict[str, Any]) -> dict[str, Any]:
+    """How long polls take that get nothing, milliseconds each; for `seconds`, or until_eof."""
+    taken = []
+    wire = nodes_of(job)[0]
+    end = time.monotonic() + job["seconds"]
+    over = threading.Event()
     if job.get("until_eof"):
-        end = float("inf")
-        threading.Thread(target=listen, daemon=True).start()
+        end, over = float("inf"), at_eof()
     while not over.is_set() and time.monotonic() < end:
         began = time.perf_counter()
         wire.poll()
@@ -241,6 +269,7 @@ def hold(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "lifecycles": lifecycles, "claims": claims, "polls": polls, "upload": upload,
+    "beside": beside,
 }  # fmt: skip
 
 
