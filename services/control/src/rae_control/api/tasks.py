@@ -13,6 +13,7 @@ from rae_control import wire
 from rae_control.api.streams import spooled, streamed_json
 from rae_control.api.work import send_blob
 from rae_control.auth.authenticator import Caller
+from rae_control.config import ControlConfig
 from rae_control.core import why
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger import verbs, views
@@ -20,8 +21,9 @@ from rae_control.ledger.claims import PREFER_S
 from rae_control.ledger.sqlite import Row, Tx, fetch
 from rae_control.ledger.submit import Prepared, in_order, prepare, submit
 from rae_control.mesh.state import events_of
+from rae_control.storage.files import in_thread
 from rae_protocol import models
-from rae_protocol.client import uuid7
+from rae_protocol.client import uuid7s
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_JSON_BYTES, MAX_NEEDS_PER_CALL, TaskState
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from rae_control.mesh.mesh import Mesh
 
 LOG_PIECE = 1024 * 1024
+# A submit with more tasks, more of what they need, or more bytes is large: taken one at a time,
+# parsed in a thread, and written when small writes leave room.
+BULK_ROWS, BULK_BYTES = 20, 128 * 1024
 
 
 def blueprint(mesh: Mesh) -> Blueprint:
@@ -38,11 +43,11 @@ def blueprint(mesh: Mesh) -> Blueprint:
     @bp.post("/tasks")
     def submit_tasks() -> Response:
         caller = wire.role_call(mesh, "submit")
-        batch = _prepare(mesh, caller, wire.read_body(MAX_JSON_BYTES))
-        refs = mesh.write(
-            partial(submit, submitter=caller.name, batch=batch, limits=mesh.room.check)
-        )
-        return wire.answer(models.Submitted(tasks=refs), 201)
+        body = wire.read_body(MAX_JSON_BYTES)
+        if request.mimetype != "application/json":
+            raise RaeError("unsupported_media", f"Content-Type is {request.mimetype or 'missing'}")
+        mesh.check_disk()
+        return wire.answer(models.Submitted(tasks=_submit(mesh, caller, body)), 201)
 
     @bp.get("/tasks")
     def list_tasks() -> Response:
@@ -121,18 +126,33 @@ def blueprint(mesh: Mesh) -> Blueprint:
     return bp
 
 
-def _prepare(mesh: Mesh, caller: Caller, body: wire.Body) -> list[Prepared]:
-    if request.mimetype != "application/json":
-        raise RaeError("unsupported_media", f"Content-Type is {request.mimetype or 'missing'}")
-    value = wire.decode(body)
+def _submit(mesh: Mesh, caller: Caller, body: wire.Body) -> list[models.TaskRef]:
+    def write(batch: list[Prepared], *, bulk: bool = False) -> list[models.TaskRef]:
+        take = partial(submit, submitter=caller.name, batch=batch, limits=mesh.room.check)
+        return mesh.write(take, bulk=bulk)
+
+    if body.size <= BULK_BYTES:
+        value = models.decode(body.bytes())
+        tasks = value.get("tasks") if isinstance(value, dict) else None
+        if not isinstance(tasks, list) or len(tasks) <= BULK_ROWS:
+            batch = _prepared(value, caller.name, mesh.config)
+            if sum(1 + len(task.needs) + len(task.spec.inputs) for task in batch) <= BULK_ROWS:
+                return write(batch)
+    with mesh.turns.of(caller.name):
+        return write(in_thread(_parsed, body, caller.name, mesh.config), bulk=True)
+
+
+def _parsed(body: wire.Body, submitter: str, config: ControlConfig) -> list[Prepared]:
+    return _prepared(models.decode(body.bytes()), submitter, config)
+
+
+def _prepared(value: object, submitter: str, config: ControlConfig) -> list[Prepared]:
     many = isinstance(value, dict) and "tasks" in value
     specs = (
         models.parse(models.SubmitMany, value).tasks
         if many
         else [models.parse(models.TaskSpec, value)]
     )
-    mesh.check_disk()
-    config = mesh.config
     for spec in specs:
         ttl = spec.lease_ttl_s
         if ttl is not None and not config.min_lease_ttl_s <= ttl <= config.max_lease_ttl_s:
@@ -141,8 +161,8 @@ def _prepare(mesh: Mesh, caller: Caller, body: wire.Body) -> list[Prepared]:
                 "invalid_body", f"lease_ttl_s: {ttl:g} is not within {low:g} to {high:g}"
             )
     batch = [
-        prepare(spec, spec.task_id or uuid7(), caller.name, config.default_lease_ttl_s)
-        for spec in specs
+        prepare(spec, spec.task_id or fresh, submitter, config.default_lease_ttl_s)
+        for spec, fresh in zip(specs, uuid7s(len(specs)), strict=True)
     ]
     needs = sum(len(task.needs) for task in batch)
     if needs > MAX_NEEDS_PER_CALL:

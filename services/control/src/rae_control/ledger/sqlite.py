@@ -15,6 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
@@ -112,6 +113,21 @@ class Tx:
         self.db.execute(sql, values)
         return self.db.changes()
 
+    def insert(self, table: str, rows: Sequence[Row]) -> Sequence[int]:
+        """Insert rows of the same columns, with one statement: between two, the interpreter goes to
+        whoever computes. Returns their numbers."""
+        if not rows:
+            return ()
+        columns = ", ".join(rows[0])
+        values = ", ".join(f"v ->> {at}" for at in range(len(rows[0])))
+        self.db.execute(
+            f"INSERT INTO {table} ({columns}) SELECT {values}"
+            " FROM (SELECT value AS v FROM json_each(?) ORDER BY key)",
+            (json.dumps([list(row.values()) for row in rows]),),
+        )
+        last = self.db.last_insert_rowid()
+        return range(last - len(rows) + 1, last + 1)
+
     def rows(self, sql: str, *values: Any) -> list[Row]:
         """All rows as dictionaries."""
         return fetch(self.db, sql, values)
@@ -176,18 +192,23 @@ class Ledger:
         return None if row is None else Kept(**json.loads(row[0]))
 
     def transact(
-        self, functions: Sequence[Callable[[Tx], Any]]
+        self, functions: Sequence[Callable[[Tx], Any]], most_s: float = inf
     ) -> tuple[list[Outcome[Any]], Changes]:
         """Run a batch durably: when this returns, everything that succeeded is on the disk.
+
+        After `most_s` no further function begins: there are fewer outcomes than functions then.
 
         A function that raises RaeError is rolled back alone. An error of SQLite itself rolls the
         whole batch back: every caller gets `ledger_unavailable`.
         """
-        db, changes, end = self._writer, Changes(), self._clock.boot() + BATCH_S
+        db, changes, began = self._writer, Changes(), self._clock.boot()
         outcomes: list[Outcome[Any]] = []
         try:
             db.execute("BEGIN IMMEDIATE")
-            outcomes.extend(self._one(function, changes, end) for function in functions)
+            for function in functions:
+                outcomes.append(self._one(function, changes, began + BATCH_S))
+                if self._clock.boot() - began > most_s:
+                    break
             db.execute("COMMIT")
         except (apsw.FullError, apsw.IOError, apsw.BusyError) as error:
             if db.in_transaction:

@@ -89,19 +89,18 @@ def submit(
     batch is kept then.
     """
     refs: list[TaskRef] = []
-    fresh: list[tuple[Prepared, Row]] = []
-    found, written = _resolve(tx, submitter, batch), set[str]()
+    new: dict[str, Prepared] = {}
+    found = _resolve(tx, submitter, batch)
     for sent in batch:
         task, known = found[sent.task_id]
-        if known is None and sent.task_id in written:
-            known = {"task_id": sent.task_id, "state": "waiting"}  # sent twice in this very call
+        state, name = TaskState.WAITING, task.task_id
         if known is not None:
-            state = TaskState(known["state"])
-            refs.append(TaskRef(task_id=known["task_id"], state=state, created=False))
-            continue
-        fresh.append((task, _insert(tx, submitter, task)))
-        written.add(task.task_id)
-        refs.append(TaskRef(task_id=task.task_id, state=TaskState.WAITING))
+            state, name = TaskState(known["state"]), known["task_id"]
+        created = known is None and name not in new  # else it was sent twice in this very call
+        if created:
+            new[name] = task
+        refs.append(TaskRef(task_id=name, state=state, created=created))
+    fresh = _insert(tx, submitter, list(new.values()))
     specs = {task.task_id: task.spec for task, _ in fresh}
     ended: list[tuple[Row, str]] = []
     for task, row in fresh:
@@ -109,18 +108,21 @@ def submit(
         broken = _depend(tx, submitter, task, row)
         if broken:
             ended.append((row, broken))
-    for _, row in fresh:
-        due = row["unmet"] == 0 and (row["not_before"] is None or row["not_before"] <= tx.earliest)
-        row["state"] = "queued" if due else "waiting"
-        tx.run(
-            "UPDATE tasks SET state = ?, unmet = ? WHERE seq = ?",
-            row["state"],
-            row["unmet"],
-            row["seq"],
-        )
-        ledger_tasks.inserted(tx, row)
+    _settle(tx, fresh)
     if fresh:
         limits(tx, submitter)
+    states = {row["task_id"]: row["state"] for _, row in fresh}
+    if ended:
+        _end(tx, ended)
+        states = {name: ledger_tasks.get(tx, name)["state"] for name in states}
+    return [
+        ref.model_copy(update={"state": TaskState(states.get(ref.task_id, ref.state))})
+        for ref in refs
+    ]
+
+
+def _end(tx: Tx, ended: Sequence[tuple[Row, str]]) -> None:
+    """Tasks that need one which has failed already."""
     for row, broken in ended:
         current = ledger_tasks.get(tx, row["task_id"])
         if not TaskState(current["state"]).final:
@@ -128,11 +130,6 @@ def submit(
             ledger_tasks.move(
                 tx, current, TaskState.FAILED, "dependency_failed", detail=broken, error=error
             )
-    states = {row["task_id"]: ledger_tasks.get(tx, row["task_id"])["state"] for _, row in fresh}
-    return [
-        ref.model_copy(update={"state": TaskState(states.get(ref.task_id, ref.state))})
-        for ref in refs
-    ]
 
 
 def _resolve(
@@ -143,6 +140,7 @@ def _resolve(
     Who needs a task that stands for another one needs that other one.
     """
     sent: dict[str, Prepared] = {}
+    there = {row["task_id"]: row for row in tx.rows(_THERE, json.dumps([t.task_id for t in batch]))}
     for task in batch:
         if sent.setdefault(task.task_id, task).digest != task.digest:
             raise RaeError("task_conflict", f"the id {task.task_id} stands there with two bodies")
@@ -152,7 +150,7 @@ def _resolve(
     for task in in_order(batch):
         if not names.keys().isdisjoint(task.needs):
             task = _renamed(task, names)  # noqa: PLW2901
-        known = _known(tx, submitter, task)
+        known = _known(tx, submitter, task, there.get(task.task_id))
         if known is None and task.key is not None:
             known = by_key.get(task.key)
             by_key.setdefault(task.key, {"task_id": task.task_id, "state": "waiting"})
@@ -187,10 +185,12 @@ def _needs(spec: TaskSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*spec.depends_on, *from_tasks]))
 
 
-def _known(tx: Tx, submitter: str, task: Prepared) -> Row | None:
-    row = tx.row(
-        "SELECT task_id, state, submitter, spec_sha256 FROM tasks WHERE task_id = ?", task.task_id
-    )
+# One statement for all: each that the writer's thread makes gives others the interpreter meanwhile.
+_THERE = """SELECT task_id, state, submitter, spec_sha256 FROM json_each(?) i
+    JOIN tasks ON tasks.task_id = i.value"""
+
+
+def _known(tx: Tx, submitter: str, task: Prepared, row: Row | None) -> Row | None:
     if row is not None:
         if row["submitter"] != submitter:
             raise RaeError("task_id_taken", f"the id {task.task_id} is taken")
@@ -206,28 +206,51 @@ def _known(tx: Tx, submitter: str, task: Prepared) -> Row | None:
     )  # fmt: skip
 
 
-def _insert(tx: Tx, submitter: str, task: Prepared) -> Row:
-    spec = task.spec
-    tx.run("INSERT OR IGNORE INTO lanes VALUES (?, ?)", task.lane_id, task.requirements)
-    row: Row = {
-        "task_id": task.task_id, "submitter": submitter, "state": "waiting", "kind": spec.kind,
-        "priority": spec.priority, "lane_id": task.lane_id,
-        "spec_bytes": len(task.text), "spec_sha256": task.digest, "idempotency_key": task.key,
-        "lease_ttl_s": task.lease_ttl_s,
-        "timeout_s": spec.timeout_s, "max_attempts": spec.max_attempts, "unmet": 0,
-        "not_before": spec.not_before and spec.not_before.timestamp(),
-        "expires_at": spec.expires_at and spec.expires_at.timestamp(),
-        "created_at": tx.now, "updated_at": tx.now, "reason": "submitted",
-    }  # fmt: skip
-    names = ", ".join(row)
-    marks = ", ".join("?" * len(row))
-    tx.run(f"INSERT INTO tasks ({names}) VALUES ({marks})", *row.values())
-    seq = tx.db.last_insert_rowid()
-    labels = canonical(spec.labels).decode()
-    tx.run("INSERT INTO specs VALUES (?, ?, ?)", seq, labels, task.text.decode())
-    if spec.labels:
-        tx.run(f"INSERT INTO labels {LABELS} WHERE seq = ?", seq)
-    return {**row, "seq": seq, "lease_id": None, "fence": None, "avoid": None}
+def _insert(tx: Tx, submitter: str, tasks: Sequence[Prepared]) -> list[tuple[Prepared, Row]]:
+    for lane in {(task.lane_id, task.requirements) for task in tasks}:
+        tx.run("INSERT OR IGNORE INTO lanes VALUES (?, ?)", *lane)
+    rows: list[Row] = []
+    for task in tasks:
+        spec = task.spec
+        rows.append({
+            "task_id": task.task_id, "submitter": submitter, "state": "waiting", "kind": spec.kind,
+            "priority": spec.priority, "lane_id": task.lane_id,
+            "spec_bytes": len(task.text), "spec_sha256": task.digest, "idempotency_key": task.key,
+            "lease_ttl_s": task.lease_ttl_s,
+            "timeout_s": spec.timeout_s, "max_attempts": spec.max_attempts, "unmet": 0,
+            "not_before": spec.not_before and spec.not_before.timestamp(),
+            "expires_at": spec.expires_at and spec.expires_at.timestamp(),
+            "created_at": tx.now, "updated_at": tx.now, "reason": "submitted",
+        })  # fmt: skip
+    seqs = tx.insert("tasks", rows)
+    tx.insert("specs", [
+        {"seq": seq, "labels": canonical(task.spec.labels).decode(), "spec": task.text.decode()}
+        for seq, task in zip(seqs, tasks, strict=True)
+    ])  # fmt: skip
+    if any(task.spec.labels for task in tasks):
+        # One call's tasks stand one after the other.
+        tx.run(f"INSERT INTO labels {LABELS} WHERE seq BETWEEN ? AND ?", min(seqs), max(seqs))
+    more = {"lease_id": None, "fence": None, "avoid": None}
+    return [
+        (task, {**row, "seq": seq, **more})
+        for task, row, seq in zip(tasks, rows, seqs, strict=True)
+    ]
+
+
+def _settle(tx: Tx, fresh: Sequence[tuple[Prepared, Row]]) -> None:
+    """What nothing keeps waiting is queued, and all begin their history."""
+    due = []
+    for _, row in fresh:
+        if row["unmet"]:
+            tx.run("UPDATE tasks SET unmet = ? WHERE seq = ?", row["unmet"], row["seq"])
+        elif row["not_before"] is None or row["not_before"] <= tx.earliest:
+            row["state"] = "queued"
+            due.append(row["seq"])
+    tx.run(
+        "UPDATE tasks SET state = 'queued' WHERE seq IN (SELECT value FROM json_each(?))",
+        json.dumps(due),
+    )
+    ledger_tasks.inserted(tx, [(row, task.requirements) for task, row in fresh])
 
 
 _NEED = f"""SELECT n.state, n.submitter, {OPEN_NEED} AS open FROM tasks n,

@@ -107,10 +107,16 @@ def keep_lane(tx: Tx, task: Row, needs: Mapping[str, Any]) -> str:
     return lane
 
 
-def inserted(tx: Tx, task: Row) -> None:
-    """A new row was written: its first event and its place in memory."""
-    line = event(tx, task["reason"], task=task, old=None, new=task["state"])
-    _tell(tx, task, None, line, (None, None, None), task["lane_id"])
+def inserted(tx: Tx, tasks: Sequence[tuple[Row, str]]) -> None:
+    """New rows were written, in lanes with these needs: their first events, and memory."""
+    lines = tx.insert("events", [
+        {"at": tx.now, "submitter": task["submitter"], "task_id": task["task_id"],
+         "to_state": task["state"], "reason": task["reason"]}
+        for task, _ in tasks
+    ])  # fmt: skip
+    for (task, requirements), line in zip(tasks, lines, strict=True):
+        told = dict(task), None, task["state"], None, None, None, line, task["lane_id"]
+        tx.changes.moved.append(Moved(*told, requirements=requirements))
 
 
 def _release_dependents(tx: Tx, task: Row) -> None:

@@ -37,6 +37,7 @@ from rae_control.ledger.writer import LedgerWriter
 from rae_control.log import facts
 from rae_control.mesh.metrics import Metrics
 from rae_control.mesh.room import Room
+from rae_control.mesh.turns import Turns
 from rae_control.node_table import NodeEntry, NodeTable
 from rae_control.storage.files import BlobStore, LogStore
 from rae_protocol.clock import Clock
@@ -127,6 +128,7 @@ class State(ABC):
         self._load()
         self.writer = LedgerWriter(self.ledger, self._changed, metrics.committed)
         self.readers = LedgerReaders(self.ledger)
+        self.turns = Turns()  # of submits that are large
 
     def close(self) -> None:
         """Finish pending writes, let another process in."""
@@ -150,9 +152,9 @@ class State(ABC):
     def follow_token(self, row: Row) -> None:
         """What follows a token's change."""
 
-    def write(self, function: Callable[[Tx], T]) -> T:
-        """Run in the next ledger transaction; durable when it returns."""
-        return self.writer.write(function)
+    def write(self, function: Callable[[Tx], T], *, bulk: bool = False) -> T:
+        """Run in a ledger transaction; durable when it returns. `bulk`: it takes long."""
+        return self.writer.write(function, bulk=bulk)
 
     def write_some(self, function: Callable[[Tx, Callable[[], bool]], T]) -> T:
         """The same for work in pieces: the function asks after each whether to go on.

@@ -28,6 +28,8 @@ from rae_protocol.clock import Clock
 log = logging.getLogger(__name__)
 DRIFTED_EVERY = 6
 GATHER_S = 0.01
+STEPS = 20  # at once: others wait while they are made into commands
+_LENGTHENS = {"push": 1, "leave": -1, "drop": -1}
 LOOK_S = 1.0  # whether Redis still has what it was given
 
 
@@ -119,7 +121,7 @@ class QueueKeeper:
             self._slots_changed = False
             self.queue.set_slots(self._slots())
         while self._ops:
-            ops, self._ops = self._ops[:500], self._ops[500:]
+            ops, self._ops = self._ops[:STEPS], self._ops[STEPS:]
             todo = [op for op in ops if not self._done(op)]
             self._drifted |= self.queue.apply(todo)
             self.queue.forget([op.task_id for op in ops if op.verb == "drop" and op not in todo])
@@ -142,9 +144,12 @@ class QueueKeeper:
         drifted: set[str] = set()
         if self._round % DRIFTED_EVERY == 0:
             drifted, self._drifted = self._drifted, drifted
-        # Without a step under way memory counts what Redis should hold at this moment, and Redis
+        # Less the steps under way, memory counts what Redis should hold at this moment, and Redis
         # stays as it is: this greenlet alone changes it.
-        wanted = {name: lane.queued for name, lane in self._lanes.lanes.items()}
+        wanted = Counter({name: lane.queued for name, lane in self._lanes.lanes.items()})
+        for op in self._ops:
+            if op.verb in _LENGTHENS and not self._done(op):
+                wanted[op.lane_id] -= _LENGTHENS[op.verb]
         have = self.queue.lanes()
         lanes = {*have, *wanted}
         self.queue.show([lane_id for lane_id in wanted if lane_id not in have])

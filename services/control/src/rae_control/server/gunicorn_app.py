@@ -23,6 +23,7 @@ from rae_control.log import LOGGING
 from rae_protocol import notify
 
 PR_SET_PDEATHSIG = 1
+SWITCH_S = 0.0005
 MOST_CONNECTIONS = 20_000
 # Ledger, Redis, tailscaled's socket, blobs, logs, and bodies that lie in unnamed files.
 OWN_FILES = 2048
@@ -121,6 +122,8 @@ def main() -> None:
     """Serve until told to stop."""
     settings = json.loads(sys.argv[1])
     raise_limit()
+    # A thread that computes gives way to the others, the writer's above all, after this long.
+    sys.setswitchinterval(SWITCH_S)
     if settings.get("die_with_parent"):
         die_with_parent()
     Application(settings).run()

@@ -1,0 +1,147 @@
+"""Large submits leave room for small writes: taken one at a time, committed in turn with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from rae_control.ledger.sqlite import Ledger, Tx
+from rae_control.ledger.writer import COMMIT_S, LedgerWriter
+from rae_control.maintenance import backup
+from rae_control.mesh.mesh import Mesh
+from rae_control.mesh.turns import Turns
+
+from .conftest import ECHO, Api, ManualClock
+
+
+class SlowClock(ManualClock):
+    """Each look at it takes a while."""
+
+    def boot(self) -> float:
+        self.offset += COMMIT_S / 10
+        return super().boot()
+
+
+class Written(LedgerWriter):
+    """A writer with a ledger of its own; `commits` are the sizes of its commits."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.commits: list[int] = []
+        super().__init__(ledger, lambda _: None, lambda _, writes: self.commits.append(writes))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Written]:
+    ledger = Ledger(tmp_path / "ledger.db", SlowClock())
+    writer = Written(ledger)
+    yield writer
+    writer.close()
+    ledger.close()
+
+
+def test_a_small_write_waits_for_one_large_one_at_most(writer: Written) -> None:
+    order: list[str] = []
+
+    def note(_: Tx, name: str) -> None:
+        order.append(name)
+
+    def write(name: str, *, bulk: bool) -> None:
+        writer.write(partial(note, name=name), bulk=bulk)
+
+    large = [gevent.spawn(write, f"large {number}", bulk=True) for number in range(10)]
+    gevent.sleep(0)
+    small = [gevent.spawn(write, f"small {number}", bulk=False) for number in range(3)]
+    gevent.joinall([*large, *small])
+    assert [name.split()[0] for name in order[:5]].count("large") <= 2
+    assert sorted(order) == sorted(
+        [f"large {n}" for n in range(10)] + [f"small {n}" for n in range(3)]
+    )
+    assert order.index("large 9") > order.index("large 8")
+
+
+def test_a_commit_takes_no_more_in_when_its_time_is_over(writer: Written) -> None:
+    answers = [gevent.spawn(writer.write, lambda _, n=number: n) for number in range(40)]
+    gevent.joinall(answers)
+    assert [one.value for one in answers] == list(range(40))
+    assert max(writer.commits) < 10
+    assert sum(writer.commits) == 40
+
+
+def test_each_caller_has_its_turn() -> None:
+    turns, order = Turns(), list[str]()
+
+    def work(who: str) -> None:
+        with turns.of(who):
+            order.append(who)
+            gevent.sleep(0)
+
+    gevent.joinall([gevent.spawn(work, who) for who in "aaaabbc"])
+    assert "".join(order) == "aabcaba"
+
+
+def test_who_gives_up_waiting_keeps_no_turn() -> None:
+    turns, done = Turns(), list[str]()
+
+    def work(who: str) -> None:
+        with turns.of(who):
+            gevent.sleep(0.01)
+            done.append(who)
+
+    workers = [gevent.spawn(work, who) for who in "aabbcc"]
+    gevent.sleep(0)
+    gevent.killall(workers[1:4])
+    gevent.joinall(workers)
+    assert done == ["a", "c", "c"]
+    with turns.of("d"):
+        done.append("d")
+
+
+def test_a_small_submit_does_not_wait_for_the_turn_of_large_ones(api: Api, mesh: Mesh) -> None:
+    entered, leave = Event(), Event()
+
+    def hold() -> None:
+        with mesh.turns.of("bob"):
+            entered.set()
+            leave.wait()
+
+    holder = gevent.spawn(hold)
+    entered.wait()
+    large = gevent.spawn(api.submit, *[ECHO] * 50)
+    wide = gevent.spawn(api.submit, {**ECHO, "labels": {"l": "x"}, "params": {"p": "x" * 200_000}})
+    api.submit(ECHO)
+    gevent.sleep(0.05)
+    assert not large.ready() and not wide.ready()
+    leave.set()
+    gevent.joinall([holder, large, wide])
+    assert len(large.get()) == 50 and len(wide.get()) == 1
+
+
+def test_a_large_submit_is_written_as_many_small_ones_are(api: Api, mesh: Mesh) -> None:
+    later = "2190-01-01T00:00:00Z"
+    tasks = [
+        {**ECHO, "task_id": f"t{number}", "priority": number % 3, "labels": {"n": str(number)},
+         "idempotency_key": f"key \0 {number}", "params": {"text": f"ü \0 \U0001f600 {number}"},
+         **({"not_before": later} if number % 5 == 0 else {}),
+         **({"depends_on": [f"t{number - 1}", f"t{number - 2}"]} if number % 7 == 6 else {})}
+        for number in range(60)
+    ]  # fmt: skip
+    found = api.submit(*tasks, tasks[3])
+    assert [one["created"] for one in found] == [True] * 60 + [False]
+    for number in (0, 3, 6, 59):
+        task, sent = api.task(f"t{number}"), tasks[number]
+        assert task["state"] == found[number]["state"]
+        assert task["spec"]["params"] == sent["params"]
+        assert task["spec"]["idempotency_key"] == f"key \0 {number}"
+        assert task["labels"] == sent["labels"]
+        events = api.rae("GET", f"/tasks/t{number}/events").json["events"]
+        assert [event["to_state"] for event in events] == [task["state"]]
+    states = [one["state"] for one in found[:60]]
+    assert states == ["waiting" if n % 5 == 0 or n % 7 == 6 else "queued" for n in range(60)]
+    again = api.submit(*({**task, "task_id": f"again-{task['task_id']}"} for task in tasks[:3]))
+    assert [one["task_id"] for one in again] == ["t0", "t1", "t2"]
+    assert backup.check_folder(mesh.data, deep=False) == []
