@@ -18,6 +18,7 @@ from pathlib import Path
 from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.names import TaskState
+from rae_protocol.terminal import CLOSED_PIPE, INTERRUPTED, complain
 from tools.demo_work import Work, find_ollama, llm_work, pick_files, quick_work, slow_work
 from tools.devmesh import SCALE, DevMesh, MeshError, exit_on_signals
 
@@ -261,14 +262,14 @@ def main() -> int:
     try:
         return run()
     except KeyboardInterrupt:
-        print("\nStopped; nothing is left running.", file=sys.stderr)
-        return 130
+        complain("demo", "stopped; nothing is left running")
+        return INTERRUPTED
     except (MeshError, json.JSONDecodeError) as error:
-        print(f"demo: {error}", file=sys.stderr)
+        complain("demo", str(error))
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return CLOSED_PIPE
 
 
 if __name__ == "__main__":

@@ -435,7 +435,8 @@ class DevMesh:
         return "\n".join(part.tail() for part in [*parts, *extra])
 
     def _say_logs(self) -> None:
-        print(self.tails(), file=sys.stderr)
+        with contextlib.suppress(OSError):  # who read them has gone; the folder goes, too
+            print(self.tails(), file=sys.stderr, flush=True)
 
 
 def _sets(settings: Mapping[str, object]) -> Iterator[str]:

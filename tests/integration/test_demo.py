@@ -54,6 +54,16 @@ def test_the_demo_does_everything_once_and_leaves_nothing(folder: Path) -> None:
     nothing_is_left(folder)
 
 
+def test_a_demo_whose_reader_goes_away_leaves_neither_process_nor_folder(folder: Path) -> None:
+    with start(folder) as demo:
+        assert demo.stdout is not None
+        demo.stdout.readline()  # as `make demo 2>&1 | head -1` does
+        demo.stdout.close()
+        demo.wait(60)
+    assert demo.returncode == 141
+    nothing_is_left(folder)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_demo_that_is_stopped_in_the_middle_leaves_no_process(
     folder: Path, number: signal.Signals
