@@ -83,8 +83,9 @@ def test_a_chore_asked_for_twice_is_done_once_and_the_mesh_leaves_it_alone(
 ) -> None:
     api.join("n1")
     api.submit(ECHO)
-    assert "the worker has it" in chores.chore("backup")
-    assert "waits or runs already" in chores.chore("backup")
+    said = chores.chore("backup")
+    assert "backup: queued, and no worker runs; start one with `rae-control worker" in said
+    assert "already queued or running, and no worker runs" in chores.chore("backup")
     mesh.keeper.unavailable(_error())  # all of the queue is compared
     until(lambda: mesh.keeper.available)
     settled(mesh)
@@ -102,8 +103,28 @@ def test_a_chore_asked_for_twice_is_done_once_and_the_mesh_leaves_it_alone(
     assert made is not None and made.stat().st_mode & 0o777 == 0o600
     assert restore(made, tmp_path / "again", force=False) == []
     # What is done may be asked for again.
-    until(lambda: "the worker has it" in chores.chore("check"), 5)
+    until(lambda: chores.chore("check") == "check: queued\n", 5)
     until(lambda: "all is well" in chores.log.read_text(), 20)
+
+
+def test_a_worker_that_was_killed_is_not_taken_for_one_that_runs(chores: Chores) -> None:
+    chores.start()
+    until(lambda: chores.chore("check") != "" and "no worker" not in chores.chore("check"), 20)
+    assert chores.worker is not None
+    chores.worker.kill()
+    chores.worker.wait()
+    assert "no worker runs" in chores.chore("backup")
+
+
+def test_a_backup_replaces_no_file_unless_it_is_told_to(chores: Chores, tmp_path: Path) -> None:
+    file = tmp_path / "mine.raebackup"
+    file.write_text("the only one of last year")
+    refused = chores.verb("backup", str(file))
+    assert refused.returncode == 2
+    assert f"{file} is there already" in refused.stderr and "--force" in refused.stderr
+    assert file.read_text() == "the only one of last year"
+    assert chores.verb("backup", str(file), "--force").returncode == 0
+    assert restore(file, tmp_path / "again", force=False) == []
 
 
 def _error() -> object:

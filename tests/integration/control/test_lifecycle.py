@@ -383,6 +383,34 @@ def test_a_restart_grants_every_open_lease_a_full_period(
     mesh.close()
 
 
+def test_a_node_that_has_not_called_since_controls_start_was_not_seen_since(
+    tmp_path: Any, redis_server: Server, clock: ManualClock, config: ControlConfig
+) -> None:
+    from rae_control.server.app import create_app
+
+    mesh = build(tmp_path, redis_server, clock, config)
+    api = Api(create_app(mesh).test_client(), clock)
+    api.join("n1")
+    registered = api.rae("GET", "/nodes/n1", who="root").json["last_seen"]
+    mesh.close()
+    clock.advance(10_000)
+    mesh = build(tmp_path, redis_server, clock, config)
+    api.client = create_app(mesh).test_client()
+    clock.advance(60)
+    view = api.rae("GET", "/nodes/n1", who="root").json
+    assert (view["state"], view.get("last_seen")) == ("online", None)
+    tick(mesh, clock, 200)
+    view = api.rae("GET", "/nodes/n1", who="root").json
+    assert (view["state"], view["last_seen"]) == ("offline", registered)
+    api.join("n1")
+    clock.advance(30)
+    seen = datetime.fromisoformat(
+        api.rae("GET", "/nodes/n1", who="root").json["last_seen"].replace("Z", "+00:00")
+    )
+    assert clock.wall() - seen.timestamp() == pytest.approx(30, abs=1)
+    mesh.close()
+
+
 def test_time_in_which_control_was_stopped_does_not_count(
     api: Api, mesh: Mesh, clock: ManualClock
 ) -> None:

@@ -25,12 +25,15 @@ from rae_control.core.matching import (
     without_program,
 )
 from rae_control.ledger.sqlite import Row
+from rae_protocol.clock import Clock
 from rae_protocol.nodes import Availability, Command, RegisterRequest, Wanted
 
 
 @dataclass(slots=True)
 class NodeEntry:
-    """One enrolled node. `heard` is on the boot clock."""
+    """One enrolled node. `heard` and `received` are on the boot clock: silence counts from `heard`,
+    which is control's start at the earliest; `received` is None until it has called since then.
+    """
 
     node_id: str
     kind: str
@@ -57,6 +60,7 @@ class NodeEntry:
     session_keys: dict[str, bytes] = field(default_factory=dict)
     commands: list[Command] = field(default_factory=list)
     fits: dict[str, bool] = field(default_factory=dict)
+    received: float | None = None
     poll: Any = None
     claiming: RLock = field(default_factory=RLock)
     delivering: RLock = field(default_factory=RLock)  # one result at a time
@@ -65,6 +69,12 @@ class NodeEntry:
     def acks(self) -> bool:
         """Whether the node promised to ack; for every other one a poll counts as the ack."""
         return self.info is not None and self.info.ack
+
+    def seen(self, clock: Clock) -> float | None:
+        """When it called last, in unix seconds; None: unknown, not since control's start."""
+        if not self.online:
+            return self.last_seen
+        return None if self.received is None else clock.wall() - (clock.boot() - self.received)
 
     @property
     def wanted(self) -> Wanted:
@@ -196,10 +206,11 @@ class NodeTable:
             entry.delivering = before.delivering
             if before.token_sha256 == entry.token_sha256:
                 entry.heard, entry.session_keys = before.heard, before.session_keys
+                entry.received = before.received
                 entry.availability, entry.reasons = before.availability, before.reasons
                 entry.clock_offset_s, entry.commands = before.clock_offset_s, before.commands
             elif info is not None:
-                entry.availability = info.availability
+                entry.availability, entry.received = info.availability, now_boot
         self._entries[entry.node_id] = entry
         if entry.token_sha256:
             self._by_token[entry.token_sha256] = entry.node_id

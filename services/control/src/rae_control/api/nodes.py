@@ -126,9 +126,6 @@ def blueprint(mesh: Mesh) -> Blueprint:
 
 def node_view(mesh: Mesh, entry: NodeEntry) -> models.NodeView:
     """A node as control tells it."""
-    seen = entry.last_seen
-    if entry.online:
-        seen = mesh.clock.wall() - (mesh.clock.boot() - entry.heard)
     info = entry.info
     return models.NodeView.model_validate(
         {
@@ -143,7 +140,7 @@ def node_view(mesh: Mesh, entry: NodeEntry) -> models.NodeView:
             "reason": entry.cordoned or entry.draining,
             "suspect": mesh.health.suspect(entry.node_id),
             "reasons": entry.reasons,
-            "last_seen": views.moment(seen),
+            "last_seen": views.moment(entry.seen(mesh.clock)),
             "version": info.version if info else None,
             "isolation": info.isolation if info else None,
             "clock_offset_s": entry.clock_offset_s,
@@ -216,7 +213,7 @@ def _registered(
 def _heartbeat(
     mesh: Mesh, entry: NodeEntry, beat: models.Heartbeat, now: float
 ) -> models.HeartbeatAnswer:
-    entry.heard = now
+    entry.heard = entry.received = now
     opened = beat.availability is not None and beat.availability != entry.availability
     if beat.availability is not None:
         entry.availability = beat.availability

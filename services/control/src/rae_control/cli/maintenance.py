@@ -50,6 +50,7 @@ def add_verbs(verbs: Any, folder: Folder) -> None:
     made.add_argument("--json", action="store_true", help="for programs")
     made = add("backup", _backup, "write ledger, blobs, logs and keys to one file, while it runs")
     made.add_argument("file", type=Path, metavar="FILE")
+    made.add_argument("--force", action="store_true", help="replace FILE where it is there")
     made = add("chore", _chore, "have the worker write a backup, or check everything, once")
     made.add_argument("chore", choices=("backup", "check"))
     made.add_argument("--config", type=Path, help="YAML file with settings")
@@ -95,8 +96,15 @@ def _chore(args: argparse.Namespace) -> int:
     if args.now:
         say(chores.run(args.chore, str(data), config.backup_dir, config.backup_keep))
         return 0
-    fresh = chores.enqueue(*_redis(data), args.chore, data, config)
-    say(f"{args.chore}: {'the worker has it' if fresh else 'it waits or runs already'}")
+    where = _redis(data)
+    fresh = chores.enqueue(*where, args.chore, data, config)
+    said = "queued" if fresh else "already queued or running"
+    if not chores.has_worker(*where):
+        said += (
+            f", and no worker runs; start one with `rae-control worker --data {args.data}`,"
+            " or do it here with --now"
+        )
+    say(f"{args.chore}: {said}")
     return 0
 
 
@@ -131,6 +139,11 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _backup(args: argparse.Namespace) -> int:
+    if not args.force and args.file.exists():
+        raise ConfigError(
+            f"{args.file} is there already; name another file, or --force replaces it once the new "
+            "backup is complete"
+        )
     os.nice(10)  # submits go first
     try:
         count = backup(args.data, args.file)

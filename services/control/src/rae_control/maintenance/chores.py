@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,6 +22,7 @@ from rq import Queue, Worker
 from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
+from rq.worker import BaseWorker
 
 from rae_control.config import ControlConfig
 from rae_control.errors import ChoreFailed, ConfigError, ControlError
@@ -109,6 +111,26 @@ def enqueue(url: str, password: str | None, name: str, data: Path, config: Contr
             except NoSuchJobError:
                 pass  # its time was over just now
             put()
+    return True
+
+
+def has_worker(url: str, password: str | None) -> bool:
+    """Whether a worker does chores now. Raises ControlError."""
+    with redis_errors(), closing(Redis.from_url(url, password=password)) as redis:
+        queue = Queue(CHORES_QUEUE, connection=redis, serializer=JSONSerializer)
+        return any(map(_lives, Worker.all(queue=queue, serializer=JSONSerializer)))
+
+
+def _lives(worker: BaseWorker) -> bool:
+    """Whether its process is there: Redis keeps one that was killed for minutes."""
+    if not worker.pid or worker.hostname != socket.gethostname():
+        return True
+    try:
+        os.kill(worker.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
     return True
 
 

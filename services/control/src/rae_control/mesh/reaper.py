@@ -114,7 +114,9 @@ class Reaper:
         for node in state.nodes:
             if not node.online or now - node.heard <= state.config.heartbeat_timeout_s:
                 continue
-            seen = state.clock.wall() - (now - node.heard)
+            seen = node.seen(state.clock)
+            if seen is None:  # not since control's start: what the ledger has is the latest
+                seen = node.last_seen or state.clock.wall() - (now - node.heard)
             state.write(
                 partial(
                     ledger_nodes.offline, node_id=node.node_id, reason="heartbeat_timeout",
