@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ def test_a_source_that_is_present_names_each_holder_and_one_that_is_blind_its_re
     ]
     assert found[1].holder.who == "logind does not answer"
     assert "rae-node doctor" in found[1].holder.ends
+
+
+def test_of_thousands_of_holders_a_few_are_named_and_the_rest_is_counted() -> None:
+    many = tuple(
+        Holder("tty_active", f"pts/{number}", left_s=float(number)) for number in range(5000)
+    )
+    found = causes(Reading("tty", True, "tty_active", holders=many))
+    assert len(found) == 21
+    assert (found[-1].holder.who, found[-1].holder.left_s) == ("more of the kind: 4980", 4999.0)
+    ever = replace(many[-1], left_s=None)
+    *_, last = causes(Reading("tty", True, "tty_active", holders=(*many, ever)))
+    assert last.holder.left_s is None
 
 
 def test_a_measure_above_its_limit_stops_work_and_a_peak_only_holds_new_work_back() -> None:

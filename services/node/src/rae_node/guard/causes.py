@@ -9,6 +9,7 @@ from rae_node.guard.policy import Holder, Reading, Rules
 from rae_node.guard.words import in_words, measured, shown
 
 _LONGEST = 500  # characters
+_MOST = 20  # holders of one source: any user can make thousands of displays or terminals
 _DOCTOR = "`rae-node doctor` says what to do"
 _CORRECT = "correct the file; it counts as soon as it is saved"
 
@@ -43,9 +44,19 @@ def found_in(
             yield one.source, Holder(code, why, ends), True
         elif one.present:
             code = one.code or one.source
-            for holder in one.holders or (Holder(code, in_words(code)),):
+            for holder in _some(one.holders) or (Holder(code, in_words(code)),):
                 yield one.source, holder, True
         yield from _measures(rules, one)
+
+
+def _some(holders: tuple[Holder, ...]) -> tuple[Holder, ...]:
+    """All of a few; of many the first ones, and one that stands for the rest."""
+    shown_too, rest = holders[:_MOST], holders[_MOST:]
+    if not rest:
+        return shown_too
+    ends = [one.left_s for one in rest]
+    left_s = None if None in ends else max(one for one in ends if one is not None)
+    return *shown_too, Holder(rest[0].code, f"more of the kind: {len(rest)}", left_s=left_s)
 
 
 def _measures(rules: Rules, one: Reading) -> Iterator[tuple[str, Holder, bool]]:
