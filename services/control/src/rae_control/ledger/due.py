@@ -8,8 +8,14 @@ from rae_control.ledger.sqlite import Tx
 from rae_control.ledger.tasks import get, move, queue_if_due
 from rae_protocol.names import TaskState as S
 
+# By name: left to itself, SQLite looks at every task that waits or is queued.
+_DUE = """SELECT task_id FROM tasks INDEXED BY tasks_due
+    WHERE state = 'waiting' AND unmet = 0 AND fence IS NULL AND not_before"""
+_LATE = """SELECT task_id FROM tasks INDEXED BY tasks_expiring
+    WHERE expires_at <= ? AND state IN ('queued', 'waiting') LIMIT ?"""
 
-def due(tx: Tx, go_on: Callable[[], bool], limit: int = 500) -> int:
+
+def due(tx: Tx, go_on: Callable[[], bool], limit: int = 100) -> int:
     """Queue some waiting tasks whose time has come; expire some that came too late.
 
     Stops at the limit, or when `go_on` says that others wait for the writer. Returns how many: 0
@@ -17,14 +23,8 @@ def due(tx: Tx, go_on: Callable[[], bool], limit: int = 500) -> int:
     """
     count = 0
     for found in tx.rows(
-        "SELECT task_id FROM tasks WHERE state = 'waiting' AND unmet = 0 AND fence IS NULL"
-        " AND (not_before IS NULL OR not_before <= ?) LIMIT ?",
-        tx.earliest, limit,
-    ) + tx.rows(
-        "SELECT task_id FROM tasks WHERE expires_at <= ? AND state IN ('queued', 'waiting')"
-        " LIMIT ?",
-        tx.earliest, limit,
-    ):  # fmt: skip
+        f"{_DUE} IS NULL UNION ALL {_DUE} <= ? LIMIT ?", tx.earliest, limit
+    ) + tx.rows(_LATE, tx.earliest, limit):
         if count and not go_on():
             break
         # An earlier one may have ended this one as its dependent.

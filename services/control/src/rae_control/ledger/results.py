@@ -158,9 +158,9 @@ def fail_denied(tx: Tx, lane_id: str, limit: int) -> int:
     """End tasks that every node denied, or those that did not are gone; returns how many."""
     count = 0
     for found in tx.rows(
-        "SELECT task_id FROM tasks WHERE lane_id = ? AND state = 'queued' AND updated_at < ?"
-        " ORDER BY seq LIMIT ?",
-        lane_id, tx.now - _DENIED_WAITS_S, limit,
+        "SELECT task_id FROM (SELECT task_id, updated_at FROM tasks INDEXED BY tasks_queue"
+        " WHERE lane_id = ? AND state = 'queued' ORDER BY seq LIMIT ?) WHERE updated_at < ?",
+        lane_id, limit, tx.now - _DENIED_WAITS_S,
     ):  # fmt: skip
         task = ledger_tasks.get(tx, found["task_id"])
         ledger_tasks.move(tx, task, TaskState.FAILED, "E_DENY", failures=task["failures"] + 1)

@@ -112,9 +112,11 @@ def drop_lanes(tx: Tx, lanes: Sequence[str], newest: int) -> None:
 
 def forget_node_events(tx: Tx, before: float, limit: int) -> int:
     """Delete what happened to nodes, not to tasks, that long ago; returns how many."""
-    some = "seq IN (SELECT seq FROM events WHERE task_id IS NULL AND at < ? LIMIT ?)"
-    _note_removed(tx, None, some, before, limit)
-    return tx.run(f"DELETE FROM events WHERE {some}", before, limit)
+    # The oldest by their numbers, not all that there are.
+    oldest = "SELECT seq, at FROM events WHERE task_id IS NULL ORDER BY seq LIMIT ?"
+    some = f"seq IN (SELECT seq FROM ({oldest}) WHERE at < ?)"
+    _note_removed(tx, None, some, limit, before)
+    return tx.run(f"DELETE FROM events WHERE {some}", limit, before)
 
 
 def unknown_tasks(db: apsw.Connection, names: Sequence[str]) -> list[str]:
