@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +19,7 @@ from rae_control.ledger.schema import BLOB_BYTES, LABELS, OPEN_NEED, READS, SCHE
 from rae_control.ledger.sqlite import Row, fetch
 from rae_control.storage.files import PIECE
 
+_AT_ONCE = 5000
 _RESTORE = "restore a backup, or report it with this line"
 
 
@@ -145,7 +146,8 @@ _SHAPE = """SELECT type || ' ' || name FROM sqlite_master WHERE name NOT LIKE 's
 
 
 def rows_problems(db: apsw.Connection) -> Iterator[Violation]:
-    """What the rows say against each other, in one snapshot."""
+    """What the rows say against each other: each rule, and some histories at a time, in a snapshot
+    of its own, so that the write-ahead log is emptied in between."""
     for row in fetch(db, "PRAGMA integrity_check"):
         if row["integrity_check"] != "ok":
             yield Violation("sqlite_integrity", row["integrity_check"])
@@ -171,10 +173,22 @@ def _lanes(db: apsw.Connection) -> Iterator[Violation]:
 
 def _histories(db: apsw.Connection) -> Iterator[Violation]:
     """Every task's events and attempts beside its state and its counters."""
-    events = groupby(_streamed(db, "events", "seq"), lambda row: row["task_id"])
-    attempts = groupby(_streamed(db, "attempts", "attempt"), lambda row: row["task_id"])
+    last: str | None = ""
+    while last is not None:
+        with _snapshot(db):
+            sql = "SELECT task_id FROM tasks WHERE task_id > ? ORDER BY task_id LIMIT 1 OFFSET ?"
+            until = db.execute(sql, (last, _AT_ONCE)).get
+            yield from _histories_of(db, last, _AFTER_ALL if until is None else until)
+        last = until
+
+
+def _histories_of(db: apsw.Connection, after: str, until: str) -> Iterator[Violation]:
+    events = groupby(_streamed(db, "events", "seq", after, until), lambda row: row["task_id"])
+    attempts = groupby(
+        _streamed(db, "attempts", "attempt", after, until), lambda row: row["task_id"]
+    )
     steps, tries = next(events, None), next(attempts, None)
-    for task in _streamed(db, "tasks", "seq"):
+    for task in _streamed(db, "tasks", "seq", after, until):
         name, steps_here, tries_here = task["task_id"], list[Row](), list[Row]()
         while steps is not None and steps[0] <= name:
             steps_here = list(steps[1]) if steps[0] == name else []
@@ -194,6 +208,17 @@ def _histories(db: apsw.Connection) -> Iterator[Violation]:
             )
 
 
+@contextmanager
+def _snapshot(db: apsw.Connection) -> Iterator[None]:
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        with suppress(apsw.Error):  # of a damaged file; what it was is on its way already
+            db.execute("COMMIT")
+
+
+_AFTER_ALL = "~"  # no task's id begins with it
 _COLUMNS = {
     "events": "task_id, seq, from_state, to_state, attempt, reason",
     "attempts": "task_id, attempt, state",
@@ -201,29 +226,41 @@ _COLUMNS = {
 }
 
 
-def _streamed(db: apsw.Connection, table: str, then: str) -> Iterator[Row]:
+def _streamed(db: apsw.Connection, table: str, then: str, after: str, until: str) -> Iterator[Row]:
     columns = _COLUMNS[table]
     names = columns.split(", ")
-    sql = f"SELECT {columns} FROM {table} WHERE task_id IS NOT NULL ORDER BY task_id, {then}"
-    for row in db.execute(sql):
+    sql = (
+        f"SELECT {columns} FROM {table} WHERE task_id > ? AND task_id <= ? ORDER BY task_id, {then}"
+    )
+    for row in db.execute(sql, (after, until)):
         yield dict(zip(names, row, strict=True))
 
 
+# Of both tables in the order of their names, some at a time.
+_BLOBS = """SELECT sha256, size FROM blobs WHERE sha256 > ?
+    UNION SELECT sha256, size FROM artifacts WHERE sha256 > ? ORDER BY sha256 LIMIT ?"""
+
+
 def blob_problems(db: apsw.Connection, blobs: Path, deep: bool) -> Iterator[Violation]:
-    """Blobs that a row refers to, and the disk lacks (or, `deep`, holds with other bytes)."""
-    for row in db.execute("SELECT DISTINCT sha256, size FROM blobs UNION SELECT sha256, size"
-                          " FROM artifacts"):  # fmt: skip
-        name, size = str(row[0]), row[1]
-        path = blobs / name[:2] / name
-        try:
-            have = path.stat().st_size
-        except FileNotFoundError:
-            yield Violation("blob_is_here", f"{name} is missing")
-            continue
-        if have != size:
-            yield Violation("blob_is_here", f"{name} has {have} bytes, not {size}")
-        elif deep and _hash(path) != name:
-            yield Violation("blob_is_whole", f"the bytes of {name} are not what they were")
+    """Blobs that a row refers to, and the disk lacks (or, `deep`, holds with other bytes).
+
+    No snapshot is held while bytes are read.
+    """
+    last = ""
+    while some := fetch(db, _BLOBS, (last, last, _AT_ONCE)):
+        for row in some:
+            name, size = row["sha256"], row["size"]
+            path = blobs / name[:2] / name
+            try:
+                have = path.stat().st_size
+            except FileNotFoundError:
+                yield Violation("blob_is_here", f"{name} is missing")
+                continue
+            if have != size:
+                yield Violation("blob_is_here", f"{name} has {have} bytes, not {size}")
+            elif deep and _hash(path) != name:
+                yield Violation("blob_is_whole", f"the bytes of {name} are not what they were")
+        last = some[-1]["sha256"]
 
 
 def _hash(path: Path) -> str:
