@@ -237,6 +237,19 @@ def test_b7_the_dry_run_prints_the_four_cases_and_executes_nothing(
     assert sorted(made) == before
 
 
+@pytest.mark.parametrize("key", ["detect_active_user", "enabled"])
+def test_b7_the_dry_run_lets_nothing_work_where_a_switch_is_off(tree: Tree, key: str) -> None:
+    tree.set("runtime.yaml", "automation" if key == "enabled" else "safety", key, to=False)
+    done = tree.run("auto_runner.py", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "ALLOWS" not in done.stdout
+
+
+def test_b7_the_dry_run_says_what_it_leaves_out_without_an_agent(tree: Tree) -> None:
+    said = tree.run("auto_runner.py", "--dry-run").stdout.splitlines()[-1]
+    assert said.startswith("The agent") and "cooldown" in said and "left out" in said
+
+
 def test_b7_the_dry_run_says_what_blinds_the_guard(tree: Tree) -> None:
     tree.logind.end()
     done = tree.run("auto_runner.py", "--dry-run")

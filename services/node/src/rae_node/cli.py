@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import threading
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     pause = verb("pause", "stop all work now and take none", _pause)
     until = "30m, 2h, 2d, 90s; a bare number is seconds; without it until resume"
     pause.add_argument("duration", nargs="?", type=parse_duration, help=until)
+    pause.add_argument("--show", action="store_true", help="tell what is set; change nothing")
     verb("resume", "end the pause", _resume)
     status = verb("status", "show what the agent does, and why it takes no task", _status)
     reasons = verb("why", "what keeps this machine from working, since when, what ends it", _why)
@@ -182,6 +184,8 @@ def _layout(options: argparse.Namespace) -> Layout:
 
 
 def _pause(options: argparse.Namespace) -> int:
+    if options.show:
+        return _show_pause(options)
     try:
         answer = _ask(options, verb="pause", duration_s=options.duration)
     except NodeError as error:
@@ -199,6 +203,28 @@ def _pause(options: argparse.Namespace) -> int:
     count = answer["stopped"]
     done = f"; {count} {'task was' if count == 1 else 'tasks were'} stopped" if count else ""
     say(f"Paused {until}{done}.")
+    return 0
+
+
+def _show_pause(options: argparse.Namespace) -> int:
+    """What the files say, by the clocks of this machine; no agent is needed."""
+    from rae_node.guard.sources.pause import PauseSource  # noqa: PLC0415 - as below
+    from rae_node.owner import why  # noqa: PLC0415 - as below
+    from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as below
+
+    layout = _layout(options)
+    file = layout.run / "pause.json"
+    if file.exists() and not os.access(file, os.R_OK):
+        text = f"{file} is not yours to read; run it as root, or ask the agent: `rae-node status`"
+        raise NodeError("no_rights", text)
+    left = PauseSource(file, SystemClock(), layout.pause_file).left_s()
+    ends = math.isfinite(left)
+    if options.json:
+        say_json({"paused": left > 0, "left_s": left if ends else None})
+    elif left > 0:
+        say(f"paused {f'for another {why.lasting(left)}' if ends else 'until `rae-node resume`'}")
+    else:
+        say("not paused")
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rae_node.build import build_sources
 from rae_node.config.files import NodeConfig, RuntimeConfig, SourceName, load_both
-from rae_node.config.layout import Layout
+from rae_node.config.layout import Layout, socket_path
 from rae_node.config.tuning import Settings
 from rae_node.errors import NodeError
 from rae_node.guard.loop import rules_of
@@ -28,6 +28,7 @@ from rae_node.guard.sources.pause import PauseSource
 from rae_node.guard.words import in_words
 from rae_node.host import processes
 from rae_node.host.nvml import NvmlChild
+from rae_node.owner.socket import ask
 from rae_protocol.clock import SystemClock
 
 PATIENCE_S = 6.0  # longer than any source's own limit, so that it can say what is wrong
@@ -87,9 +88,10 @@ def gpu_load(layout: Layout) -> tuple[Decision, list[str]]:
 
 
 def dry_run(layout: Layout) -> tuple[list[str], bool]:
-    """B7: four made-up cases under this node's limits, then the machine as it is now.
+    """B7: four made-up cases under this node's switches and limits, then the machine as it is now.
 
-    Returns lines and whether the four came out as they must. Raises NodeError.
+    Returns lines and whether the four came out as they must: where a switch is off, nothing may
+    work. Raises NodeError.
     """
     config, runtime = load_both(layout.config_file, layout.runtime_file)
     rules = _rules(layout, runtime)
@@ -102,15 +104,31 @@ def dry_run(layout: Layout) -> tuple[list[str], bool]:
         ("GPU busy", [Reading("logind"), busy], False),
         ("GPU free", [Reading("logind"), idle], True),
     )
-    lines, right = ["Dry run: made-up readings, the real rules; nothing is executed."], True
+    lines = ["Dry run: made-up readings, the node's own switches and limits; nothing is executed."]
+    right, on = True, rules.enabled and rules.detect_active_user
     for name, readings, must in cases:
-        found = decide(Rules(True, True, rules.limits), readings, 0)
+        found = decide(rules, readings, 0)
         lines.append(f"{name:12} {_verdict(found)}")
-        right = right and found.safe is must
+        right = right and found.safe is (must and on)
     readings, problems = look(layout, config, runtime)
     lines.append(f"{'Now, really':12} {_verdict(decide(rules, readings, 0))}")
     words = [*_holders(readings), *problems.values()]
-    return [*lines, *(f"  {word}" for word in words)], right
+    lines += [f"  {word}" for word in words]
+    return [*lines, f"{'The agent':12} {_agents_word(layout)}"], right
+
+
+def _agents_word(layout: Layout) -> str:
+    """What it knows besides the guard's readings: cooldown, session, isolation, disk, slots."""
+    try:
+        answer = ask(socket_path(layout.root), {"verb": "why"})
+    except (NodeError, OSError):
+        return (
+            "does not answer: cooldown, session, isolation, slots, disk and an operator's drain"
+            " are left out"
+        )
+    if answer["takes_work"]:
+        return "takes work"
+    return f"takes no work: {'; '.join(str(cause['who']) for cause in answer['causes'])}"
 
 
 def _rules(layout: Layout, runtime: RuntimeConfig) -> Rules:
