@@ -415,6 +415,11 @@ def test_a_node_that_control_does_not_take_fails(
         assert not healthy(list(examine(home, dev=True, eyes=eyes)))
 
 
+@pytest.mark.parametrize("rc", ["not_ready", "rate_limited", "internal", "retry_signed"])
+def test_a_control_that_is_busy_is_no_fault_of_the_node(rc: str) -> None:
+    assert rules.session(rc, "try later.").state == "note"
+
+
 def test_a_control_that_is_away_fails_once_and_not_as_a_session(
     home: Layout, eyes: Eyes, make_rig: Callable[..., Rig]
 ) -> None:

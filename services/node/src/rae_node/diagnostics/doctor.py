@@ -161,7 +161,7 @@ def _agent(layout: Layout) -> Iterator[Finding]:
         return
     yield rules.agent(running, "")
     if said:
-        yield rules.session(str(said["session"]), str(said["session_problem"]))
+        yield rules.session(str(said["session"]), str(said.get("session_problem", "")))
         yield rules.in_force(str(said["files"]))
 
 

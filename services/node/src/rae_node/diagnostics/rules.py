@@ -17,14 +17,14 @@ from rae_node.host.nvml import Gpu
 from rae_node.isolation.base import Level, at_least
 from rae_node.runners.capabilities import roles_of
 from rae_node.runners.llm import has_model
-from rae_protocol.errors import RaeError, Unreachable
+from rae_protocol.errors import TABLE, RaeError, Unreachable
 
 MIN_PYTHON = (3, 10)
 MIN_DISK_MB = 1024
 MAX_OFFSET_S = 60.0  # control refuses signatures beyond it
 ALL_SOURCES: tuple[SourceName, ...] = ("logind", "input", "tty", "remote", "load", "gpu")
 AS_READ = "as they were read"  # `files` of the agent's status
-_PASSING = frozenset({"connecting", "unreachable", "register_again", "not_ready"})
+_PASSING = frozenset({"connecting", "unreachable", "register_again", "retry_signed"})
 _ASK_CONTROL = "ask control's operator: `raectl nodes list --all` shows this node's state"
 _OWN_WAY_OUT = frozenset({"tls", "certificate", "ca_file"})
 STAND_INS = {
@@ -320,7 +320,8 @@ def session(state: str, problem: str) -> Finding:
     if state == "registered":
         return good("session", "control takes this node")
     what = f"not registered ({state}): {problem}"
-    if state in _PASSING:
+    status = TABLE[state][0] if state in TABLE else 0
+    if state in _PASSING or status == 429 or status >= 500:  # control is away or busy
         return note("session", f"{what} The agent tries again by itself")
     said, _, way_out = what.rstrip(".").rpartition(". ")
     return bad("session", said or way_out, way_out if said else _ASK_CONTROL)
