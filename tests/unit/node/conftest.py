@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rae_node.agent.agent import Agent
+from rae_node.build import DOORS
 from rae_node.config import files
 from rae_node.config.layout import Layout
 from rae_node.config.reload import Live
@@ -81,7 +82,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
             owner=OwnerFile(layout.owner_file), journal=Journal(layout.logs, clock),
             sleep_block=sleep_block,
         )  # fmt: skip
-        agent = Agent(outfit)
+        agent = Agent(outfit, DOORS)
         made.append(agent)
         if start:
             agent.start()

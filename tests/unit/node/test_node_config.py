@@ -12,7 +12,6 @@ import yaml
 
 from rae_node.config.files import (
     NodeConfig,
-    check_file,
     dev_config,
     dev_runtime,
     load_both,
@@ -22,6 +21,7 @@ from rae_node.config.files import (
 )
 from rae_node.config.tuning import Settings, apply_settings, parse_overrides
 from rae_node.config.yamlfile import read_yaml
+from rae_node.diagnostics.config_check import check_file
 from rae_node.errors import ConfigError
 from rae_protocol.yamlfile import MAX_BYTES
 

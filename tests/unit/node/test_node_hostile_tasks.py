@@ -17,7 +17,7 @@ from rae_node.attempt.download import fetch_url
 from rae_node.config.layout import Layout, socket_path
 from rae_node.errors import TaskFailure
 from rae_node.isolation.base import ProcessIsolation, Spec
-from rae_node.owner.socket import open_door
+from rae_node.owner.verbs import open_door
 from rae_node.supervisor import process_tree
 from rae_node.telemetry.log import EventLog
 from rae_node.workspace.workspace import Workspace, inline_bytes

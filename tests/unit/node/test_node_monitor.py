@@ -16,7 +16,8 @@ import pytest
 
 from rae_node.guard.policy import Reading
 from rae_node.guard.words import REASONS, in_words
-from rae_node.telemetry.http import Monitor, respond, view
+from rae_node.owner.monitor_view import view
+from rae_node.telemetry.http import Monitor, respond
 from rae_node.telemetry.log import EventLog
 from rae_node.telemetry.metrics import OUTCOMES, STOPPED_MS, YIELDS, Tally, healthz, prometheus
 from tests.unit.node.fakes import UNREACHABLE, Rig, until

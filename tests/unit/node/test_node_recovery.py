@@ -18,13 +18,13 @@ import yaml
 from rae_node.config.files import (
     PROFILES,
     NodeConfig,
-    check_file,
     dev_config,
     dev_runtime,
     load_both,
 )
 from rae_node.config.layout import Layout
 from rae_node.config.reload import Live
+from rae_node.diagnostics.config_check import check_file
 from rae_node.errors import ConfigError
 from rae_node.host.moments import Moment, now_on
 from rae_node.session.spool import Spool

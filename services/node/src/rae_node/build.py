@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from rae_node.agent.agent import Agent
+from rae_node.agent.doors import Doors
 from rae_node.agent.startup import (
     AgentLock,
     end_predecessors,
@@ -47,6 +48,8 @@ from rae_node.isolation.base import Isolation
 from rae_node.isolation.bubblewrap_view import View, view_of
 from rae_node.isolation.systemd_unit import strongest
 from rae_node.owner.detector import Eyes
+from rae_node.owner.monitor_view import open_monitor
+from rae_node.owner.verbs import open_door
 from rae_node.package import DATA
 from rae_node.runners.capabilities import describe, probe_machine, programs_of
 from rae_node.runners.cli import AllowFolders, AllowList
@@ -55,6 +58,8 @@ from rae_node.telemetry.journal import Journal
 from rae_node.telemetry.log import EventLog, LogFile
 from rae_protocol.clock import Clock, SystemClock
 from rae_protocol.node_client import NodeClient
+
+DOORS = Doors(open_door, open_monitor)
 
 
 def prepare_dev(data: Path, node_id: str, layout: Layout) -> None:
@@ -130,7 +135,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         journal=journal,
         wake=wake,
     )
-    return Agent(outfit), lock
+    return Agent(outfit, DOORS), lock
 
 
 def isolation_here(layout: Layout, config: NodeConfig, allowed: AllowList) -> Isolation:

@@ -389,7 +389,7 @@ def _probe(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    from rae_node.config.files import check_file  # noqa: PLC0415 - as above
+    from rae_node.diagnostics.config_check import check_file  # noqa: PLC0415 - as above
 
     kind = check_file(options.file)
     say(f"{options.file}: a valid {kind}")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rae_node.agent import sleep_inhibitor
 from rae_node.config.files import NodeConfig, RuntimeConfig
 from rae_node.config.layout import Layout
 from rae_node.config.reload import Live
@@ -22,6 +21,10 @@ from rae_node.telemetry.journal import Journal
 from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import Clock
 from rae_protocol.node_client import NodeClient
+
+# The program lives as long as its input is open: until we close it, or are dead.
+SLEEP_BLOCK = ("systemd-inhibit", "--what=sleep", "--mode=block", "--who=RAE",
+           "--why=A task runs; the owner's return ends it", "cat")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Outfit:
     log: EventLog
     owner: OwnerFile
     journal: Journal
-    sleep_block: Sequence[str] = sleep_inhibitor.COMMAND
+    sleep_block: Sequence[str] = SLEEP_BLOCK
     wake: threading.Event = field(default_factory=threading.Event)  # the guard looks at once
 
     @property

@@ -7,7 +7,6 @@ savepoint, so that one fsync serves all and one mistake spoils nothing of the ot
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import apsw
 
@@ -25,12 +24,12 @@ from rae_control.core.steady import Kept, SteadyClock
 from rae_control.errors import (
     DiskFull,
     LedgerDamaged,
-    LedgerLocked,
     LedgerTooNew,
     LedgerUnusable,
     RestoreUnfinished,
 )
 from rae_control.ledger.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from rae_control.storage.durable import lock_file, sync_folder
 from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
 
@@ -312,15 +311,6 @@ def refuse_unfinished(data: Path) -> None:
         )
 
 
-def sync_folder(path: Path) -> None:
-    """A renamed or new file's name survives a power cut only when its folder was synced."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def fetch(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Row]:
     """Rows as dictionaries."""
     return list(streamed(db, sql, values))
@@ -379,22 +369,3 @@ def _open(path: Path, *, readonly: bool) -> apsw.Connection:
     db.pragma("temp_store", "memory")
     db.pragma("user_version")  # opens the file and its log, not only the name
     return db
-
-
-def lock_file(path: Path) -> IO[str]:
-    """Keep every other process out until the handle closes. Raises LedgerLocked."""
-    handle = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.seek(0)
-        pid = handle.read().strip() or "unknown"
-        handle.close()
-        raise LedgerLocked(
-            f"{path.parent} is served by process {pid}; stop it, or use another data folder"
-        ) from error
-    # Who holds it is only told to people: a full disk must not keep control from starting.
-    with contextlib.suppress(OSError):
-        os.ftruncate(handle.fileno(), 0)
-        os.write(handle.fileno(), str(os.getpid()).encode())
-    return handle

@@ -32,12 +32,11 @@ from rae_control.ledger.sqlite import (
     connect,
     copy_to,
     fetch,
-    lock_file,
     refuse_unfinished,
-    sync_folder,
     told,
 )
 from rae_control.mesh.retention import files_held
+from rae_control.storage.durable import lock_file, sync_folder
 from rae_control.storage.files import PIECE
 from rae_protocol.clock import Clock, SystemClock
 from rae_protocol.errors import RaeError

@@ -14,7 +14,7 @@ import gevent
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
-from rae_control.ledger.sqlite import sync_folder
+from rae_control.storage.durable import sync_folder
 from rae_protocol.errors import RaeError
 from rae_protocol.folders import make_folder
 

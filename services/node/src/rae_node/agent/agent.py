@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rae_node import __version__
+from rae_node.agent.doors import Doors
 from rae_node.agent.paced import Paced
 from rae_node.agent.sleep_inhibitor import Awake
 from rae_node.attempt.attempt import Bench, Stop, TaskRun
@@ -23,7 +24,6 @@ from rae_node.guard.policy import (
 )
 from rae_node.guard.sources.owner_socket import OwnerSocketSource
 from rae_node.isolation.base import at_least
-from rae_node.owner.socket import open_door
 from rae_node.runners import capabilities
 from rae_node.runners.base import Runner
 from rae_node.runners.cli import CliRunner
@@ -35,7 +35,6 @@ from rae_node.session.poller import Poller, Want
 from rae_node.session.session import Link
 from rae_node.session.slots import Slots, slot_names
 from rae_node.session.spool import Spool
-from rae_node.telemetry.http import open_monitor
 from rae_node.telemetry.metrics import Tally
 from rae_node.workspace.recovery import Sweeper
 from rae_protocol.models import Command, Heartbeat, LeasedTask, LeaseRef, RegisterRequest, Wanted
@@ -47,7 +46,7 @@ _BEAT_S = 1.0  # between heartbeats that tell news: any user can pause and pause
 class Agent:
     """A node while it runs. `start`, wait for `done`, `shut_down`."""
 
-    def __init__(self, outfit: Outfit) -> None:
+    def __init__(self, outfit: Outfit, doors: Doors) -> None:
         self.outfit = outfit
         self.done = threading.Event()
         self.exit_code = 0
@@ -79,7 +78,7 @@ class Agent:
             outfit, self.link, self.slots, want=self._want, on_task=self._take,
             on_commands=self.commanded,
         )  # fmt: skip
-        self._door = open_door(self)
+        self._door = doors.owner(self)
         self.guard = Guard(
             outfit,
             busy=lambda: len(self.slots) > 0,
@@ -102,7 +101,7 @@ class Agent:
             outfit.layout.workdir, outfit.clock, outfit.log, outfit.settings.sweep_sec,
             self._disk_low, config.keep_s, outfit.isolation.wipe,
         )  # fmt: skip
-        self._monitor = open_monitor(self)
+        self._monitor = doors.monitor(self)
 
     def start(self) -> None:
         """Start every thread; the first decision comes before the first registration."""

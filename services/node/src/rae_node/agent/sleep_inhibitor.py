@@ -8,18 +8,15 @@ import threading
 from collections.abc import Sequence
 from typing import IO
 
+from rae_node.context import SLEEP_BLOCK
 from rae_node.host.processes import english
 from rae_node.telemetry.log import EventLog
-
-# The program lives as long as its input is open: until we close it, or are dead.
-COMMAND = ("systemd-inhibit", "--what=sleep", "--mode=block", "--who=RAE",
-           "--why=A task runs; the owner's return ends it", "cat")  # fmt: skip
 
 
 class Awake:
     """Holds the block while anything runs; without the right to it, says so once."""
 
-    def __init__(self, log: EventLog, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, log: EventLog, command: Sequence[str] = SLEEP_BLOCK) -> None:
         self._log, self._command = log, command
         self._lock = threading.Lock()
         self._held: IO[bytes] | None = None

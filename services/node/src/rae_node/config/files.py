@@ -23,10 +23,8 @@ from rae_node.config.tuning import known_settings, seconds_of
 from rae_node.config.url_hosts import host_rule
 from rae_node.config.yamlfile import parse_yaml
 from rae_node.errors import ConfigError, first_problem, listed
-from rae_node.guard.owner_file import OWNER_KEYS, load_owner, parse_owner
-from rae_protocol.allowlist import Entry
 from rae_protocol.names import NodeId, Word
-from rae_protocol.yamlfile import BadFile, line_of, read_entries
+from rae_protocol.yamlfile import line_of
 
 PLACEHOLDER = "100.x.x.x"
 _TAILSCALE = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
@@ -196,7 +194,7 @@ execution: {poll_interval_sec: 1, heartbeat_interval_sec: 30, task_timeout_minut
 """
 
 C = TypeVar("C", bound=_Section)
-_SECTIONS: dict[str, type[_Section]] = {
+SECTIONS: dict[str, type[_Section]] = {
     "automation": Automation,
     "safety": Safety,
     "execution": Execution,
@@ -233,8 +231,8 @@ def refuse_public_http(url: str, look_up: Callable[[str], list[str]] = resolve) 
 
 def load_runtime(file: Path, overrides: Mapping[str, object] | None = None) -> RuntimeConfig:
     """Read `runtime.yaml`, with `--set` values put over it. Raises ConfigError."""
-    data, tree = _read(file)
-    for section, model in _SECTIONS.items():
+    data, tree = read_settings(file)
+    for section, model in SECTIONS.items():
         if isinstance(data.get(section), dict):
             data[section] |= _of(model, overrides)
     return _validate(RuntimeConfig, data, file, tree)
@@ -242,7 +240,7 @@ def load_runtime(file: Path, overrides: Mapping[str, object] | None = None) -> R
 
 def load_node_config(file: Path, overrides: Mapping[str, object] | None = None) -> NodeConfig:
     """Read `config.yaml`, with `--set` values put over it. Raises ConfigError."""
-    data, tree = _read(file)
+    data, tree = read_settings(file)
     return _validate(NodeConfig, data | _of(NodeConfig, overrides), file, tree)
 
 
@@ -268,40 +266,11 @@ def load_both(
 def refuse_unknown(overrides: Iterable[str]) -> None:
     """Raises ConfigError for a `--set` name that neither file knows."""
     known = set(NodeConfig.model_fields)
-    known.update(*(model.model_fields for model in _SECTIONS.values()))
+    known.update(*(model.model_fields for model in SECTIONS.values()))
     for name in overrides:
         if name not in known:
             names = f"{listed(known, limit=99)}, {known_settings()}"
             raise ConfigError(f"--set {name}: no such setting; choose from {names}")
-
-
-def check_file(file: Path) -> str:
-    """Validate a config.yaml, runtime.yaml, owner.yaml or allow-list, told apart by what is in it.
-
-    Raises ConfigError.
-
-    Where the other one lies beside it, both are checked together.
-    """
-    data = parse_yaml(file)[0]
-    if file.name == "owner.yaml" or (isinstance(data, dict) and set(map(str, data)) & OWNER_KEYS):
-        in_place = file.with_name("config.yaml").exists()
-        (load_owner if in_place else parse_owner)(file)
-        return "owner.yaml"
-    if isinstance(data, list):
-        try:
-            read_entries(file, Entry)
-        except BadFile as error:
-            raise ConfigError(error.message) from error
-        return "allow-list"
-    kind = "runtime.yaml" if set(_read(file)[0]) & set(_SECTIONS) else "config.yaml"
-    config, runtime = file.with_name("config.yaml"), file.with_name("runtime.yaml")
-    if file.name == kind and config.exists() and runtime.exists():
-        load_both(config, runtime)
-    elif kind == "runtime.yaml":
-        load_runtime(file)
-    else:
-        load_node_config(file)
-    return kind
 
 
 def dev_config(node_id: str, url: str) -> dict[str, Any]:
@@ -321,7 +290,7 @@ def _of(model: type[_Section], overrides: Mapping[str, object] | None) -> dict[s
     return {name: value for name, value in (overrides or {}).items() if name in model.model_fields}
 
 
-def _read(file: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+def read_settings(file: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     data, tree = parse_yaml(file)
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds no settings; write `name: value` lines")
@@ -335,7 +304,7 @@ def _validate(model: type[C], data: dict[str, Any], file: Path, tree: yaml.Node 
         first, hint = error.errors(include_url=False)[0], ""
         if first["type"] == "extra_forbidden":
             inner: dict[str, type[_Section]] = {
-                **_SECTIONS,
+                **SECTIONS,
                 "capabilities": Declared,
                 "workspace": WorkspaceConfig,
                 "logging": Logging,

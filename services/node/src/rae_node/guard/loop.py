@@ -6,14 +6,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rae_node.config.files import RuntimeConfig
-from rae_node.context import Outfit
+from rae_node.config.tuning import Settings
 from rae_node.guard.causes import Cause, follow, found_in
+from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.owner_rules import OwnerRules, tightened
 from rae_node.guard.policy import UNSEEN, Decision, Reading, Rules, decide
 from rae_node.guard.sources.base import Source, Watched
+from rae_protocol.clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,41 @@ def rules_of(runtime: RuntimeConfig, owner: OwnerRules) -> Rules:
     return Rules(runtime.automation.enabled, safety.detect_active_user, tightened(limits, owner))
 
 
+class DecisionLog(Protocol):
+    """The agent's log."""
+
+    def info(self, event: str, *, task_id: str | None = None, **attrs: Any) -> None: ...
+    def warning(self, event: str, *, task_id: str | None = None, **attrs: Any) -> None: ...
+    def error(self, event: str, *, task_id: str | None = None, **attrs: Any) -> None: ...
+
+
+class DecisionJournal(Protocol):
+    """The owner's journal."""
+
+    def write(self, unix: float, event: str, **facts: Any) -> None: ...
+
+
+class GuardContext(Protocol):
+    """What the guard uses of the agent's context."""
+
+    @property
+    def sources(self) -> Sequence[Source]: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def log(self) -> DecisionLog: ...
+    @property
+    def wake(self) -> threading.Event: ...
+    @property
+    def runtime(self) -> RuntimeConfig: ...
+    @property
+    def owner(self) -> OwnerFile: ...
+    @property
+    def journal(self) -> DecisionJournal: ...
+
+
 class Guard:
     """Looks every second while a task runs, else more slowly, and at once when woken.
 
@@ -44,7 +81,7 @@ class Guard:
 
     def __init__(
         self,
-        outfit: Outfit,
+        context: GuardContext,
         *,
         busy: Callable[[], bool],
         stop_all: Callable[[Decision, float], Stopped],
@@ -56,17 +93,17 @@ class Guard:
         self.decision = UNSEEN
         self.vram_free_mb: float | None = None
         self.ready = threading.Event()
-        self._outfit = outfit
+        self._context = context
         self._answers = threading.Event()
-        self._sources = [Watched(source, self._answers) for source in (*outfit.sources, *besides)]
-        self._clock, self._settings, self._log = outfit.clock, outfit.settings, outfit.log
+        self._sources = [Watched(source, self._answers) for source in (*context.sources, *besides)]
+        self._clock, self._settings, self._log = context.clock, context.settings, context.log
         self._told: Decision | None = None
         self._told_at: deque[float] = deque(maxlen=round(self._settings.decisions_per_minute))
         self._busy, self._stop_all = busy, stop_all
         self._deadlines, self._changed = deadlines, changed
         self._cooldown_until = 0.0
         self._tripped = False
-        self._wake = outfit.wake
+        self._wake = context.wake
         self._rounds = threading.Condition()
         self._asked = self._done = 0
         self._trip: tuple[float, Stopped] = (0.0, Stopped())
@@ -131,7 +168,7 @@ class Guard:
             self._cooldown_until = max(self._cooldown_until, until)
 
     def _cooldown_s(self) -> float:
-        return self._outfit.runtime.safety.cooldown_minutes * 60
+        return self._context.runtime.safety.cooldown_minutes * 60
 
     def cooldown_left_s(self) -> float:
         """Seconds until polling may go on."""
@@ -166,7 +203,7 @@ class Guard:
             self._log.error("guard_could_not_stop", error=repr(error))
 
     def _round(self) -> None:
-        rules = rules_of(self._outfit.runtime, self._outfit.owner.rules_or_strict())
+        rules = rules_of(self._context.runtime, self._context.owner.rules_or_strict())
         readings, stopped = self._look(rules)
         free = [one.vram_free_mb for one in readings if one.vram_free_mb is not None]
         self.vram_free_mb = free[0] if free else None
@@ -255,7 +292,7 @@ class Guard:
         # The tasks that it stopped have written their ends meanwhile.
         age_s = self._clock.boot() - self._trip[0] if report.count else 0.0
         try:
-            self._outfit.journal.write(self._clock.wall() - age_s, "decision", **entry)
+            self._context.journal.write(self._clock.wall() - age_s, "decision", **entry)
         except OSError as error:
             self._log.warning("decision_log_failed", error=str(error))
         self._log.info("decision", **entry)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rae_node.telemetry.log import EventLog
-from rae_node.telemetry.metrics import View, healthz, prometheus
-
-if TYPE_CHECKING:
-    from rae_node.agent.agent import Agent
 
 _ADDRESS = "127.0.0.1"
 _LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -122,56 +114,3 @@ def _read_head(connection: socket.socket) -> bytes:
         if time.monotonic() > limit:
             raise TimeoutError("the request took too long")
     return data.partition(b"\r\n\r\n")[0]
-
-
-def view(agent: Agent) -> View:
-    """The node now."""
-    heard, clock = agent.link.last_answer, agent.outfit.clock
-    phases = [run.phase for run in agent.runs()]
-    spooled = len(agent.spool)
-    return View(
-        running=phases.count("running"),
-        queued=spooled + phases.count("acking") + phases.count("preparing"),
-        cpu_load=_load(),
-        vram_free_mb=agent.guard.vram_free_mb,
-        availability=agent.guard.decision.availability,
-        reasons=tuple(agent.reasons()),
-        spool_entries=spooled,
-        spool_bytes=_bytes_below(agent.outfit.layout.spool),
-        heartbeat_age_s=None if heard is None else clock.boot() - heard,
-        clock_offset_s=agent.outfit.client.clock_offset_s,
-        counts=agent.tally.counts(),
-    )
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for here, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # delivered in this moment
-                total += (Path(here) / name).stat().st_size
-    return total
-
-
-def _load() -> float | None:
-    try:
-        return round(os.getloadavg()[0], 2)
-    except OSError:
-        return None
-
-
-def open_monitor(agent: Agent) -> Monitor | None:
-    """The agent's, not yet started; None where it is switched off, or the port is taken."""
-    port, log = agent.outfit.config.metrics_port, agent.outfit.log
-    if not port:
-        return None
-    pages: dict[str, Page] = {
-        "/healthz": lambda: ("application/json", json.dumps(healthz(view(agent))) + "\n"),
-        "/metrics": lambda: ("text/plain; version=0.0.4; charset=utf-8", prometheus(view(agent))),
-    }
-    try:
-        return Monitor(port, pages, log)
-    except OSError as error:
-        text = f"{error.strerror}; no /healthz and /metrics, choose another metrics_port"
-        log.warning("monitor_not_open", port=port, error=text)
-        return None

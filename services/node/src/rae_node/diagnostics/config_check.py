@@ -1,0 +1,41 @@
+"""`rae-node check-config`: one file of the node, whichever it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rae_node.config.files import SECTIONS, load_both, load_node_config, load_runtime, read_settings
+from rae_node.config.yamlfile import parse_yaml
+from rae_node.errors import ConfigError
+from rae_node.guard.owner_file import OWNER_KEYS, load_owner, parse_owner
+from rae_protocol.allowlist import Entry
+from rae_protocol.yamlfile import BadFile, read_entries
+
+
+def check_file(file: Path) -> str:
+    """Validate a config.yaml, runtime.yaml, owner.yaml or allow-list, told apart by what is in it.
+
+    Raises ConfigError.
+
+    Where the other one lies beside it, both are checked together.
+    """
+    data = parse_yaml(file)[0]
+    if file.name == "owner.yaml" or (isinstance(data, dict) and set(map(str, data)) & OWNER_KEYS):
+        in_place = file.with_name("config.yaml").exists()
+        (load_owner if in_place else parse_owner)(file)
+        return "owner.yaml"
+    if isinstance(data, list):
+        try:
+            read_entries(file, Entry)
+        except BadFile as error:
+            raise ConfigError(error.message) from error
+        return "allow-list"
+    kind = "runtime.yaml" if set(read_settings(file)[0]) & set(SECTIONS) else "config.yaml"
+    config, runtime = file.with_name("config.yaml"), file.with_name("runtime.yaml")
+    if file.name == kind and config.exists() and runtime.exists():
+        load_both(config, runtime)
+    elif kind == "runtime.yaml":
+        load_runtime(file)
+    else:
+        load_node_config(file)
+    return kind

@@ -1,0 +1,122 @@
+"""What the owner's socket answers: status, why, history, pause, resume."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rae_node import __version__
+from rae_node.agent.agent import Agent
+from rae_node.config.layout import socket_path
+from rae_node.errors import NodeError
+from rae_node.owner.socket import LocalSocket, may_resume
+from rae_node.owner.why import obstacles, why
+
+_MOST_ENTRIES = 1000
+_LONGEST_S = 10 * 366 * 86400
+_LOOK_S = 3.0
+_ROUND_S = 8.0  # a round of the guard takes milliseconds; past this something is badly wrong
+
+
+def open_door(agent: Agent) -> LocalSocket:
+    """The agent's socket, not yet started. Raises OSError."""
+    verbs = {
+        "status": lambda _, __: status(_looked(agent)),
+        "why": lambda _, __: why(_looked(agent)),
+        "history": lambda request, _: history(agent, request.get("count")),
+        "pause": lambda request, uid: pause(agent, request.get("duration_s"), uid),
+        "resume": lambda _, __: resume(agent),
+    }
+    root = agent.outfit.layout.root
+    return LocalSocket(socket_path(root), verbs, frozenset({"resume"}), agent.outfit.log)
+
+
+def pause(agent: Agent, duration_s: Any, uid: int) -> dict[str, Any]:
+    """Stop all work, for so many seconds or until `resume`; answers when nothing lives any more.
+
+    Who may not resume only makes a pause longer. Raises NodeError.
+    """
+    number = isinstance(duration_s, int | float) and not isinstance(duration_s, bool)
+    if duration_s is not None and not (number and 0 < duration_s <= _LONGEST_S):
+        raise NodeError(
+            "invalid_request",
+            f"duration_s is wrong; send a number above 0, at most {_LONGEST_S}, or none",
+        )
+    since = agent.outfit.clock.boot()
+    until = agent.outfit.pause.set(duration_s, only_longer=not may_resume(uid, os.getuid()))
+    try:
+        report = agent.guard.look_now(since, _ROUND_S)
+    except TimeoutError as error:
+        raise NodeError("too_slow", f"Paused, but {error}; see `rae-node status`") from error
+    return {"stopped": report.count, "stopped_ms": round(report.ms, 1), "until": until}
+
+
+def _looked(agent: Agent) -> Agent:
+    """The guard's last look may be half a minute old: who asks means now."""
+    agent.guard.look_if_older(1.0, _LOOK_S)
+    return agent
+
+
+def history(agent: Agent, count: Any) -> dict[str, Any]:
+    """The newest entries of the journal, oldest first. Raises NodeError, OSError."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST_ENTRIES:
+        raise NodeError(
+            "invalid_request", f"count is wrong; send a whole number from 1 to {_MOST_ENTRIES}"
+        )
+    return {"entries": agent.outfit.journal.last(count)}
+
+
+def resume(agent: Agent) -> dict[str, Any]:
+    """End the pause; other reasons and the cooldown go on. Raises NodeError."""
+    try:
+        agent.outfit.pause.clear()
+    except OSError as error:
+        raise NodeError(
+            "still_paused", f"{error.filename} cannot be removed ({error.strerror}); remove it"
+        ) from error
+    agent.guard.look_now(agent.outfit.clock.boot(), _ROUND_S)
+    return {
+        "availability": agent.guard.decision.availability.value,
+        "reasons": agent.reasons(),
+        "cooldown_left_s": round(agent.guard.cooldown_left_s(), 1),
+    }
+
+
+def status(agent: Agent) -> dict[str, Any]:
+    """Everything that the owner could want to know; no secret in it."""
+    outfit, decision, now = agent.outfit, agent.guard.decision, agent.outfit.clock.boot()
+    running = {
+        run.slot: {
+            **run.task.model_dump(include={"task_id", "attempt", "kind"}),
+            "phase": run.phase,
+            "deadline_in_s": round(run.deadline - now, 1),
+        }
+        for run in agent.runs()
+    }
+    heard, against = agent.link.last_answer, obstacles(agent)
+    return {
+        "node_id": outfit.config.node_id,
+        "version": __version__,
+        "pid": os.getpid(),
+        "control": outfit.config.rae_endpoint,
+        "session": agent.link.state,
+        "session_problem": agent.link.problem,
+        "control_heard_s_ago": None if heard is None else round(now - heard, 1),
+        "availability": decision.availability.value,
+        "taking_work": not against,
+        "no_task_because": against,
+        "reasons": agent.reasons(),
+        "cooldown_left_s": round(agent.guard.cooldown_left_s(), 1),
+        "paused_until": outfit.pause.until(),
+        "draining": agent.draining,
+        "files": outfit.live.problem or outfit.allowed.problem or "as they were read",
+        "guard_sources": outfit.config.guard_sources,
+        "isolation": outfit.isolation.level,
+        "isolation_why": outfit.isolation.why,
+        "min_isolation": outfit.config.min_isolation,
+        "slots": {name: running.get(name) for name in agent.slots.names},
+        "undelivered": len(agent.spool),
+        "commands": outfit.allowed.offered(),
+        "commands_not_installed": outfit.allowed.missing(),
+        "models": agent.models or [],
+    }
