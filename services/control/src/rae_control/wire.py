@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from typing import IO, TYPE_CHECKING, TypeVar, cast
 
-import apsw
 from flask import Response, current_app, g, request
 
 from rae_control.auth.authenticator import Caller, Signed, Superseded
 from rae_control.core.gate import Budget, Visit
 from rae_control.node_table import NodeEntry
 from rae_control.service import takeover
+from rae_control.service.reads import Reads
 from rae_control.storage.files import in_thread
 from rae_protocol import models
 from rae_protocol.errors import RaeError
@@ -217,9 +217,9 @@ def role_call(mesh: Mesh, need: str) -> Caller:
     return caller
 
 
-def read(mesh: Mesh, function: Callable[[apsw.Connection], T]) -> T:
-    """Run a reading function of the ledger in the caller's turn. Raises RaeError `rate_limited`."""
-    return mesh.read(function, g.get("who"))
+def reads(mesh: Mesh) -> Reads:
+    """Reads of the ledger in the caller's turn."""
+    return Reads(mesh, g.get("who"))
 
 
 def parse_json(model: type[M], body: Body, *, empty: bool = False) -> M:

@@ -13,7 +13,7 @@ from rae_control.api.openapi import document
 from rae_control.api.work import send_blob
 from rae_control.ledger import blobs, views
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger.sqlite import Row, fetch
+from rae_control.ledger.sqlite import Row
 from rae_control.mesh.metrics import CONTENT_TYPE
 from rae_protocol import models
 from rae_protocol.errors import RaeError
@@ -34,8 +34,9 @@ def blueprint(mesh: Mesh) -> Blueprint:
             raise RaeError("blob_mismatch", "a blob is named by 64 lower-case hex digits")
         mesh.check_disk()
         most, size = mesh.config.max_blob_bytes, flask_request.content_length or 0
-        if not wire.read(mesh, partial(blobs.known, sha256=sha256, submitter=caller.name)):
-            wire.read(mesh, partial(blobs.refuse_more, submitter=caller.name, size=size, most=most))
+        read = wire.reads(mesh)
+        if not read(partial(blobs.known, sha256=sha256, submitter=caller.name)):
+            read(partial(blobs.refuse_more, submitter=caller.name, size=size, most=most))
         body = wire.read_body(MAX_BLOB_BYTES)
         if body.sha256 != sha256:
             raise RaeError("blob_mismatch", f"the bytes hash to {body.sha256}")
@@ -49,15 +50,13 @@ def blueprint(mesh: Mesh) -> Blueprint:
     @bp.get("/blobs/<sha256>")
     def get_blob(sha256: str) -> Response:
         caller = wire.role_call(mesh, "submit")
-        sql = "SELECT size, created_at FROM blobs WHERE sha256 = ? AND submitter = ?"
-        found = wire.read(mesh, lambda db: fetch(db, sql, (sha256, caller.name)))
-        if not found:
-            raise RaeError("unknown_blob", f"{sha256[:64]}")
+        read = partial(blobs.uploaded, sha256=sha256, submitter=caller.name)
+        found = wire.reads(mesh)(read)
         # Who hears that it is here may refer to it: its time starts again, but not at each look.
-        old = found[0]["created_at"] < mesh.ledger.earliest() - mesh.config.blob_grace_s / 2
+        old = found["created_at"] < mesh.ledger.earliest() - mesh.config.blob_grace_s / 2
         if old and not mesh.write(lambda tx: blobs.renew(tx, sha256, caller.name)):
             raise RaeError("unknown_blob", sha256)
-        return send_blob(mesh, sha256, found[0]["size"])
+        return send_blob(mesh, sha256, found["size"])
 
     @bp.post("/tokens")
     def add_token() -> Response:
@@ -71,7 +70,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
     @bp.get("/tokens")
     def list_tokens() -> Response:
         wire.role_call(mesh, "admin")
-        rows = wire.read(mesh, lambda db: views.all_rows(db, "tokens"))
+        rows = wire.reads(mesh)(lambda db: views.all_rows(db, "tokens"))
         return wire.answer(models.TokenList(tokens=[_token(row) for row in rows]))
 
     @bp.post("/tokens/<name_or_id>/revoke")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import apsw
 
 from rae_control.ledger.schema import BLOB_BYTES, LEAST_BYTES
-from rae_control.ledger.sqlite import Tx, fetch
+from rae_control.ledger.sqlite import Row, Tx, fetch
 from rae_protocol.errors import RaeError
 
 # No task of the submitter reads it, and its grace is over.
@@ -73,3 +73,12 @@ def _count(tx: Tx, submitter: str, size: int) -> None:
         "INSERT INTO stored VALUES (?, ?) ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes",
         submitter, size,
     )  # fmt: skip
+
+
+def uploaded(db: apsw.Connection, sha256: str, submitter: str) -> Row:
+    """`size` and `created_at` of a submitter's blob. Raises RaeError `unknown_blob`."""
+    sql = "SELECT size, created_at FROM blobs WHERE sha256 = ? AND submitter = ?"
+    found = fetch(db, sql, (sha256, submitter))
+    if not found:
+        raise RaeError("unknown_blob", sha256[:64])
+    return found[0]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import apsw
 
@@ -34,6 +34,7 @@ from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
 
 T = TypeVar("T")
+Db: TypeAlias = apsw.Connection
 Row = dict[str, Any]
 # SQLite needs a few pages to open the file at all.
 LEAST_FREE = 1024 * 1024

@@ -290,3 +290,11 @@ def _error(row: Row) -> TaskError | None:
 
 def _always(unix: float) -> Any:
     return moment(unix)
+
+
+def artifact(db: apsw.Connection, task_id: str, name: str) -> Row:
+    """`sha256` and `size` of an artifact. Raises RaeError `unknown_artifact`."""
+    found = fetch(db, "SELECT * FROM artifacts WHERE task_id = ? AND name = ?", (task_id, name))
+    if not found:
+        raise RaeError("unknown_artifact", f"'{name[:100]}'")
+    return found[0]
