@@ -109,6 +109,7 @@ def keep_lane(tx: Tx, task: Row, needs: Mapping[str, Any]) -> str:
 
 def inserted(tx: Tx, tasks: Sequence[tuple[Row, str]]) -> None:
     """New rows were written, in lanes with these needs: their first events, and memory."""
+    tx.changes.events.update(task["submitter"] for task, _ in tasks)
     lines = tx.insert("events", [
         {"at": tx.now, "submitter": task["submitter"], "task_id": task["task_id"],
          "to_state": task["state"], "reason": task["reason"]}
