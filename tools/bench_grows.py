@@ -24,7 +24,7 @@ import apsw
 import requests
 
 from tools.bench_load import TRUE, Wire
-from tools.bench_ours import CONTROL
+from tools.bench_ours import CONTROL, in_redis
 from tools.bench_parts import Report
 from tools.devmesh import DevMesh, MeshError, wait_until
 from tools.ledger_rows import Rows, fill
@@ -98,6 +98,11 @@ def full(rows: int) -> Iterator[Ledger]:
         mesh.start_control(300)
         wait_until(lambda: ledger.count("queued") == tenth, 60, "control has read its ledger")
         yield ledger
+
+
+def started(ledger: Ledger) -> None:
+    """Control has just begun and writes the queue anew."""
+    wait_until(lambda: in_redis(ledger.mesh) >= ledger.part, LONG_S, "all are queued", every_s=0.5)
 
 
 def quiet(_ledger: Ledger) -> None:
@@ -179,6 +184,7 @@ def expiry(ledger: Ledger) -> None:
 
 
 CASES: Mapping[str, Callable[[Ledger], None]] = {
+    "control after a start, until its queue is complete": started,
     "nothing, beside the reaper's search for what is due": quiet,
     "lists by kind, node or label, without a match": lists,
     "reads of the events of one own task": one_event,

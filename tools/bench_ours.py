@@ -167,13 +167,14 @@ def claims(sizes: list[int], samples: int) -> dict[int, list[float]]:
                 step = min(1000, size - queued)
                 rae.submit([{**TRUE, "priority": k % 10} for k in range(step)])
                 queued += step
-            wait_until(lambda: _in_redis(mesh) >= size, 120, "the queue has them all")  # noqa: B023
+            wait_until(lambda: in_redis(mesh) >= size, 120, "the queue has them all")  # noqa: B023
             found[size] = load("claims", job_for(mesh, nodes, number=samples))["ms"]
             queued -= samples
     return found
 
 
-def _in_redis(mesh: DevMesh) -> int:
+def in_redis(mesh: DevMesh) -> int:
+    """How many tasks the queue shows."""
     from redis import Redis  # noqa: PLC0415 - for this look only
 
     redis = Redis.from_url(mesh.redis_url)
