@@ -310,6 +310,29 @@ def test_a_lane_that_is_rewritten_under_way_counts_each_step_once(
     client.close()
 
 
+def test_steps_under_way_are_no_drift_and_make_no_lane_be_read(
+    api: Api, mesh: Mesh, redis_server: Server
+) -> None:
+    client = redis.Redis.from_url(redis_server.url)
+
+    def reads() -> int:
+        stats: dict[str, Any] = client.info("commandstats")
+        return int(stats.get("cmdstat_lrange", {"calls": 0})["calls"])
+
+    def submit() -> bool:
+        api.submit(ECHO)
+        return bool(mesh.keeper._ops)
+
+    settled(mesh)
+    mesh.keeper._compare()
+    before = reads()
+    until(submit)  # the keeper has not begun with it
+    mesh.keeper._compare()
+    assert reads() == before
+    settled(mesh)
+    client.close()
+
+
 def test_two_submitters_share_the_node_whatever_they_queued(api: Api, mesh: Mesh) -> None:
     api.join("n1")
     for _ in range(10):
