@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rae_protocol import models
-from rae_protocol.client import uuid7
+from rae_protocol.client import uuid7, uuid7s
 
 MILLIS = st.integers(0, 2**47)
 
@@ -30,6 +30,7 @@ def test_ids_are_version_7_with_the_rfc_variant(millis: int) -> None:
 
 def test_ids_of_the_same_moment_differ() -> None:
     assert len({uuid7(1_767_225_600.0) for _ in range(1000)}) == 1000
+    assert len(set(uuid7s(1000, 1_767_225_600.0))) == 1000
 
 
 def test_control_takes_such_an_id() -> None:

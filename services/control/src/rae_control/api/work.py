@@ -95,7 +95,9 @@ def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
             else:
                 outcome = wire.parse_json(models.Result, body)
             sent = [Part(str(part.name)[len(PART) :], part.stream) for part in parts]
-            return wire.answer(attempts.deliver(mesh, entry, outcome, sent, wire.reads(mesh)))
+            bulk = not parts and body.size > wire.DECODE_HERE_MAX
+            read = wire.reads(mesh)
+            return wire.answer(attempts.deliver(mesh, entry, outcome, sent, read, bulk=bulk))
 
     @bp.post("/tasks/yield")
     def hand_back() -> Response:

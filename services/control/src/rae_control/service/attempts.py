@@ -80,9 +80,10 @@ def find_input(mesh: Mesh, entry: NodeEntry, task_id: str, lease_id: str, name: 
 
 
 def deliver(
-    mesh: Mesh, entry: NodeEntry, outcome: models.Result, parts: Sequence[Part], read: Reads
-) -> models.ResultAnswer:
-    """Take a result once. Raises RaeError `stale_lease`, `artifact_mismatch`."""
+    mesh: Mesh, entry: NodeEntry, outcome: models.Result, parts: Sequence[Part], read: Reads,
+    *, bulk: bool,
+) -> models.ResultAnswer:  # fmt: skip
+    """Take a result once; `bulk`: it is large. Raises RaeError `stale_lease`, `artifact_mismatch`."""
     described = {meta.name: meta for meta in outcome.artifacts}
     # Without a lease of this node nothing is stored: the parts lie in unnamed files and end with
     # this request.
@@ -112,7 +113,7 @@ def deliver(
     with mesh.storing([item.sha256 for item in stored] if wanted else []):
         for part in parts if wanted else []:
             mesh.blobs.add(part.stream, MAX_RESULT_BYTES)
-        state = mesh.write(write)
+        state = mesh.write(write, bulk=bulk)
         if state is None:
             raise _stale(outcome.task_id, outcome.attempt, "result")
     for node_id, reason in mesh.health.to_cordon().items():
