@@ -29,10 +29,10 @@ def gone(tx: Tx, seq: int) -> None:
 
 
 def trim(tx: Tx, go_on: Callable[[], bool], most: int) -> int:
-    """Drop specs and results of the oldest ended tasks of who has more than `most` bytes of them.
+    """Drop the oldest specs and results of ended tasks where a submitter has more than `most`.
 
-    Stops when `go_on` says that others wait for the writer. Returns how many tasks: 0 when nobody
-    has more.
+    Stops when `go_on` says that others wait for the writer. Returns how many tasks: 0 when there is
+    no more to do.
     """
     done = 0
     while not done or go_on():

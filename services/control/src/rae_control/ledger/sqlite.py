@@ -114,8 +114,10 @@ class Tx:
         return self.db.changes()
 
     def insert(self, table: str, rows: Sequence[Row]) -> Sequence[int]:
-        """Insert rows of the same columns, with one statement: between two, the interpreter goes to
-        whoever computes. Returns their numbers."""
+        """Insert rows of the same columns with one statement; returns their numbers.
+
+        Between two statements another thread may take the interpreter, for a while each time.
+        """
         if not rows:
             return ()
         columns = ", ".join(rows[0])
