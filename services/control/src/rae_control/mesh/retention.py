@@ -11,11 +11,10 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
-import apsw
 import gevent
 
 from rae_control.ledger import blobs, kept, retention
-from rae_control.ledger.sqlite import BATCH_S
+from rae_control.ledger.sqlite import BATCH_S, Db
 from rae_control.log import facts
 from rae_control.mesh.state import State
 from rae_control.storage.files import in_thread
@@ -93,7 +92,7 @@ class Retention:
         while state.write(partial(retention.forget_node_events, before=before, limit=BATCH)):
             gevent.sleep(BATCH_S)
 
-    def _summarise(self, look: Callable[[apsw.Connection], list[str]], before: float) -> None:
+    def _summarise(self, look: Callable[[Db], list[str]], before: float) -> None:
         """Summarise the tasks that `look` finds, until it finds none."""
         state = self._state
         while (names := state.read(look)) and (

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import apsw
 import gevent
 from gevent.event import Event
 
@@ -31,7 +30,7 @@ from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import retention, views
 from rae_control.ledger.due import shift_pauses
 from rae_control.ledger.readers import LedgerReaders
-from rae_control.ledger.sqlite import BATCH_S, Changes, Ledger, Moved, Row, Tx, keep_clock
+from rae_control.ledger.sqlite import BATCH_S, Changes, Db, Ledger, Moved, Row, Tx, keep_clock
 from rae_control.ledger.tasks import LIVE
 from rae_control.ledger.writer import LedgerWriter
 from rae_control.log import facts
@@ -169,7 +168,7 @@ class State(ABC):
 
         return self.write(run)
 
-    def read(self, function: Callable[[apsw.Connection], T], who: Hashable = None) -> T:
+    def read(self, function: Callable[[Db], T], who: Hashable = None) -> T:
         """Run a reading function on one snapshot; `who` takes turns with others (None: control)."""
         return self.readers.read(function, who)
 

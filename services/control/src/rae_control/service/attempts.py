@@ -83,7 +83,10 @@ def deliver(
     mesh: Mesh, entry: NodeEntry, outcome: models.Result, parts: Sequence[Part], read: Reads,
     *, bulk: bool,
 ) -> models.ResultAnswer:  # fmt: skip
-    """Take a result once; `bulk`: it is large. Raises RaeError `stale_lease`, `artifact_mismatch`."""
+    """Take a result once; `bulk`: a large one.
+
+    Raises RaeError `stale_lease`, `artifact_mismatch`.
+    """
     described = {meta.name: meta for meta in outcome.artifacts}
     # Without a lease of this node nothing is stored: the parts lie in unnamed files and end with
     # this request.
