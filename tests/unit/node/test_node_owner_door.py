@@ -13,6 +13,7 @@ import pytest
 
 from rae_node.config.layout import Layout, socket_path
 from rae_node.owner import socket as local_socket
+from rae_node.owner import verbs
 from rae_node.owner.socket import LocalSocket, ask
 from rae_node.telemetry.log import EventLog
 from tests.unit.node.fakes import Rig, until
@@ -122,20 +123,20 @@ def test_a_user_who_may_not_resume_only_makes_a_pause_longer(
     agent, source = rig.agent, rig.agent.outfit.pause
     set_to = source.set(held_s)
     agent.guard.look_now(0, 10)
-    answer = local_socket.pause(agent, 1.0, STRANGER)
+    answer = verbs.pause(agent, 1.0, STRANGER)
     for until_s in (answer["until"] or 0, source.until()):  # between two clocks
         assert until_s == pytest.approx(set_to or 0, abs=1.0)
     assert not agent.guard.decision.safe
-    longer = local_socket.pause(agent, 7200.0, STRANGER)["until"]
+    longer = verbs.pause(agent, 7200.0, STRANGER)["until"]
     assert longer == set_to if held_s is None else longer > (set_to or 0)
-    assert local_socket.pause(agent, 60.0, 0)["until"] < agent.outfit.clock.wall() + 61
-    assert local_socket.pause(agent, None, STRANGER)["until"] is None and source.until() == 0
+    assert verbs.pause(agent, 60.0, 0)["until"] < agent.outfit.clock.wall() + 61
+    assert verbs.pause(agent, None, STRANGER)["until"] is None and source.until() == 0
 
 
 def test_without_a_pause_every_user_may_begin_one(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig()
     until(lambda: rig.agent.guard.decision.safe, "the node is free")
-    assert local_socket.pause(rig.agent, 60.0, STRANGER)["until"] > rig.agent.outfit.clock.wall()
+    assert verbs.pause(rig.agent, 60.0, STRANGER)["until"] > rig.agent.outfit.clock.wall()
     assert not rig.agent.guard.decision.safe
     assert ask(socket_path(rig.agent.outfit.layout.root), {"verb": "status"})["reasons"] == [
         "paused"

@@ -51,7 +51,7 @@ class Tree:
     logind: FakeLogind
 
     def set(self, file: str, *keys: str, to: object) -> None:
-        """Change a value in files.yaml or runtime.yaml; None takes it away."""
+        """Change a value in config.yaml or runtime.yaml; None takes it away."""
         path = self.layout.agent / file
         data = part = yaml.safe_load(path.read_text())
         for key in keys[:-1]:
@@ -63,7 +63,7 @@ class Tree:
         """Take one of the guard's sources away."""
         names = files.NodeConfig.model_fields["guard_sources"].default
         left = [name for name in names if name != source]
-        self.set("files.yaml", "guard_sources", to=left)
+        self.set("config.yaml", "guard_sources", to=left)
 
     def program(self, name: str, script: str) -> None:
         """Put a program on the PATH."""
@@ -164,7 +164,7 @@ BREAK: dict[str, tuple[Callable[[Tree, FakeNvml], object], str]] = {
     "logind hangs": (lambda tree, _: setattr(tree.logind, "silent", True), "blind_logind"),
     "logind raves": (lambda tree, _: tree.logind.sessions.update({"2": {}}), "blind_logind"),
     "the input detector is missing": (
-        lambda tree, _: tree.set("files.yaml", "input_socket", to="/nowhere"),
+        lambda tree, _: tree.set("config.yaml", "input_socket", to="/nowhere"),
         "blind_input",
     ),
     "NVML fails": (lambda _, nvml: nvml.show(GPU, "error nvmlInitWithFlags 9"), "blind_gpu"),
@@ -179,7 +179,7 @@ BREAK: dict[str, tuple[Callable[[Tree, FakeNvml], object], str]] = {
         lambda tree, _: tree.layout.runtime_file.write_text("automation: 3"),
         "failed",
     ),
-    "no files.yaml": (lambda tree, _: tree.layout.config_file.unlink(), "failed"),
+    "no config.yaml": (lambda tree, _: tree.layout.config_file.unlink(), "failed"),
 }
 
 
@@ -344,7 +344,7 @@ FAILING: dict[str, tuple[Change, str, str]] = {
         "User activity protection: INACTIVE", "systemd-logind",
     ),
     "input is blind": (
-        lambda tree: tree.set("files.yaml", "input_socket", to="/nowhere"),
+        lambda tree: tree.set("config.yaml", "input_socket", to="/nowhere"),
         "User activity protection: INACTIVE", "systemctl status rae-input",
     ),
     "the GPU is left out": (
@@ -356,12 +356,12 @@ FAILING: dict[str, tuple[Change, str, str]] = {
         "Safe for unattended operation: NO", "leaves out load",
     ),
     "nobody can say that the secret is there": (
-        lambda tree: tree.set("files.yaml", "enrolment_file", to="credential:enrolment"),
+        lambda tree: tree.set("config.yaml", "enrolment_file", to="credential:enrolment"),
         "Safe for unattended operation: NO", "start it",
     ),
     "NVML is missing": (no_nvml, "GPU protection: INACTIVE", "libnvidia-ml.so.1"),
     "the isolation is too weak": (  # as root and as a user: units are only on hosts that have them
-        lambda tree: tree.set("files.yaml", "min_isolation", to="unit"),
+        lambda tree: tree.set("config.yaml", "min_isolation", to="unit"),
         "Safe for unattended operation: NO", "min_isolation",
     ),
     "it is not enrolled": (
@@ -398,7 +398,7 @@ def test_b8_each_blind_source_is_told_on_its_own_line(tree: Tree) -> None:
 
 def test_b8_a_machine_that_declares_no_gpu_and_shows_none_counts_as_protected(tree: Tree) -> None:
     no_nvml(tree)
-    tree.set("files.yaml", "capabilities", "gpu", to=False)
+    tree.set("config.yaml", "capabilities", "gpu", to=False)
     shown = rae_node(tree, "report").stdout
     assert ("GPU protection: ACTIVE" in shown) is not bool(nvidia_gpus(PCI_DEVICES))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rae_node.diagnostics.checks import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # At once: a source that hangs, or a closed stdout, changes nothing.
+    os._exit(main(sys.argv[1:]))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -173,9 +172,3 @@ def main(argv: Sequence[str]) -> int:
     except OSError:
         return 1
     return 0 if found["safe"] is True else 1
-
-
-if __name__ == "__main__":
-    os._exit(
-        main(sys.argv[1:])
-    )  # at once: a source that hangs, or a closed stdout, changes nothing
