@@ -154,7 +154,7 @@ def test_a_port_that_is_taken_is_told_with_who_has_it(site: Site) -> None:
         control.run(["bash", "-c", "until ss -Hltn | grep -q :8080; do sleep 0.1; done"])
         refused(site, "control: port 8080 is taken by users:((\"python3\"",
                 "Stop that program, have it listen on another address than all, or choose another "
-                "control_port.")  # fmt: skip
+                "mesh_control_port.")  # fmt: skip
 
 
 def test_a_distribution_that_is_not_supported_is_told(site: Site) -> None:

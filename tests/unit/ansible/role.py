@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "node"
+# What every role depends on: variables of the mesh, and its constants.
+MESH = [ROLE.parent / "mesh" / part / "main.yml" for part in ("defaults", "vars")]
 # Files are made root's; who is no root has only himself to give them to.
 _AS_ROOT = [] if os.getuid() == 0 else ["unshare", "--user", "--map-root-user"]
 
@@ -46,7 +50,8 @@ def play(
     """
     folder.mkdir(parents=True, exist_ok=True)
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-    known = {name: {**local, **variables} for name, variables in hosts.items()}
+    shared = {k: v for file in MESH for k, v in yaml.safe_load(file.read_text("utf-8")).items()}
+    known = {name: {**local, **shared, **variables} for name, variables in hosts.items()}
     inventory, book = folder / "hosts.yml", folder / "play.yml"
     inventory.write_text(json.dumps({"all": {"hosts": known}}), encoding="utf-8")
     whole = [{"hosts": "all", "gather_facts": False, "tasks": tasks}]

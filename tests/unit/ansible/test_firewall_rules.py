@@ -34,7 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
 def rules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The file of each case."""
     folder = tmp_path_factory.mktemp("rules")
-    known = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text("utf-8"))
+    known = {"mesh_control_port": 8080}
+    known |= yaml.safe_load((ROLE / "defaults" / "main.yml").read_text("utf-8"))
     play = {
         "hosts": "all",
         "gather_facts": False,

@@ -37,7 +37,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[
             "getent_passwd": {user: [] for user in ["root", *case.get("users", [])]},
             "getent_group": {group: [] for group in case["groups"]},
         }
-        known: dict[str, Any] = {"users_agent_name": case.get("agent", "rae-node")}
+        known: dict[str, Any] = {"mesh_agent_user": case.get("agent", "rae-node")}
         if "note" in case:
             content = b64encode(json.dumps(case["note"]).encode()).decode()
             known["_users_note"] = {"content": content}
@@ -45,7 +45,8 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[
                    "mode": "0600"}  # fmt: skip
         tasks += [{"ansible.builtin.set_fact": facts},
                   {"ansible.builtin.copy": written, "vars": known}]  # fmt: skip
-    variables = [str(ROLE / part / "main.yml") for part in ("defaults", "vars")]
+    roles = (ROLE.parent / "mesh", ROLE)
+    variables = [str(role / part / "main.yml") for role in roles for part in ("defaults", "vars")]
     play = {"hosts": "all", "gather_facts": False, "vars_files": variables, "tasks": tasks}
     (folder / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
     interpreter = json.dumps({"ansible_python_interpreter": sys.executable})
