@@ -101,6 +101,36 @@ def test_nodes_are_listed_drained_and_resumed(raectl: Raectl) -> None:
     assert "online" in raectl("nodes", "resume", "n2").stdout
 
 
+def test_a_node_is_waited_for_and_does_a_self_test(raectl: Raectl) -> None:
+    assert raectl.json("nodes", "wait", "n1")["state"] == "online"
+    done = raectl("self-test", "n1", "--timeout", "30")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("self-test-n1-")
+    assert "succeeded  on n1" in done.stdout
+    (test,) = raectl.json("tasks", "--label", "purpose=SELF_TEST")["tasks"]
+    assert (test["node_id"], test["attempts"]) == ("n1", 1)
+
+
+def test_a_node_that_does_not_come_online_in_time_is_refused_with_its_state(idle: Raectl) -> None:
+    assert idle("nodes", "enrol", "cli-away").returncode == 0
+    assert idle("nodes", "wait", "cli-away", "--state", "enrolled").returncode == 0
+    done = idle("nodes", "wait", "cli-away", "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cli-away is enrolled and not online after 0.2 s" in done.stderr
+    assert faults(done.stderr.removeprefix("raectl: ")) == []
+
+
+def test_a_self_test_that_no_node_takes_is_cancelled_and_explained(idle: Raectl) -> None:
+    assert idle("nodes", "enrol", "cli-away").returncode == 0
+    done = idle("self-test", "cli-away", "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cli-away did not finish self-test-cli-away-" in done.stderr
+    assert "No node is online." in done.stderr
+    assert faults(done.stderr.removeprefix("raectl: ")) == []
+    (test,) = idle.json("tasks", "--label", "purpose=SELF_TEST")["tasks"]
+    assert test["state"] == "cancelled"
+
+
 def test_a_queued_task_is_explained_and_cancelled(idle: Raectl) -> None:
     assert idle("submit", "--task-id", "cli-wait", "--", "true").stdout == "cli-wait  queued\n"
     assert idle("why", "cli-wait").stdout.startswith("No node is online.\n")
@@ -202,6 +232,10 @@ def test_wrong_usage_is_exit_code_2_with_one_sentence(idle: Raectl, words: tuple
         (("requeue", "cli-nothing", "a b"), 1, "check the id"),
         (("nodes", "enrol", "a b"), 1, "must match"),
         (("nodes", "drain", "cli-nothing"), 1, "raectl nodes list --all"),
+        (("nodes", "wait", "cli-nothing"), 1, "raectl nodes list --all"),
+        (("nodes", "wait", "n1", "--timeout", "0"), 2, "give the seconds to wait"),
+        (("self-test", "cli-nothing"), 1, "raectl nodes list --all"),
+        (("self-test", "n1", "--timeout", "-1"), 2, "give the seconds to wait"),
         (("tokens", "revoke", "cli-nothing"), 1, "raectl tokens list"),
         (("submit", "--wait", "--timeout", "0.1", "--", "true"), 1, "raectl why"),
     ],
@@ -238,7 +272,9 @@ def test_a_url_without_a_token_is_refused_before_anything_is_sent(idle: Raectl) 
 
 
 def test_nobody_there_is_exit_code_3(idle: Raectl, free_port: int) -> None:
-    done = idle("tasks", RAE_URL=f"http://127.0.0.1:{free_port}", RAE_TOKEN="x")
+    away = {"RAE_URL": f"http://127.0.0.1:{free_port}", "RAE_TOKEN": "x"}
+    assert idle("nodes", "wait", "n1", "--timeout", "0.1", **away).returncode == 3
+    done = idle("tasks", **away)
     assert done.returncode == 3
     assert "Check the URL" in done.stderr
 

@@ -1,8 +1,8 @@
 """raectl: submit work, look at it, operate nodes and tokens; help to write allow-lists.
 
 Exit codes: 0 done, 1 control (or the allow-list) said no, 2 wrong usage, 3 control is not
-reachable, 4 the task did not succeed (`submit --wait`, `result`), 130 stopped with Ctrl-C, 141
-the output's reader has gone (`raectl tasks | head`). Errors go to stderr, one sentence with a hint.
+reachable, 4 the task did not succeed (`submit --wait`, `result`, `self-test`), 130 stopped with
+Ctrl-C, 141 the output's reader has gone. Errors go to stderr, one sentence with a hint.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from rae_control.cli import raectl_output as out
 from rae_control.cli.raectl_allowlist import add_verbs
+from rae_control.cli.raectl_nodes import STATES, NotMet, seconds, self_test, wait_for_state
 from rae_control.cli.raectl_submit import UsageError, add_options, spec_from, specs_from_file
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError, RemoteError, Unreachable, in_words
@@ -51,8 +52,6 @@ class Context:
 
 
 def _submit(ctx: Context) -> int:
-    if ctx.args.wait and ctx.args.timeout is not None and ctx.args.timeout <= 0:
-        raise UsageError("--timeout is not above 0; give the seconds to wait")
     specs = (
         specs_from_file(ctx.args.json_file)
         if ctx.args.json_file
@@ -195,6 +194,18 @@ def _nodes(ctx: Context) -> int:
     return OK
 
 
+def _wait_for_node(ctx: Context) -> int:
+    node = wait_for_state(ctx.client, ctx.args.node_id, ctx.args.state, ctx.args.timeout)
+    ctx.show(node, lambda: out.node_table([node]))
+    return OK
+
+
+def _self_test(ctx: Context) -> int:
+    view = self_test(ctx.client, ctx.args.node_id, ctx.args.timeout)
+    ctx.show(view, lambda: out.outcome(view))
+    return OK if view.state is TaskState.SUCCEEDED else TASK_FAILED
+
+
 def _tokens(ctx: Context) -> int:
     if ctx.args.verb == "list":
         tokens = ctx.client.tokens()
@@ -284,6 +295,14 @@ def build_parser() -> argparse.ArgumentParser:
             made.add_argument("--trusted", action="store_true")
         else:
             made.add_argument("--reason")
+    waiting = add(nodes, "wait", _wait_for_node, "wait until a node is in a state")
+    waiting.add_argument("--state", choices=STATES, default="online")
+    testing = add(verbs, "self-test", _self_test, "have a node run one small task")
+    for made, longest in ((waiting, 60), (testing, 120)):
+        made.add_argument("node_id", metavar="NODE")
+        made.add_argument(
+            "--timeout", type=seconds, metavar="S", default=longest, help="in seconds"
+        )
     tokens = verbs.add_parser("tokens", help="tokens").add_subparsers(required=True, metavar="VERB")
     add(tokens, "list", _tokens, "list tokens")
     made = add(tokens, "add", _tokens, "make a token; it is shown once")
@@ -362,6 +381,9 @@ def _main(argv: Sequence[str] | None) -> int:
         usage = error.rc in {"invalid_body", "invalid_json"}
         _complain((usage and error.cause) or error.message)
         return USAGE if usage else REFUSED
+    except NotMet as error:
+        _complain(str(error))
+        return REFUSED
     except TimeoutError as error:
         _complain(f"{error}; wait longer with --timeout, or look with `raectl why ID`.")
         return REFUSED

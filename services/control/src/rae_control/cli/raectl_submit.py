@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rae_control.cli.raectl_nodes import seconds
 from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError, in_words
@@ -51,7 +52,7 @@ def add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--wait", action="store_true", help="until it has ended; exit code 4 if badly"
     )
-    made.add_argument("--timeout", type=float, metavar="S", help="longest --wait")
+    made.add_argument("--timeout", type=seconds, metavar="S", help="longest --wait")
 
 
 def spec_from(client: RaeClient, args: argparse.Namespace) -> dict[str, Any]:
