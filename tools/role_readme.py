@@ -26,26 +26,29 @@ def shown(option: Mapping[str, Any]) -> str:
     return default if isinstance(default, str) and default else json.dumps(default)
 
 
-def readme(role: str) -> str:
-    """The README of a role."""
-    specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text("utf-8"))
-    spec = specs["argument_specs"]["main"]
-    lines = [
-        f"# {role}",
-        "",
-        f"{spec['short_description']}.",
-        "",
-        *(f"- {prose(line)}" for line in spec["description"]),
-        "",
-        "| variable | default | |",
-        "|---|---|---|",
-    ]
-    for name, option in spec["options"].items():
-        cells = f"`{name}`", f"`{shown(option)}`", prose(option["description"])
+def table(options: Mapping[str, Any]) -> list[str]:
+    """Options as the rows of a table."""
+    lines = ["| variable | default | |", "|---|---|---|"]
+    for name, option in options.items():
+        default = f"`{shown(option)}`" if "default" in option else ""
         choices = f" One of {', '.join(option['choices'])}." if "choices" in option else ""
+        cells = f"`{name}`", default, prose(option["description"])
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + f"{choices} |")
+    return lines
+
+
+def readme(role: str) -> str:
+    """The README of a role: its variables, then the entry points that others include."""
+    specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text("utf-8"))
+    lines = list[str]()
+    for name, spec in specs["argument_specs"].items():
+        head = f"# {role}" if name == "main" else f"## `tasks_from: {name}.yml`"
+        said = [f"- {prose(line)}" for line in spec.get("description", [])]
+        lines += [head, "", f"{spec['short_description']}.", ""]
+        lines += [*said, ""] if said else []
+        lines += [*table(spec["options"]), ""] if "options" in spec else []
     made = "Made of [meta/argument_specs.yml](meta/argument_specs.yml) by `make docs`."
-    return "\n".join([*lines, "", made, ""])
+    return "\n".join([*lines, made, ""])
 
 
 def main() -> int:

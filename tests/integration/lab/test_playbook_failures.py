@@ -103,7 +103,7 @@ def test_a_host_that_does_not_answer_stops_the_run_before_any_is_changed(
     ran = refused(
         site,
         f"node1 ({nobody}) cannot be reached",
-        f"does `ssh root@{nobody}` work?",
+        f"check that `ssh root@{nobody}` works.",
         options=("--inventory", str(more)),
     )
     assert "unreachable=0" in ran.text
@@ -117,9 +117,9 @@ def test_a_user_whom_sudo_asks_for_a_password_is_told(site: Site, more: Path) ->
     more.write_text(yaml.safe_dump({"rae_nodes": {"hosts": {"node1": {"ansible_user": "op"}}}}))
     refused(
         site,
-        "node1 does not let op be root:",
+        "node1 does not let op become root:",
         "sudo password",
-        "Run this again with --ask-become-pass",
+        "Run the playbook again with --ask-become-pass",
         options=("--inventory", str(more)),
     )
 
@@ -141,8 +141,9 @@ def test_a_full_disk_is_told(site: Site) -> None:
     node = site.hosts["node1"]
     node.run(["mount", "-t", "tmpfs", "-o", "size=64M", "full", "/opt"])
     with undone(node, "umount", "/opt"):
-        refused(site, "node1 has 64 MiB free below /opt, /var or /etc, and 512 are needed",
-                "Free some space there (`df -h /opt /var /etc` shows where)")  # fmt: skip
+        full = "node1 has 64 MiB free below /opt, /var or /etc, and an installation needs 512"
+        refused(site, full,
+                "Free some space on it (`df -h /opt /var /etc` shows where)")  # fmt: skip
 
 
 def test_a_port_that_is_taken_is_told_with_who_has_it(site: Site) -> None:
@@ -153,7 +154,7 @@ def test_a_port_that_is_taken_is_told_with_who_has_it(site: Site) -> None:
     with undone(control, "systemctl", "stop", "taken"):
         control.run(["bash", "-c", "until ss -Hltn | grep -q :8080; do sleep 0.1; done"])
         refused(site, "control: port 8080 is taken by users:((\"python3\"",
-                "Stop that program, have it listen on another address than all, or choose another "
+                "Stop that program, let it listen on one other address only, or choose another "
                 "mesh_control_port.")  # fmt: skip
 
 

@@ -63,6 +63,57 @@ def test_every_option_is_of_its_type_described_and_named_by_its_role(role: str) 
         assert option["default"] in option.get("choices", [option["default"]]), name
 
 
+def entry_points(role: str) -> dict[str, dict[str, Any]]:
+    known: dict[str, dict[str, Any]] = load(ROLES / role / "meta" / "argument_specs.yml")[
+        "argument_specs"
+    ]
+    return known
+
+
+def included() -> set[tuple[str, str]]:
+    """(role, entry point) of each `tasks_from` in roles, playbooks and scenarios."""
+    text = "\n".join(
+        file.read_text(encoding="utf-8")
+        for folder in ("roles", "playbooks", "molecule")
+        for file in (ROLES.parent / folder).rglob("*.yml")
+    )
+    return set(re.findall(r"name: (\w+)\n +tasks_from: (\w+)\.yml", text))
+
+
+def test_every_entry_point_has_a_spec_of_its_own() -> None:
+    assert len(included()) > 10
+    for role, name in included():
+        assert name in entry_points(role), f"{role}: {name}.yml is included and has no spec"
+    for role in NAMES:
+        for name in entry_points(role):
+            assert name == "main" or (ROLES / role / "tasks" / f"{name}.yml").is_file()
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_a_fact_that_others_read_is_in_the_specs(role: str) -> None:
+    """What a role sets under a name without `_` is a return value."""
+    described = "\n".join(str(spec) for spec in entry_points(role).values())
+    for file in (ROLES / role / "tasks").glob("*.yml"):
+        for name in re.findall(r"set_fact:((?:\n +\w+:.*)+)", file.read_text(encoding="utf-8")):
+            for fact in re.findall(rf"\b({role}_\w+):", name):
+                assert f"C({fact})" in described, f"{file.name} sets {fact}"
+
+
+@pytest.mark.parametrize(
+    "role", [name for name in NAMES if name not in {"common", "mesh", "users"}]
+)
+def test_every_role_has_a_tag_for_each_phase(role: str) -> None:
+    tags = {tag for task in load(ROLES / role / "tasks" / "main.yml") for tag in task["tags"]}
+    assert tags == {role, f"{role}_install", f"{role}_configure", f"{role}_service"}
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_every_role_depends_on_the_shared_variables(role: str) -> None:
+    meta = load(ROLES / role / "meta" / "main.yml")
+    assert meta["galaxy_info"]["role_name"] == role
+    assert meta["dependencies"] == ([] if role == "mesh" else [{"role": "mesh"}])
+
+
 @pytest.mark.parametrize("role", NAMES)
 def test_a_role_s_readme_is_what_its_specs_say(role: str) -> None:
     written = (ROLES / role / "README.md").read_text(encoding="utf-8")

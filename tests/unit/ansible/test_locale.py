@@ -103,7 +103,7 @@ def test_a_package_that_is_gone_stops_no_removal_on_a_german_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LANGUAGE", "de")
-    common = {"name": str(ROLE.parent / "common"), "tasks_from": "packages_absent.yml"}
+    common = {"name": str(ROLE.parent / "common"), "tasks_from": "remove_packages.yml"}
     removal = [{"ansible.builtin.include_role": common}]
     variables = {"common_packages": ["no-such-package-of-the-mesh"]}
     done = play(tmp_path, {"desk": variables}, removal, {})

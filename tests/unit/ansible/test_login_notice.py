@@ -323,7 +323,7 @@ def test_the_removal_takes_both_files_away(tmp_path: Path) -> None:
     named = [Path(path) for key, path in paths_in(root).items() if key != "_node_root"]
     absent = yaml.safe_load((ROLE / "tasks" / "absent.yml").read_text("utf-8"))
     # That one task: the others stop units of this machine.
-    (task,) = [one for one in absent if one["name"] == "Remove what tells people who log in"]
+    (task,) = [one for one in absent if one["name"] == "Remove the notices for people who log in"]
     for tasks, there in (([included("login_notice")], True), ([task], False)):
         done = play(tmp_path / "run", {"desk": {}}, tasks, paths_in(root))
         assert done.code == 0, done.text

@@ -64,7 +64,7 @@ def test_the_tailnet_s_policy_is_one_and_names_no_stranger() -> None:
         "has no agent yet",
         "does not pass",
         "is not lent:",
-        "is lent, and its report above says what does not hold",
+        "is lent, and its report above names what is not met",
     ],
 )
 def test_a_message_in_the_tables_is_one_that_playbooks_say(words: str) -> None:

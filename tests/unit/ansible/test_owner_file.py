@@ -87,7 +87,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "_node_check": f"{sys.executable} -m rae_node check-config %s",
     }
     # In the order of a provisioning: the preflight, the role, the report at the end.
-    tasks = [included(name) for name in ("owner_consent", "owner_file", "owner_report")]
+    tasks = [included(name) for name in ("check_owner_consent", "owner_file", "owner_report")]
     play(folder / "run", hosts, tasks, paths, "--check", f"--limit={','.join(FRESH)}")
     by_check = [file_of(folder, name) for name in FRESH if file_of(folder, name).exists()]
     first = play(folder / "run", hosts, tasks, paths)
@@ -119,7 +119,7 @@ def test_a_proposal_without_the_owner_s_consent_is_refused_with_the_variable_to_
     assert runs.first.count(name, "failed") == 1
     assert not runs.file(name).exists()
     said = runs.first.words.partition(f"{name}: node_owner_gpu_may_rest or ")[2]
-    assert line in said.partition("With that")[0]
+    assert line in said.partition("Only the owner")[0]
     assert "Ask the owner, then set node_owner_consents_gpu_resting to true" in said
 
 

@@ -28,7 +28,7 @@ def run(folder: Path, layout: Layout) -> Played:
     program.parent.mkdir(exist_ok=True)
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m rae_node "$@" --root {layout.root}\n')
     program.chmod(0o755)
-    steps = yaml.safe_load((ROLE / "tasks" / "verify.yml").read_text("utf-8"))
+    steps = yaml.safe_load((ROLE / "tasks" / "check_node.yml").read_text("utf-8"))
     until = next(
         number for number, step in enumerate(steps) if step["name"] == "Start the input detector"
     )

@@ -55,8 +55,12 @@ def test_a_tasks_unit_lasts_five_minutes_longer_than_task_timeout_minutes(
 
 
 def test_both_units_get_that_and_have_the_standards_without_it() -> None:
-    steps = yaml.safe_load((ROLE / "tasks" / "units.yml").read_text("utf-8"))
-    loops = [one["loop"] for one in steps if "ansible.builtin.template" in one]
-    got = {item["unit"] for item in loops[0] if item["template"] == "task"}
-    assert got == set(UNITS)
+    steps = yaml.safe_load((ROLE / "tasks" / "configure.yml").read_text("utf-8"))
+    (dropins,) = (
+        one["vars"]["common_units_templates"]
+        for one in steps
+        if "common_units_templates" in one.get("vars", {})
+    )
+    got = {item["path"] for item in dropins if item["template"] == "task.conf.j2"}
+    assert got == {f"{unit}.d/rae.conf" for unit in UNITS}
     assert {limit(ROLE / "files" / "units" / unit) for unit in UNITS} == {"185min"}
