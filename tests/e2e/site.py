@@ -23,7 +23,7 @@ NODES = ("node1", "node2")
 _BIN = Path(sys.executable).parent
 MOLECULE = _BIN / "molecule"
 _RAECTL = ["raectl", "--credentials=/etc/rae-control/credentials.json"]
-_PROBE = (CHECKOUT / "playbooks/files/probe.py").read_text(encoding="utf-8")
+_PROBE = (CHECKOUT / "playbooks/files/probe_ports.py").read_text(encoding="utf-8")
 _ASK = (Path(__file__).with_name("ask.py")).read_text(encoding="utf-8")
 
 
@@ -141,10 +141,10 @@ class Site:
         asked, found = list(ports), set()
         for address in addresses:
             done = self.lab.hosts[vantage].run(
-                ["python3", "-c", program], stdin=f"{json.dumps([[address, asked]])}\n",
-                timeout_s=580,
+                ["python3", "-c", program], timeout_s=580,
+                stdin=f"{json.dumps({'targets': [[address, asked]]})}\n",
             )  # fmt: skip
-            found |= {(where, port) for where, port, said in json.loads(done.stdout)
+            found |= {(where, port) for where, port, said in json.loads(done.stdout)["answers"]
                       if said == "open"}  # fmt: skip
         return found
 

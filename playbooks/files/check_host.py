@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Looks at one host for playbooks/verify.yml: `look.py JSON`; a list of findings as JSON.
+"""Checks one host for playbooks/verify.yml: `check_host.py JSON` prints a list of findings as JSON.
 
-Standard library of any Python from 3.9 on. A finding: check, ok (null: could not be looked at),
-what, fix. Changes nothing.
+Standard library of any Python from 3.9 on. A finding: check, ok (null: could not be checked), what,
+fix. Changes nothing.
 """
 
 import grp
@@ -18,7 +18,7 @@ import time
 MODELS = re.compile(
     r"^(ollama|llama-server|llama\.cpp|vllm|koboldcpp|text-generation.*|tritonserver)$"
 )
-# What a secret of ours begins with, where nobody should see one.
+# How secrets of the mesh begin.
 TOKEN = re.compile(rb"rae_[A-Za-z0-9_-]{40,}|tskey-[a-z]+-[A-Za-z0-9-]{12,}")
 
 # Output is matched in English.
@@ -61,7 +61,7 @@ def processes():
             with open(f"/proc/{name}/cgroup", encoding="utf-8", errors="replace") as file:
                 yield int(name), comm, file.read()
         except OSError:
-            continue  # it has ended
+            continue  # it has exited
 
 
 def loopback(address):
@@ -86,7 +86,7 @@ def models_on_control(_asked):
         try:
             links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
         except OSError:
-            continue  # it has ended
+            continue  # it has exited
         if any(re.match(r"/dev/(nvidia[0-9]|kfd)", link) for link in links):
             found.append(f"{name} ({pid}) uses the GPU")
     return finding(check, not found, ", ".join(found) or "none", "stop it; models run on nodes")
@@ -106,7 +106,7 @@ def own_listeners(_asked):
 
 
 def hardening(asked):
-    """systemd's own judgement of each unit, against a ceiling."""
+    """The exposure level that systemd computes for each unit, against a limit."""
     for unit, ceiling in sorted(asked["ceilings"].items()):
         text, _ = run("systemd-analyze", "security", "--no-pager", unit)
         match = re.search(r"exposure level for \S+: ([0-9.]+)", text)
@@ -118,7 +118,7 @@ def hardening(asked):
 
 
 def owner_of(info):
-    """The owner's name; his number when nobody has it any more."""
+    """The owner's name; the uid when no account has it any more."""
     try:
         return pwd.getpwuid(info.st_uid).pw_name
     except KeyError:
@@ -126,7 +126,7 @@ def owner_of(info):
 
 
 def modes(asked):
-    """Owners and modes of what counts."""
+    """Owners and modes of the files of the mesh."""
     wrong = []
     for item in asked["modes"]:
         try:
@@ -141,7 +141,7 @@ def modes(asked):
     return finding(
         "owners and modes",
         not wrong,
-        "; ".join(wrong) or f"{len(asked['modes'])} as they must be",
+        "; ".join(wrong) or f"{len(asked['modes'])} as required",
         "run the provision playbook again",
     )
 
@@ -156,7 +156,7 @@ def secrets(_asked):
                     if TOKEN.search(file.read()):
                         seen.add(f"{part} of {name}")
             except OSError:
-                continue  # it has ended
+                continue  # it has exited
     units, _ = run("systemctl", "show", "--property=Environment", "rae-*")
     if TOKEN.search(units.encode()):
         seen.add("the environment of a unit")
@@ -164,23 +164,23 @@ def secrets(_asked):
         "secrets in no argument list and no environment",
         not seen,
         ", ".join(sorted(seen)) or "none seen",
-        "take it out there, and change the secret",
+        "remove it from there, and replace the secret",
     )
 
 
 def firewall(_asked):
-    """Our table is loaded, and from boot on."""
+    """The table of the mesh is loaded, now and at boot."""
     _, loaded = run("nft", "list", "table", "inet", "rae")
     _, enabled = run("systemctl", "is-enabled", "rae-firewall.service")
     words = ["is loaded" if loaded == 0 else "is NOT loaded", "on" if enabled == 0 else "NOT on"]
-    what = f"our table {words[0]}, and {words[1]} at boot"
+    what = f"the table {words[0]}, and {words[1]} at boot"
     return finding(
         "firewall", loaded == 0 and enabled == 0, what, "systemctl enable --now rae-firewall"
     )
 
 
 def release(asked):
-    """The version that was wanted is the one that runs."""
+    """The installed version is the one of this checkout."""
     try:
         current = os.path.basename(os.readlink(f"{asked['root']}/current"))
     except OSError as error:
@@ -188,7 +188,7 @@ def release(asked):
     return finding(
         "version",
         current == asked["release"],
-        f"{current}, wanted {asked['release']}",
+        f"{current}, expected {asked['release']}",
         "run the provision playbook; make wheels first, if the checkout has changed",
     )
 
@@ -199,7 +199,7 @@ def clock(asked):
     return finding(
         "clock",
         abs(skew) <= asked["max_skew"],
-        f"{skew:+.0f} s (the way here included)",
+        f"{skew:+.0f} s (time of the connection included)",
         "timedatectl set-ntp true",
     )
 
@@ -225,7 +225,7 @@ def ledger(_asked):
 
 
 def invisible(_asked):
-    """Who is silent is not in the default list."""
+    """A node without heartbeat is not in the default list."""
 
     def nodes(*more):
         text, code = run(
@@ -246,12 +246,12 @@ def invisible(_asked):
         node["node_id"] for node in every if node["state"] in {"offline", "enrolled", "revoked"}
     }
     wrong = sorted(silent & {node["node_id"] for node in shown})
-    what = f"shown: {len(shown)}; silent and not shown: {len(silent - set(wrong))}"
+    what = f"listed: {len(shown)}; without heartbeat and not listed: {len(silent - set(wrong))}"
     return finding(check, not wrong, ", ".join(wrong) or what, "journalctl -u rae-control")
 
 
 def chores(_asked):
-    """The nightly backup is on its way."""
+    """The nightly backup is scheduled."""
     text, _ = run(
         "systemctl", "is-active", "rae-control-backup.timer", "rae-control-worker.service"
     )
@@ -264,7 +264,7 @@ def chores(_asked):
 
 
 def independent(asked):
-    """Nothing of a node's needs control to be there."""
+    """No unit of a node depends on control."""
     text, _ = run("systemctl", "show", "--property=Requires,BindsTo,Requisite", "rae-node.service")
     runtime = f"{asked['root']}/agent/runtime.yaml"
     config, code = run("grep", "--extended-regexp", "^ +retry_on_disconnect: true$", runtime)
@@ -272,7 +272,7 @@ def independent(asked):
     return finding(
         "A14 control can stop without affecting nodes",
         ok,
-        "the agent's unit needs no control, and it keeps trying"
+        "the agent's unit does not depend on control, and it retries"
         if ok
         else f"{text} {config}".strip(),
         "set retry_on_disconnect: true in node_runtime.execution",
@@ -280,7 +280,7 @@ def independent(asked):
 
 
 def lent(asked):
-    """B9: the agent runs if, and only if, enable-node has said so."""
+    """B9: the agent runs if, and only if, enable-node has enabled it."""
     enabled = os.path.exists(f"{asked['root']}/agent/enabled")
     state, _ = run("systemctl", "is-active", "rae-node.service")
     return finding(
@@ -316,7 +316,7 @@ def joined(account):
 
 
 def detector(asked):
-    """The input detector runs when lent; it alone reads devices, and the agent alone asks it."""
+    """The input detector runs on an enabled node; it alone reads devices, for the agent alone."""
     user, agent = asked["detector"], asked["agent"]
     lent = os.path.exists(f"{asked['root']}/agent/enabled")
     state, _ = run("systemctl", "is-active", "rae-input.service")
@@ -333,7 +333,7 @@ def detector(asked):
         for path in ("/run/rae-input", "/run/rae-input/input.sock")
         if os.path.lexists(path) and group_name(os.lstat(path).st_gid) != user
     ]
-    # Accounts, too: what does not run now shows no groups.
+    # Accounts, too: a unit that does not run has no process to read groups from.
     beyond = {
         f"the account {user}": joined(user) - {user},
         f"the account {agent}": joined(agent) & {"input"},
@@ -350,32 +350,32 @@ def detector(asked):
 
 
 def dry_run(asked):
-    """B7: the guard's four cases come out as they must."""
+    """B7: the guard decides its four cases correctly."""
     text, code = run("/usr/bin/python3", f"{asked['root']}/agent/auto_runner.py", "--dry-run")
     return finding(
         "B7 dry run",
         code == 0,
-        "four cases as they must be" if code == 0 else text.strip()[-300:],
+        "four cases decided correctly" if code == 0 else text.strip()[-300:],
         "rae-node dry-run on the node",
     )
 
 
 EVERYWHERE = (firewall, hardening, modes, secrets, release, clock)
-LOOKS = {
+CHECKS = {
     "control": (api_listener, models_on_control, invisible, ledger, chores, *EVERYWHERE),
     "node": (own_listeners, independent, lent, detector, dry_run, *EVERYWHERE),
 }
 
 
 def main():
-    """Every look of the host's kind."""
+    """Every check for the host's kind."""
     asked = json.loads(sys.argv[1])
-    # ansible-core before 2.19 makes text of every number.
+    # ansible-core before 2.19 converts every number to text.
     numbers = {name: float(asked[name]) for name in ("now", "max_skew", "port") if name in asked}
     asked.update(numbers, ceilings={unit: float(most) for unit, most in asked["ceilings"].items()})
     found = []
-    for look in LOOKS[asked["kind"]]:
-        came = look(asked)
+    for check in CHECKS[asked["kind"]]:
+        came = check(asked)
         found.extend([came] if isinstance(came, dict) else came)
     print(json.dumps(found))
 
