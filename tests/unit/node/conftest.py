@@ -15,7 +15,7 @@ from rae_node.config import files
 from rae_node.config.layout import Layout
 from rae_node.config.reload import Live
 from rae_node.config.tuning import Settings
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.sources.base import Source
 from rae_node.guard.sources.pause import PauseSource
@@ -72,7 +72,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
         pause = PauseSource(layout.run / "pause.json", clock, layout.pause_file)
         checked = files.RuntimeConfig.model_validate(sections)
         live = Live(layout.config_file, layout.runtime_file, {}, node, checked)
-        outfit = Outfit(
+        context = AgentContext(
             layout=layout, config=node, live=live,
             settings=settings, client=control, clock=clock,  # type: ignore[arg-type]
             isolation=isolation or ProcessIsolation(layout.root), machine=machine,
@@ -82,7 +82,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
             owner=OwnerFile(layout.owner_file), journal=Journal(layout.logs, clock),
             sleep_block=sleep_block,
         )  # fmt: skip
-        agent = Agent(outfit, DOORS)
+        agent = Agent(context, DOORS)
         made.append(agent)
         if start:
             agent.start()
@@ -90,7 +90,7 @@ def make_rig(layout: Layout, quiet_log: EventLog) -> Iterator[Callable[..., Rig]
 
     yield make
     for agent in made:
-        agent.outfit.client.fail.clear()  # type: ignore[attr-defined]
+        agent.context.client.fail.clear()  # type: ignore[attr-defined]
         agent.shut_down()
 
 

@@ -306,7 +306,7 @@ def test_b1_what_is_no_fresh_presence_does_not_put_the_cooldown_off(
     rig = make_rig(runtime={"safety": {"cooldown_minutes": 0.05}})
     until(lambda: rig.agent.guard.decision.may_poll, "the node is free")
     if why == "a pause":
-        rig.agent.outfit.pause.set(None)
+        rig.agent.context.pause.set(None)
     else:
         rig.owner.age_s = 100.0
         rig.owner.present = True
@@ -376,7 +376,7 @@ def test_heartbeats_list_what_lives_and_move_the_deadline(make_rig: MakeRig) -> 
     first = run.deadline
     until(lambda: run.deadline > first + 0.3, "a later deadline")
     assert rig.control.of("heartbeat")[-1].leases == [run.lease]
-    assert run.deadline <= rig.agent.outfit.clock.boot() + task.lease_ttl_s - rig.control.margin_s
+    assert run.deadline <= rig.agent.context.clock.boot() + task.lease_ttl_s - rig.control.margin_s
 
 
 def test_without_an_answered_heartbeat_the_task_dies_at_its_deadline(make_rig: MakeRig) -> None:
@@ -644,7 +644,7 @@ def test_status_says_in_words_why_no_task_is_taken(
     words = " / ".join(ask(socket_path(layout.root), {"verb": "status"})["no_task_because"])
     for part in ("below min_isolation 'unit'", "cooldown", "operator drains", "not_enrolled"):
         assert part in words
-    rig.agent.outfit.pause.set(None)
+    rig.agent.context.pause.set(None)
     rig.agent.guard.look_now(0.0, 5)
     shown = ask(socket_path(layout.root), {"verb": "status"})
     assert "the owner paused this node" in shown["no_task_because"][0] and not shown["taking_work"]

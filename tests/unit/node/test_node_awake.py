@@ -86,7 +86,7 @@ def test_b5_the_weakest_isolation_keeps_the_machine_awake_too(
 ) -> None:
     file = tmp_path / "held"
     rig = make_rig(isolation=ProcessIsolation(layout.root), sleep_block=holding(file))
-    assert rig.agent.outfit.isolation.level == "process"
+    assert rig.agent.context.isolation.level == "process"
     rig.control.give("cli", params={"command": "sleep", "args": ["60"]})
     until(rig.running, "it runs")
     until(lambda: file.exists() and file.read_text(), "it is held")

@@ -34,9 +34,9 @@ def test_the_dry_run_repeats_what_the_agent_knows_besides_the_guard(
     rig.agent.draining = True
     assert "an operator drains this node" in checks.dry_run(files)[0][-1]
     rig.agent.draining = False
-    rig.agent.outfit.live.runtime = rig.agent.outfit.runtime.model_copy(
+    rig.agent.context.live.runtime = rig.agent.context.runtime.model_copy(
         update={
-            "safety": rig.agent.outfit.runtime.safety.model_copy(update={"cooldown_minutes": 9.0})
+            "safety": rig.agent.context.runtime.safety.model_copy(update={"cooldown_minutes": 9.0})
         }
     )
     rig.agent.guard.begin_cooldown()

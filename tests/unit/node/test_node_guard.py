@@ -284,7 +284,7 @@ def test_b6_each_change_is_logged_once_and_with_every_reason(
     rig = make_rig()
     rig.owner.present = True
     until(lambda: not rig.agent.guard.decision.safe, "the owner is seen")
-    rig.agent.outfit.pause.set(None)
+    rig.agent.context.pause.set(None)
     rig.agent.guard.look_now(0, 10)
     rig.agent.guard.look_now(0, 10)
     shown = [(entry["safe"], entry["reasons"]) for entry in decisions(layout)]
@@ -342,7 +342,7 @@ def test_no_task_begins_on_a_look_of_half_a_minute_ago(make_rig: Callable[..., R
     rig = make_rig(settings=replace(FAST, guard_idle_sec=30.0))
     until(lambda: rig.control.of("poll"), "the node asks for work")
     looked = rig.agent.guard.looked_at
-    until(lambda: rig.agent.outfit.clock.boot() - looked > 0.2, "the look is old")
+    until(lambda: rig.agent.context.clock.boot() - looked > 0.2, "the look is old")
     rig.owner.present = True  # a program on the GPU, say: no signal wakes the guard
     rig.control.give(params={"command": "sleep", "args": ["30"]})
     until(lambda: rig.control.of("yield"), "the task is handed back")

@@ -41,7 +41,7 @@ def run_task(make_rig: MakeRig, tmp_path: Path, body: str, **more: Any) -> tuple
     rig = make_rig(tasks=[folder])
     result, _ = rig.run("python", params={"task": "t"}, **more)
     assert not rig.control.of("yield")
-    until(lambda: not list(rig.agent.outfit.layout.workdir.iterdir()), "the workspace is wiped")
+    until(lambda: not list(rig.agent.context.layout.workdir.iterdir()), "the workspace is wiped")
     return result, rig
 
 

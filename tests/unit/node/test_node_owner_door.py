@@ -73,7 +73,7 @@ def test_news_is_told_at_once_and_a_flood_of_it_once_a_second(make_rig: Callable
     rig = make_rig(heartbeat_interval_sec=300.0)
     until(lambda: rig.control.of("register"), "it is registered")
     until(lambda: rig.agent.guard.decision.safe, "it may work")
-    guard, clock = rig.agent.guard, rig.agent.outfit.clock
+    guard, clock = rig.agent.guard, rig.agent.context.clock
     time.sleep(1.1)  # what was told at the start is long ago
     told, began = len(rig.control.of("heartbeat")), time.monotonic()
     rig.owner.present = True
@@ -120,7 +120,7 @@ def test_a_user_who_may_not_resume_only_makes_a_pause_longer(
     make_rig: Callable[..., Rig], held_s: float | None
 ) -> None:
     rig = make_rig()
-    agent, source = rig.agent, rig.agent.outfit.pause
+    agent, source = rig.agent, rig.agent.context.pause
     set_to = source.set(held_s)
     agent.guard.look_now(0, 10)
     answer = verbs.pause(agent, 1.0, STRANGER)
@@ -129,15 +129,15 @@ def test_a_user_who_may_not_resume_only_makes_a_pause_longer(
     assert not agent.guard.decision.safe
     longer = verbs.pause(agent, 7200.0, STRANGER)["until"]
     assert longer == set_to if held_s is None else longer > (set_to or 0)
-    assert verbs.pause(agent, 60.0, 0)["until"] < agent.outfit.clock.wall() + 61
+    assert verbs.pause(agent, 60.0, 0)["until"] < agent.context.clock.wall() + 61
     assert verbs.pause(agent, None, STRANGER)["until"] is None and source.until() == 0
 
 
 def test_without_a_pause_every_user_may_begin_one(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig()
     until(lambda: rig.agent.guard.decision.safe, "the node is free")
-    assert verbs.pause(rig.agent, 60.0, STRANGER)["until"] > rig.agent.outfit.clock.wall()
+    assert verbs.pause(rig.agent, 60.0, STRANGER)["until"] > rig.agent.context.clock.wall()
     assert not rig.agent.guard.decision.safe
-    assert ask(socket_path(rig.agent.outfit.layout.root), {"verb": "status"})["reasons"] == [
+    assert ask(socket_path(rig.agent.context.layout.root), {"verb": "status"})["reasons"] == [
         "paused"
     ]

@@ -96,13 +96,13 @@ def test_why_says_what_blocks_since_when_and_when_work_may_begin(
 ) -> None:
     rig = make_rig(runtime={"safety": {"cooldown_minutes": 10}})
     until(rig.agent.link.ready.is_set, "the node is registered")
-    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    answer = ask(socket_path(rig.agent.context.layout.root), {"verb": "why"})
     assert answer["takes_work"] and answer["work_in_s"] == 0 and not answer["causes"]
     rig.owner.present = True
     until(lambda: not rig.agent.guard.decision.safe, "the owner is seen")
-    rig.agent.outfit.pause.set(3600)
+    rig.agent.context.pause.set(3600)
     rig.agent.guard.look_now(0, 10)
-    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    answer = ask(socket_path(rig.agent.context.layout.root), {"verb": "why"})
     assert not answer["takes_work"] and answer["work_in_s"] is None
     by_code = {cause["code"]: cause for cause in answer["causes"]}
     assert set(by_code) == {"paused", "owner_active", "cooldown"}
@@ -111,7 +111,7 @@ def test_why_says_what_blocks_since_when_and_when_work_may_begin(
     assert not by_code["cooldown"]["stops_work"]
     rig.owner.present = False
     rig.agent.guard.look_now(0, 10)
-    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    answer = ask(socket_path(rig.agent.context.layout.root), {"verb": "why"})
     assert 3590 < answer["work_in_s"] <= 3600
     lines = list(why.in_lines(answer, 1_780_000_000.0))
     assert lines[0] == "this machine does not work, because"
@@ -128,7 +128,7 @@ def test_while_a_task_runs_why_names_it_and_what_keeps_others_away(
     rig = make_rig()
     rig.control.give(params={"command": "sleep", "args": ["30"]}, slot="cpu0")
     until(rig.agent.runs, "the task runs")
-    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    answer = ask(socket_path(rig.agent.context.layout.root), {"verb": "why"})
     (task_id,) = answer["working"]
     lines = list(why.in_lines(answer, 0.0))
     assert lines[:2] == [f"working: {task_id}", "this machine takes no new task, because"]
@@ -162,7 +162,7 @@ def test_history_shows_tasks_decisions_and_the_owner_coming_back(
     until(rig.agent.runs, "the task runs")
     rig.owner.present = True
     until(lambda: not rig.agent.runs(), "it was given back")
-    root = str(rig.agent.outfit.layout.root)
+    root = str(rig.agent.context.layout.root)
     assert cli.main(["history", "--root", root]) == 0
     lines = [line[12:] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
     begins = next(line for line in lines if "(cli) begins on cpu0" in line)
@@ -194,7 +194,7 @@ def test_without_an_agent_who_may_read_the_files_reads_the_history(
 def test_a_wrong_count_of_entries_is_refused(make_rig: Callable[..., Rig], count: Any) -> None:
     rig = make_rig()
     with pytest.raises(NodeError, match="whole number"):
-        ask(socket_path(rig.agent.outfit.layout.root), {"verb": "history", "count": count})
+        ask(socket_path(rig.agent.context.layout.root), {"verb": "history", "count": count})
 
 
 def test_the_journal_gives_the_newest_entries_over_days_and_skips_broken_lines(

@@ -27,7 +27,7 @@ from rae_node.config.layout import Layout, write_file
 from rae_node.config.reload import Live
 from rae_node.config.tuning import Settings, apply_settings
 from rae_node.config.yamlfile import read_yaml
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.owner_rules import OwnerRules
 from rae_node.guard.proofs import Proofs
@@ -116,7 +116,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         note=lambda text: journal.try_write(clock.wall(), "seat", text=text),
     )  # fmt: skip
     own_rules = OwnerSource(owner, clock, ours=processes.own_pids)
-    outfit = Outfit(
+    context = AgentContext(
         layout=layout,
         config=config,
         live=live,
@@ -135,7 +135,7 @@ def build_agent(layout: Layout, overrides: Mapping[str, object]) -> tuple[Agent,
         journal=journal,
         wake=wake,
     )
-    return Agent(outfit, DOORS), lock
+    return Agent(context, DOORS), lock
 
 
 def isolation_here(layout: Layout, config: NodeConfig, allowed: AllowList) -> Isolation:

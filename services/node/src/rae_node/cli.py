@@ -152,8 +152,8 @@ def _run(options: argparse.Namespace) -> int:
     manager = os.environ.pop("NOTIFY_SOCKET", None)
     agent.start()
     notify.tell(manager, "READY=1")
-    log, sources = agent.outfit.log, agent.outfit.config.guard_sources
-    kept_apart = {"isolation": agent.outfit.isolation.level, "why": agent.outfit.isolation.why}
+    log, sources = agent.context.log, agent.context.config.guard_sources
+    kept_apart = {"isolation": agent.context.isolation.level, "why": agent.context.isolation.why}
     log.info(
         "agent_started", pid=os.getpid(), root=str(layout.root), guard_sources=sources,
         **kept_apart,

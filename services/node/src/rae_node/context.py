@@ -1,4 +1,4 @@
-"""What an agent is made of: shared by all its parts and made once; only `runtime` may change."""
+"""Shared dependencies of the agent; immutable except `runtime`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SLEEP_BLOCK = ("systemd-inhibit", "--what=sleep", "--mode=block", "--who=RAE",
 
 
 @dataclass(frozen=True, slots=True)
-class Outfit:
-    """The owner's files, the machine, and the tools that reach beyond the process."""
+class AgentContext:
+    """Configuration files, the machine, and adapters to what is outside the process."""
 
     layout: Layout
     config: NodeConfig

@@ -78,7 +78,7 @@ def examine(
         return
     yield from _folder(data, config)
     running = _served_by(data)
-    yield Finding("lock", True, f"served by process {running}" if running else "nobody serves it")
+    yield Finding("lock", True, f"served by process {running}" if running else "no process serves it")
     yield from _ledger(data)
     keys = credentials or data
     for path in (keys / "root.key", keys / "root.previous.key", data / "credentials.json"):
@@ -115,7 +115,7 @@ def _folder(data: Path, config: ControlConfig) -> Iterator[Finding]:
         right = path.is_file() if path.suffix else path.is_dir()
         if not right or path.stat().st_uid != info.st_uid or not os.access(path, os.W_OK):
             what = "cannot be written" if right else "is of the wrong type"
-            yield Finding(name, False, f"{path} {what}, or belongs to somebody else than {data}",
+            yield Finding(name, False, f"{path} {what}, or has another owner than {data}",
                           f"chown -R {info.st_uid} {path}; chmod -R u+rwX {path}")  # fmt: skip
     free = shutil.disk_usage(data).free
     yield from _backups(config)

@@ -12,7 +12,7 @@ from rae_node.agent.doors import Doors
 from rae_node.agent.paced import Paced
 from rae_node.agent.sleep_inhibitor import Awake
 from rae_node.attempt.attempt import Bench, Stop, TaskRun
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.errors import NodeError
 from rae_node.guard.loop import Guard, Stopped
 from rae_node.guard.policy import (
@@ -46,41 +46,41 @@ _BEAT_S = 1.0  # between heartbeats that tell news: any user can pause and pause
 class Agent:
     """A node while it runs. `start`, wait for `done`, `shut_down`."""
 
-    def __init__(self, outfit: Outfit, doors: Doors) -> None:
-        self.outfit = outfit
+    def __init__(self, context: AgentContext, doors: Doors) -> None:
+        self.context = context
         self.done = threading.Event()
         self.exit_code = 0
         self.draining = False
         self.tally = Tally()
         self.stopping = False
         self._instance = uuid.uuid4().hex
-        self._clock, self._log = outfit.clock, outfit.log
+        self._clock, self._log = context.clock, context.log
         self.models: list[str] | None = None
         self._gpu_run: GpuRun | None = None
-        config = outfit.config
-        gpus = capabilities.gpu_slots(config, outfit.machine)
+        config = context.config
+        gpus = capabilities.gpu_slots(config, context.machine)
         names = slot_names(config.max_concurrent_cpu, gpus)
         if not names:
             raise NodeError(
                 "bad_config", "There is no slot; set max_concurrent_cpu: 1 in config.yaml"
             )
         uids = runner_uids(config.ollama_user)
-        self._model_runner = ModelRunner(outfit.log, outfit.clock, config.ollama_url, uids)
+        self._model_runner = ModelRunner(context.log, context.clock, config.ollama_url, uids)
         # At every level of isolation: B5 and the report know of no exception.
-        self._awake = Awake(outfit.log, outfit.sleep_block)
+        self._awake = Awake(context.log, context.sleep_block)
         self.slots: Slots[TaskRun] = Slots(names, self._awake.follow)
-        self.spool = Spool(outfit.layout.spool, outfit.log)
+        self.spool = Spool(context.layout.spool, context.log)
         self.spool.load()
-        self.link = Link(outfit, self.slots, self.spool, self)
-        self._beat = Paced(self.link.beat_now, _BEAT_S, outfit.clock)
-        self.delivery = Delivery(outfit, self.spool, self.link)
+        self.link = Link(context, self.slots, self.spool, self)
+        self._beat = Paced(self.link.beat_now, _BEAT_S, context.clock)
+        self.delivery = Delivery(context, self.spool, self.link)
         self.poller = Poller(
-            outfit, self.link, self.slots, want=self._want, on_task=self._take,
+            context, self.link, self.slots, want=self._want, on_task=self._take,
             on_commands=self.commanded,
         )  # fmt: skip
         self._door = doors.owner(self)
         self.guard = Guard(
-            outfit,
+            context,
             busy=lambda: len(self.slots) > 0,
             stop_all=self._stop_for_guard,
             deadlines=self._enforce_deadlines,
@@ -88,18 +88,18 @@ class Agent:
             besides=[OwnerSocketSource(self._door.keep_open)],
         )
         runners: tuple[Runner, ...] = (
-            CliRunner(outfit.allowed),
-            PythonRunner(outfit.task_folders, outfit.layout.workdir),
+            CliRunner(context.allowed),
+            PythonRunner(context.task_folders, context.layout.workdir),
             LlmRunner(config.ollama_url, uids, self._roles, self._model_runner.begins),
         )
         self._bench = Bench(
-            outfit, self.link, self.spool, self.delivery,
+            context, self.link, self.spool, self.delivery,
             {runner.kind: runner for runner in runners}, cool=self.guard.begin_cooldown,
             free_models=self._model_runner.free, ended=self._ended,
         )  # fmt: skip
         self._sweeper = Sweeper(
-            outfit.layout.workdir, outfit.clock, outfit.log, outfit.settings.sweep_sec,
-            self._disk_low, config.keep_s, outfit.isolation.wipe,
+            context.layout.workdir, context.clock, context.log, context.settings.sweep_sec,
+            self._disk_low, config.keep_s, context.isolation.wipe,
         )  # fmt: skip
         self._monitor = doors.monitor(self)
 
@@ -118,31 +118,31 @@ class Agent:
 
     def look_at_files(self) -> None:
         """Take over what the owner changed. Called about once a second."""
-        news = self.outfit.live.look()
-        if self.outfit.owner.changed():
+        news = self.context.live.look()
+        if self.context.owner.changed():
             self.guard.wake()
         if news == "rejected":
-            self._log.warning("config_rejected", problem=self.outfit.live.problem)
+            self._log.warning("config_rejected", problem=self.context.live.problem)
         elif news == "waits":
-            self._log.info("config_waits", problem=self.outfit.live.problem)
+            self._log.info("config_waits", problem=self.context.live.problem)
         elif news == "changed":
             self._log.info("config_changed")
             self.guard.wake()
             self.poller.wake()
-        listed = self.outfit.allowed.look()
+        listed = self.context.allowed.look()
         if listed == "rejected":
-            self._log.warning("config_rejected", problem=self.outfit.allowed.problem)
+            self._log.warning("config_rejected", problem=self.context.allowed.problem)
         elif listed == "changed":
-            self._log.info("allowlist_changed", commands=len(self.outfit.allowed.offered()))
+            self._log.info("allowlist_changed", commands=len(self.context.allowed.offered()))
             self.link.introduce_again()
 
     def shut_down(self) -> None:
         """Kill the work, hand it back, say goodbye; bounded, for the owner may be waiting."""
         self.stopping = True
-        limit = self._clock.boot() + self.outfit.settings.shutdown_sec
+        limit = self._clock.boot() + self.context.settings.shutdown_sec
         self.poller.stop()
         self._stop_runs("shutdown", "the agent ends")
-        self.slots.wait_empty(self.outfit.settings.shutdown_sec)
+        self.slots.wait_empty(self.context.settings.shutdown_sec)
         self.link.stop()
         # A goodbye gives every lease to others: never while something of ours may live, or while a
         # result or a yield waits for control, which a later agent delivers under its lease.
@@ -237,7 +237,7 @@ class Agent:
         if not every:
             return Stopped()
         count = sum([run.stop(Stop(reason, detail, began)) for run in every])
-        limit = began + self.outfit.settings.kill_confirm_sec
+        limit = began + self.context.settings.kill_confirm_sec
         for run in every:
             if not run.wait_quiet(limit - self._clock.boot()):
                 run.kill_hard()
@@ -247,8 +247,8 @@ class Agent:
         """The supervisors keep the deadlines; here too, should one of them be stopped."""
         self._gpu_rests()
         now = self._clock.boot()
-        grace = self.outfit.settings.kill_confirm_sec
-        rests = [self.outfit.settings.guard_idle_sec]
+        grace = self.context.settings.kill_confirm_sec
+        rests = [self.context.settings.guard_idle_sec]
         for run in self._alive():
             rest = run.deadline + grace - now
             if rest <= 0:
@@ -270,12 +270,12 @@ class Agent:
         return () if len(self.slots) or (self.draining and self.guard.decision.safe) else None
 
     def _roles(self) -> dict[str, str]:
-        max_vram_gb = self.outfit.runtime.safety.max_vram_gb
-        return capabilities.roles_of(self.outfit.config, max_vram_gb, self.models or [])
+        max_vram_gb = self.context.runtime.safety.max_vram_gb
+        return capabilities.roles_of(self.context.config, max_vram_gb, self.models or [])
 
     def _gpu_rests(self) -> bool:
         """Whether the GPU gets no new task now (B10). Looks at it, too: the guard asks often."""
-        config, now = self.outfit.config, self._clock.boot()
+        config, now = self.context.config, self._clock.boot()
         working = any(run.slot.startswith("gpu") for run in self.runs())
         self._gpu_run = follow_gpu(self._gpu_run, now, working, config.gpu_rest_minutes * 60)
         return gpu_must_rest(self._gpu_run, config.gpu_longest_run_minutes * 60)
@@ -298,17 +298,17 @@ class Agent:
 
     def _disk_low(self) -> bool:
         """Whether a task would soon meet a full disk."""
-        layout, least = self.outfit.layout, self.outfit.settings.disk_low_mb
+        layout, least = self.context.layout, self.context.settings.disk_low_mb
         free = [capabilities.disk_free_mb(folder) for folder in (layout.workdir, layout.spool)]
         return any(mb is not None and mb < least for mb in free)
 
     def _spool_full(self) -> bool:
         """Whether so much waits for control that more work could not be kept."""
-        return self.spool.size > self.outfit.settings.spool_max_mb * 1024 * 1024
+        return self.spool.size > self.context.settings.spool_max_mb * 1024 * 1024
 
     def strong_enough(self) -> bool:
         """Whether the isolation reaches what the owner asks for."""
-        return at_least(self.outfit.isolation.level, self.outfit.config.min_isolation)
+        return at_least(self.context.isolation.level, self.context.config.min_isolation)
 
     def _take(self, task: LeasedTask, epoch: int) -> None:
         run = TaskRun(task, self._bench)
@@ -342,7 +342,7 @@ class Agent:
             self.guard.wake()
 
     def _record(self, event: str, **facts: Any) -> None:
-        self.outfit.journal.try_write(self._clock.wall(), event, **facts)
+        self.context.journal.try_write(self._clock.wall(), event, **facts)
 
     def _refusal(self) -> str:
         """The word a task is handed back with that is not wanted now."""
@@ -367,28 +367,28 @@ class Agent:
 
     def introduce(self, unfinished: list[LeaseRef]) -> RegisterRequest:
         """The registration."""
-        outfit = self.outfit
+        context = self.context
         self.models = self._model_runner.models()
         return RegisterRequest(
-            node_id=outfit.config.node_id,
+            node_id=context.config.node_id,
             capabilities=capabilities.describe(
-                outfit.config,
-                outfit.runtime,
-                outfit.machine,
-                disk=outfit.layout.workdir,
+                context.config,
+                context.runtime,
+                context.machine,
+                disk=context.layout.workdir,
                 models=self.models,
             ).model_copy(
                 update=capabilities.programs_of(
-                    outfit.allowed, outfit.task_folders, outfit.layout.workdir
+                    context.allowed, context.task_folders, context.layout.workdir
                 )
             ),
             ack=True,
             instance=self._instance,
-            machine=outfit.machine_id,
+            machine=context.machine_id,
             version=__version__,
-            trusted=outfit.config.trusted,
+            trusted=context.config.trusted,
             slots=list(self.slots.names),
-            isolation=outfit.isolation.level,
+            isolation=context.isolation.level,
             availability=self.guard.decision.availability,
             unfinished=unfinished,
         )
@@ -398,13 +398,13 @@ class Agent:
         known = self.link.incarnation
         older = any(run.task.incarnation != known for run in self._alive())
         return Heartbeat(
-            node_id=self.outfit.config.node_id,
+            node_id=self.context.config.node_id,
             incarnation=None if older else known,
             leases=leases,
             availability=self.guard.decision.availability,
             reasons=self.reasons(),
-            clock_offset_s=self.outfit.client.clock_offset_s,
-            disk_free_mb=capabilities.disk_free_mb(self.outfit.layout.workdir),
+            clock_offset_s=self.context.client.clock_offset_s,
+            disk_free_mb=capabilities.disk_free_mb(self.context.layout.workdir),
         )
 
     def reasons(self) -> list[str]:
@@ -417,6 +417,6 @@ class Agent:
 
     def _goodbye(self) -> None:
         try:
-            self.outfit.client.goodbye("shutdown")
+            self.context.client.goodbye("shutdown")
         except Exception as error:  # leaving anyway; control finds out by itself
             self._log.info("goodbye_not_heard", error=str(error))

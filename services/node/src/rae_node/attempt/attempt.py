@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rae_node.attempt.inputs import Inputs
 from rae_node.attempt.log_tail import LogTail
 from rae_node.attempt.outcome import artifacts_of, conclude, limits_of, sendable, time_limit
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.errors import (
     Dropped,
     HandBack,
@@ -47,7 +47,7 @@ class Bench:
     """`cool()`: take no work for a while; `free_models()`: no model holds memory any more;
     `ended(run)`: frees the slot."""
 
-    outfit: Outfit
+    context: AgentContext
     link: Link
     spool: Spool
     delivery: Delivery
@@ -75,9 +75,9 @@ class TaskRun:
         self.phase = "acking"
         self.ending = "dropped"  # or the result's status, or the yield's reason
         self.stopped_ms: float | None = None
-        self._bench, self._outfit = bench, bench.outfit
-        self._client, self._clock = bench.outfit.client, bench.outfit.clock
-        self._settings, self._log = bench.outfit.settings, bench.outfit.log
+        self._bench, self._context = bench, bench.context
+        self._client, self._clock = bench.context.client, bench.context.clock
+        self._settings, self._log = bench.context.settings, bench.context.log
         self.deadline = self._clock.boot() + task.lease_ttl_s
         self._lock = threading.Lock()
         self._stop: Stop | None = None
@@ -155,7 +155,7 @@ class TaskRun:
             self._hand_back("infrastructure", text)
         elif stop is None:
             self._bench.spool.discard_staging(self.lease)
-            lost = TaskFailure("E_LOST", f"What the program did could not be told: {text}")
+            lost = TaskFailure("E_LOST", f"The program's outcome is unknown: {text}")
             self._put("result", self._result("failed", error=lost))
         elif stop.reason != "stale":
             self._hand_back(stop.reason, stop.detail)
@@ -167,7 +167,7 @@ class TaskRun:
     def _work(self) -> dict[str, Any]:
         self._ack()
         task = self.task
-        boxed, workdir = self._outfit.isolation.level != "process", self._outfit.layout.workdir
+        boxed, workdir = self._context.isolation.level != "process", self._context.layout.workdir
         workspace = Workspace.create(workdir, task.task_id, task.attempt, boxed=boxed)
         self._enter("preparing", workspace)
         ended: str | None = None
@@ -178,8 +178,8 @@ class TaskRun:
                 raise TaskFailure("E_INVALID", text)
             plan = runner.plan(task, workspace)
             Inputs(
-                self._outfit, self._bench.link, self.lease, self._calls, self._check_stop,
-                task.lease_ttl_s, time_limit(task, self._outfit.runtime),
+                self._context, self._bench.link, self.lease, self._calls, self._check_stop,
+                task.lease_ttl_s, time_limit(task, self._context.runtime),
             ).fetch(task.inputs, workspace)  # fmt: skip
             body = self._supervised(plan, workspace)
             ended = "DONE" if body["status"] == "succeeded" else "FAILED"
@@ -236,7 +236,7 @@ class TaskRun:
             self._log.info("quiet_not_confirmed", task_id=self.task.task_id, rc=error.rc)
 
     def _supervised(self, plan: Plan, workspace: Workspace) -> dict[str, Any]:
-        limit = time_limit(self.task, self._outfit.runtime, plan)
+        limit = time_limit(self.task, self._context.runtime, plan)
         handle = self._start(plan, workspace, limit[0])
         workspace = replace(workspace, opener=handle.open)
         self._follow(handle, workspace)
@@ -253,7 +253,7 @@ class TaskRun:
         if outcome.cause == "deadline":
             raise HandBack("deadline", "no heartbeat was answered in time")
         if outcome.cause in {"failed", "killed"}:
-            raise HandBack("infrastructure", outcome.problem or "the supervisor was told to end")
+            raise HandBack("infrastructure", outcome.problem or "the supervisor was ordered to end")
         self._enter("delivering", workspace)
         value, failure = conclude(outcome, plan, workspace, limit)
         if failure is not None:
@@ -263,7 +263,7 @@ class TaskRun:
         return self._result("succeeded", value, None, outcome, artifacts)
 
     def _start(self, plan: Plan, workspace: Workspace, timeout_s: float) -> Handle:
-        devices = slot_devices(self._outfit.machine, self.slot)
+        devices = slot_devices(self._context.machine, self.slot)
         seen = workspace.path if plan.trusted else workspace.seen
         with self._lock:
             self._raise_stop()
@@ -275,14 +275,14 @@ class TaskRun:
                 workspace=workspace.path,
                 log_dir=workspace.logs,
                 deadline=self.deadline,
-                limits=limits_of(self._outfit, plan, timeout_s, gpu=bool(devices)),
+                limits=limits_of(self._context, plan, timeout_s, gpu=bool(devices)),
                 progress=plan.result == "note",
                 trusted=plan.trusted,
                 shown=plan.shown,
                 devices=gpu_devices(devices),
                 identity=plan.identity,
             )
-            self._handle = self._outfit.isolation.start(spec)
+            self._handle = self._context.isolation.start(spec)
             self._handle.extend(self.deadline)
             self._enter("running", workspace)
             return self._handle
@@ -357,7 +357,7 @@ class TaskRun:
             if not self.wait_quiet(self._settings.kill_confirm_sec):
                 self.kill_hard()
             handle.gone.wait()
-        keep_s = self._outfit.config.keep_s(succeeded=ended == "DONE") if ended else 0.0
+        keep_s = self._context.config.keep_s(succeeded=ended == "DONE") if ended else 0.0
         try:
             if ended and keep_s > 0:
                 recovery.keep(workspace.path, self._state(ended, keep_s))
@@ -365,7 +365,7 @@ class TaskRun:
             self._log.warning("workspace_not_kept", task_id=self.task.task_id, error=str(error))
         try:
             if handle is None or not handle.wipe(self._settings.wipe_confirm_sec):
-                self._outfit.isolation.wipe(workspace.path)
+                self._context.isolation.wipe(workspace.path)
         except OSError as error:
             self._log.error("workspace_not_wiped", task_id=self.task.task_id, error=str(error))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from rae_node.attempt.download import Pace, fetch_url
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.errors import Dropped, HandBack, TaskFailure, Verdict, verdict
 from rae_node.session.backoff import Pauses
 from rae_node.session.session import Link
@@ -30,7 +30,7 @@ class Inputs:
     all of those from URLs together may take, and what sets that.
     """
 
-    outfit: Outfit
+    context: AgentContext
     link: Link
     lease: LeaseRef
     calls: Aborter
@@ -43,7 +43,7 @@ class Inputs:
         left_s = self.url_limit[0]
         for name, given in inputs.items():
             self.look()
-            began = self.outfit.clock.monotonic()
+            began = self.context.clock.monotonic()
             try:
                 self._one(name, given, workspace, began + left_s)
                 workspace.settle(name, given, self.look)
@@ -56,7 +56,7 @@ class Inputs:
                     raise TaskFailure("E_INPUT", text) from error
                 raise
             if given.url is not None:
-                left_s -= self.outfit.clock.monotonic() - began
+                left_s -= self.context.clock.monotonic() - began
 
     def _one(self, name: str, given: LeasedInput, workspace: Workspace, url_end: float) -> None:
         if given.inline is not None:
@@ -69,7 +69,7 @@ class Inputs:
     def _from_url(
         self, name: str, given: LeasedInput, url: str, workspace: Workspace, end: float
     ) -> None:
-        settings, clock = self.outfit.settings, self.outfit.clock
+        settings, clock = self.context.settings, self.context.clock
         least, window_s = settings.input_least_bytes_per_sec, settings.input_slow_sec
         pace = Pace(name, least, window_s, clock.monotonic())
 
@@ -87,7 +87,7 @@ class Inputs:
             return min(_LOOK_S, window_s, end - now)
 
         most = given.size or int(settings.input_max_mb * MIB)
-        hosts, silence_s = self.outfit.config.input_url_hosts, settings.http_timeout_sec
+        hosts, silence_s = self.context.config.input_url_hosts, settings.http_timeout_sec
         target = workspace.target(name)
         self.calls.run(partial(fetch_url, name, url, target, hosts, most, silence_s, pace.came),
                        check)  # fmt: skip
@@ -97,14 +97,14 @@ class Inputs:
 
         Raises HandBack when heartbeats keep the lease up and the input does not come.
         """
-        settings, clock = self.outfit.settings, self.outfit.clock
+        settings, clock = self.context.settings, self.context.clock
         pauses = Pauses(settings.retry_base_sec, settings.retry_cap_sec)
         limit = given.size if given.size is not None else MAX_RESULT_BYTES
         end = clock.boot() + self.patience_s
         while True:
             target = workspace.target(name)
             fetch = partial(
-                self.outfit.client.fetch_input, self.lease, name, target, limit, given.sha256
+                self.context.client.fetch_input, self.lease, name, target, limit, given.sha256
             )
             try:
                 self.calls.run(partial(self.link.call, fetch), self._looked)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rae_node.config.files import RuntimeConfig
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.errors import HandBack, TaskFailure
 from rae_node.isolation.base import Limits, rlimits
 from rae_node.isolation.supervisor_client import Outcome
@@ -37,10 +37,10 @@ def time_limit(
     return min(limits)
 
 
-def limits_of(outfit: Outfit, plan: Plan, timeout_s: float, *, gpu: bool) -> Limits:
+def limits_of(context: AgentContext, plan: Plan, timeout_s: float, *, gpu: bool) -> Limits:
     """What a task may use here. GPU libraries reserve addresses far beyond any memory."""
-    settings, config = outfit.settings, outfit.config
-    memory_mb = memory_limit_mb(config, outfit.machine)
+    settings, config = context.settings, context.config
+    memory_mb = memory_limit_mb(config, context.machine)
     largest = (plan.max_output_mb or settings.input_max_mb) * MIB
     spare = 64 * 1024 * (1024 if gpu else 1)
     return Limits(
@@ -53,7 +53,7 @@ def limits_of(outfit: Outfit, plan: Plan, timeout_s: float, *, gpu: bool) -> Lim
         rlimits=rlimits(int(largest), int((memory_mb or 0) + spare) * MIB),
         disk_bytes=int(max(largest, settings.workspace_max_mb * MIB)),
         max_files=int(settings.workspace_max_files),
-        spare_memory_mb=(outfit.machine.memory_mb or 0) * _SPARE_SHARE,
+        spare_memory_mb=(context.machine.memory_mb or 0) * _SPARE_SHARE,
         spare_disk_mb=settings.disk_low_mb,
     )
 

@@ -250,13 +250,13 @@ def source(name: SourceName, reading: Reading | None, problem: str) -> Finding:
     """One of the guard's sources; None is one that config.yaml leaves out."""
     title = f"guard {name}"
     if reading is None:
-        return note(title, "left out by guard_sources in config.yaml: it protects nobody")
+        return note(title, "left out by guard_sources in config.yaml: it has no effect")
     if reading.present is None or None in reading.measures.values():
         why = f"{name} is blind: {problem or 'a measure is missing'}; blind counts as in use"
         return bad(title, why, "fix what is named; until then this node takes no work")
     seen = [in_words(reading.code or name), *map(str, reading.holders)] if reading.present else []
     seen += [f"{key} {value:.1f}" for key, value in reading.measures.items() if value is not None]
-    return good(title, "; ".join(seen) or "sees nobody")
+    return good(title, "; ".join(seen) or "sees no user")
 
 
 def models(
@@ -303,7 +303,7 @@ def trusted(problems: Iterable[str]) -> Finding:
     """The folders and files of Python tasks."""
     told = "; ".join(problems)
     if not told:
-        return good("task paths", "nobody else can write there")
+        return good("task paths", "no other user can write there")
     fix = "chown root and chmod go-w what is named, or take it out of task_paths"
     return bad("task paths", told, fix)
 

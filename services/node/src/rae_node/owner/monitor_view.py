@@ -14,7 +14,7 @@ from rae_node.telemetry.metrics import View, healthz, prometheus
 
 def view(agent: Agent) -> View:
     """The node now."""
-    heard, clock = agent.link.last_answer, agent.outfit.clock
+    heard, clock = agent.link.last_answer, agent.context.clock
     phases = [run.phase for run in agent.runs()]
     spooled = len(agent.spool)
     return View(
@@ -25,9 +25,9 @@ def view(agent: Agent) -> View:
         availability=agent.guard.decision.availability,
         reasons=tuple(agent.reasons()),
         spool_entries=spooled,
-        spool_bytes=_bytes_below(agent.outfit.layout.spool),
+        spool_bytes=_bytes_below(agent.context.layout.spool),
         heartbeat_age_s=None if heard is None else clock.boot() - heard,
-        clock_offset_s=agent.outfit.client.clock_offset_s,
+        clock_offset_s=agent.context.client.clock_offset_s,
         counts=agent.tally.counts(),
     )
 
@@ -50,7 +50,7 @@ def _load() -> float | None:
 
 def open_monitor(agent: Agent) -> Monitor | None:
     """The agent's, not yet started; None where it is switched off, or the port is taken."""
-    port, log = agent.outfit.config.metrics_port, agent.outfit.log
+    port, log = agent.context.config.metrics_port, agent.context.log
     if not port:
         return None
     pages: dict[str, Page] = {

@@ -27,8 +27,8 @@ def open_door(agent: Agent) -> LocalSocket:
         "pause": lambda request, uid: pause(agent, request.get("duration_s"), uid),
         "resume": lambda _, __: resume(agent),
     }
-    root = agent.outfit.layout.root
-    return LocalSocket(socket_path(root), verbs, frozenset({"resume"}), agent.outfit.log)
+    root = agent.context.layout.root
+    return LocalSocket(socket_path(root), verbs, frozenset({"resume"}), agent.context.log)
 
 
 def pause(agent: Agent, duration_s: Any, uid: int) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def pause(agent: Agent, duration_s: Any, uid: int) -> dict[str, Any]:
             "invalid_request",
             f"duration_s is wrong; send a number above 0, at most {_LONGEST_S}, or none",
         )
-    since = agent.outfit.clock.boot()
-    until = agent.outfit.pause.set(duration_s, only_longer=not may_resume(uid, os.getuid()))
+    since = agent.context.clock.boot()
+    until = agent.context.pause.set(duration_s, only_longer=not may_resume(uid, os.getuid()))
     try:
         report = agent.guard.look_now(since, _ROUND_S)
     except TimeoutError as error:
@@ -63,18 +63,18 @@ def history(agent: Agent, count: Any) -> dict[str, Any]:
         raise NodeError(
             "invalid_request", f"count is wrong; send a whole number from 1 to {_MOST_ENTRIES}"
         )
-    return {"entries": agent.outfit.journal.last(count)}
+    return {"entries": agent.context.journal.last(count)}
 
 
 def resume(agent: Agent) -> dict[str, Any]:
     """End the pause; other reasons and the cooldown go on. Raises NodeError."""
     try:
-        agent.outfit.pause.clear()
+        agent.context.pause.clear()
     except OSError as error:
         raise NodeError(
             "still_paused", f"{error.filename} cannot be removed ({error.strerror}); remove it"
         ) from error
-    agent.guard.look_now(agent.outfit.clock.boot(), _ROUND_S)
+    agent.guard.look_now(agent.context.clock.boot(), _ROUND_S)
     return {
         "availability": agent.guard.decision.availability.value,
         "reasons": agent.reasons(),
@@ -84,7 +84,7 @@ def resume(agent: Agent) -> dict[str, Any]:
 
 def status(agent: Agent) -> dict[str, Any]:
     """Everything that the owner could want to know; no secret in it."""
-    outfit, decision, now = agent.outfit, agent.guard.decision, agent.outfit.clock.boot()
+    context, decision, now = agent.context, agent.guard.decision, agent.context.clock.boot()
     running = {
         run.slot: {
             **run.task.model_dump(include={"task_id", "attempt", "kind"}),
@@ -95,10 +95,10 @@ def status(agent: Agent) -> dict[str, Any]:
     }
     heard, against = agent.link.last_answer, obstacles(agent)
     return {
-        "node_id": outfit.config.node_id,
+        "node_id": context.config.node_id,
         "version": __version__,
         "pid": os.getpid(),
-        "control": outfit.config.rae_endpoint,
+        "control": context.config.rae_endpoint,
         "session": agent.link.state,
         "session_problem": agent.link.problem,
         "control_heard_s_ago": None if heard is None else round(now - heard, 1),
@@ -107,16 +107,16 @@ def status(agent: Agent) -> dict[str, Any]:
         "no_task_because": against,
         "reasons": agent.reasons(),
         "cooldown_left_s": round(agent.guard.cooldown_left_s(), 1),
-        "paused_until": outfit.pause.until(),
+        "paused_until": context.pause.until(),
         "draining": agent.draining,
-        "files": outfit.live.problem or outfit.allowed.problem or "as they were read",
-        "guard_sources": outfit.config.guard_sources,
-        "isolation": outfit.isolation.level,
-        "isolation_why": outfit.isolation.why,
-        "min_isolation": outfit.config.min_isolation,
+        "files": context.live.problem or context.allowed.problem or "as they were read",
+        "guard_sources": context.config.guard_sources,
+        "isolation": context.isolation.level,
+        "isolation_why": context.isolation.why,
+        "min_isolation": context.config.min_isolation,
         "slots": {name: running.get(name) for name in agent.slots.names},
         "undelivered": len(agent.spool),
-        "commands": outfit.allowed.offered(),
-        "commands_not_installed": outfit.allowed.missing(),
+        "commands": context.allowed.offered(),
+        "commands_not_installed": context.allowed.missing(),
         "models": agent.models or [],
     }

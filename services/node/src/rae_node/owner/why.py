@@ -22,7 +22,7 @@ def why(agent: Agent) -> dict[str, Any]:
     happens, or null) and `stops_work` (false: what runs goes on). `work_in_s`: seconds until work
     may begin; null where a cause has no end of its own.
     """
-    guard, clock = agent.guard, agent.outfit.clock
+    guard, clock = agent.guard, agent.context.clock
     age_s = clock.boot() - guard.looked_at
     causes = [
         _cause(one.source, one.holder, one.since, stops=one.stops, age_s=age_s)
@@ -37,7 +37,7 @@ def why(agent: Agent) -> dict[str, Any]:
     causes += [_cause("agent", holder, None, stops=False) for holder in conditions(agent)]
     ends = [cause["ends_in_s"] for cause in causes]
     return {
-        "node_id": agent.outfit.config.node_id,
+        "node_id": agent.context.config.node_id,
         "working": [run.task.task_id for run in agent.runs()],
         "takes_work": not causes,
         "causes": causes,
@@ -57,13 +57,13 @@ def _cause(
 
 def conditions(agent: Agent) -> Iterator[Holder]:
     """What keeps new tasks away besides the guard."""
-    outfit = agent.outfit
-    level, minimum = outfit.isolation.level, outfit.config.min_isolation
+    context = agent.context
+    level, minimum = context.isolation.level, context.config.min_isolation
     if not agent.link.ready.is_set():
-        text = f"not registered with {outfit.config.rae_endpoint}: {agent.link.problem}"
+        text = f"not registered with {context.config.rae_endpoint}: {agent.link.problem}"
         yield Holder("not_registered", text, "the agent tries again by itself")
     if not agent.strong_enough():
-        text = f"isolation is '{level}', below min_isolation '{minimum}': {outfit.isolation.why}"
+        text = f"isolation is '{level}', below min_isolation '{minimum}': {context.isolation.why}"
         yield Holder("isolation_too_weak", text, "`rae-node doctor` says what to do")
     if agent.draining:
         text = "an operator drains this node; `raectl nodes resume` ends that"

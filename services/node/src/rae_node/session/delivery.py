@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.errors import Verdict, verdict
 from rae_node.session.backoff import Pauses
 from rae_node.session.session import Link
@@ -15,10 +15,10 @@ from rae_protocol.errors import RaeError, Unreachable
 class Delivery:
     """Delivers until control answers."""
 
-    def __init__(self, outfit: Outfit, spool: Spool, link: Link) -> None:
-        self._client, self._log, self._spool, self._link = outfit.client, outfit.log, spool, link
-        self._outfit = outfit
-        self._pauses = Pauses(outfit.settings.retry_base_sec, outfit.settings.spool_retry_cap_sec)
+    def __init__(self, context: AgentContext, spool: Spool, link: Link) -> None:
+        self._client, self._log, self._spool, self._link = context.client, context.log, spool, link
+        self._context = context
+        self._pauses = Pauses(context.settings.retry_base_sec, context.settings.spool_retry_cap_sec)
         self._wake = threading.Event()
         self._stopping = False
 
@@ -84,7 +84,7 @@ class Delivery:
         refused = found is Verdict.REFUSED and error.status != 404
         gives_up = (
             isinstance(error, Unreachable)
-            and not self._outfit.runtime.execution.retry_on_disconnect
+            and not self._context.runtime.execution.retry_on_disconnect
         )
         if refused:
             self._log.error(f"{entry.kind}_refused", error=error.message, **attrs)

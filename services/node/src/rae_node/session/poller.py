@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.session.backoff import Pauses
 from rae_node.session.session import Link
 from rae_node.session.slots import Slots
@@ -27,7 +27,7 @@ class Poller:
 
     def __init__(
         self,
-        outfit: Outfit,
+        context: AgentContext,
         link: Link,
         slots: Slots[Any],
         *,
@@ -35,10 +35,10 @@ class Poller:
         on_task: Callable[[LeasedTask, int], None],
         on_commands: Callable[[Sequence[Command], Wanted | None], None],
     ) -> None:
-        self._outfit, self._link, self._slots = outfit, link, slots
+        self._context, self._link, self._slots = context, link, slots
         self._want, self._on_task, self._on_commands = want, on_task, on_commands
-        self._clock, self._log = outfit.clock, outfit.log
-        self._pauses = Pauses(outfit.settings.retry_base_sec, outfit.settings.retry_cap_sec)
+        self._clock, self._log = context.clock, context.log
+        self._pauses = Pauses(context.settings.retry_base_sec, context.settings.retry_cap_sec)
         self._changed = threading.Condition()
         self._newest: tuple[int, Want] | None = None
         self._count = 0
@@ -72,7 +72,7 @@ class Poller:
             polled, refused = None, False
             try:
                 polled = self._link.call(
-                    lambda: self._outfit.client.poll(wait_s=wait, slots=want)  # noqa: B023 - called within this round
+                    lambda: self._context.client.poll(wait_s=wait, slots=want)  # noqa: B023 - called within this round
                 )
                 self._link.adopt(polled.periods)  # before the task: it is leased by them
                 if polled.task is not None:
@@ -93,7 +93,7 @@ class Poller:
 
     @property
     def _interval_s(self) -> float:
-        return self._outfit.runtime.execution.poll_interval_sec
+        return self._context.runtime.execution.poll_interval_sec
 
     def _next(self) -> tuple[int, Want, float, int] | None:
         """Wait until a new poll is due (number, slots, seconds, epoch); None when it is over."""
@@ -106,7 +106,7 @@ class Poller:
                 return None
             rest = self._not_before - self._clock.boot()
             if want is not None and rest <= 0 and (self._newest is None or self._newest[1] != want):
-                return self._begin(want, self._outfit.settings.poll_wait_sec)
+                return self._begin(want, self._context.settings.poll_wait_sec)
             self._changed.wait(rest if want is not None and rest > 0 else self._interval_s)
 
     def _begin(self, want: Want, wait: float) -> tuple[int, Want, float, int]:

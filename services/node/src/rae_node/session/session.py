@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from rae_node.config.files import refuse_public_http
-from rae_node.context import Outfit
+from rae_node.context import AgentContext
 from rae_node.errors import Verdict, verdict
 from rae_node.session.backoff import Pauses
 from rae_node.session.slots import Slots
@@ -63,16 +63,16 @@ class Ears(Protocol):
 class Link:
     """Keeps the node registered and heard. Control being away never stops it."""
 
-    def __init__(self, outfit: Outfit, slots: Slots[Any], spool: Spool, ears: Ears) -> None:
+    def __init__(self, context: AgentContext, slots: Slots[Any], spool: Spool, ears: Ears) -> None:
         self.ready = threading.Event()
         self.lease_margin_s = 0.0
         self.incarnation: str | None = None
         self.last_answer: float | None = None
         self.state, self.problem = "connecting", "control has not answered yet"
-        self._outfit, self._slots, self._spool, self._ears = outfit, slots, spool, ears
-        self._client, self._clock, self._log = outfit.client, outfit.clock, outfit.log
-        self._interval = outfit.config.heartbeat_interval_sec
-        self._pauses = Pauses(outfit.settings.retry_base_sec, outfit.settings.retry_cap_sec)
+        self._context, self._slots, self._spool, self._ears = context, slots, spool, ears
+        self._client, self._clock, self._log = context.client, context.clock, context.log
+        self._interval = context.config.heartbeat_interval_sec
+        self._pauses = Pauses(context.settings.retry_base_sec, context.settings.retry_cap_sec)
         self._wake = threading.Event()
         self._stopping = False
 
@@ -101,7 +101,7 @@ class Link:
         if periods.heartbeat_interval_sec is None:
             return
         before = self._interval
-        own = self._outfit.config.heartbeat_interval_sec
+        own = self._context.config.heartbeat_interval_sec
         self._interval = min(own, periods.heartbeat_interval_sec)
         if self._interval != before:
             self._log.info("heartbeat_interval_from_control", seconds=self._interval)
@@ -152,7 +152,7 @@ class Link:
             self._wake.wait(pause)
 
     def _register(self) -> None:
-        refuse_public_http(self._outfit.config.rae_endpoint)
+        refuse_public_http(self._context.config.rae_endpoint)
         sent = self._clock.boot()
         leases = self._known(self._slots.new_epoch())
         answer = self.call(lambda: self._client.register(self._ears.introduce(leases)))
@@ -195,7 +195,7 @@ class Link:
         if isinstance(error, Unreachable):
             tell["reason"] = error.reason
         self._log.warning("control_unreachable" if away else "control_refused", **tell)
-        if away and not self._outfit.runtime.execution.retry_on_disconnect:
+        if away and not self._context.runtime.execution.retry_on_disconnect:
             self._ears.leave("control does not answer and retry_on_disconnect is false")
         if self.ready.is_set():
             return min(self._pauses.next(), self._interval)
@@ -203,8 +203,8 @@ class Link:
         if verdict(error) is Verdict.RETRY or error.rc == "register_again":
             return self._pauses.next()
         # Somebody must act (enrol, stop the other machine): asking more often helps nobody.
-        return self._jittered(self._outfit.settings.slow_retry_sec)
+        return self._jittered(self._context.settings.slow_retry_sec)
 
     def _jittered(self, seconds: float) -> float:
-        share = self._outfit.settings.heartbeat_jitter
+        share = self._context.settings.heartbeat_jitter
         return seconds * random.uniform(1 - share, 1 + share)  # noqa: S311 - jitter, not a secret
