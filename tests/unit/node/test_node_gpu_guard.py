@@ -362,5 +362,5 @@ def test_b10_a_resting_gpu_is_not_offered_and_cpu_slots_are(make_rig: Callable[.
     rig.control.give(params={"command": "sleep", "args": ["0.5"]}, slot="gpu0")
     rig.outcome()
     until(lambda: rig.control.of("poll")[-1] == ("cpu0",), "the GPU is not offered")
-    assert rig.agent.reasons() == ["gpu_rest"]
+    assert rig.agent.admission.reasons() == ["gpu_rest"]
     assert obstacles(rig.agent) == []

@@ -259,7 +259,7 @@ def test_a_full_spool_takes_no_more_work_until_control_is_back(make_rig: MakeRig
     until(lambda: rig.control.of("poll"), "a poll")
     rig.control.fail["result"] = UNREACHABLE
     rig.control.give(params={"command": "echo", "args": ["x" * 500]})
-    until(lambda: "spool_full" in rig.agent.reasons(), "the spool is full")
+    until(lambda: "spool_full" in rig.agent.admission.reasons(), "the spool is full")
     assert not rig.agent.may_take()
     rig.control.fail.clear()
     rig.agent.delivery.wake()
@@ -334,7 +334,7 @@ def test_a_running_agent_obeys_a_tightened_limit(make_rig: MakeRig, files: Layou
     data = yaml.safe_load(files.config_file.read_text())
     files.config_file.write_text(yaml.safe_dump({**data, "heartbeat_interval_sec": 0.2}))
     rig.agent.look_at_files()
-    until(lambda: "automation_disabled" in rig.agent.reasons(), "it is off")
+    until(lambda: "automation_disabled" in rig.agent.admission.reasons(), "it is off")
     assert not rig.agent.may_take()
 
 

@@ -78,7 +78,9 @@ def examine(
         return
     yield from _folder(data, config)
     running = _served_by(data)
-    yield Finding("lock", True, f"served by process {running}" if running else "no process serves it")
+    yield Finding(
+        "lock", True, f"served by process {running}" if running else "no process serves it"
+    )
     yield from _ledger(data)
     keys = credentials or data
     for path in (keys / "root.key", keys / "root.previous.key", data / "credentials.json"):

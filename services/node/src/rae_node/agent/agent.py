@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rae_node import __version__
+from rae_node.agent.admission import Admission
 from rae_node.agent.doors import Doors
 from rae_node.agent.paced import Paced
 from rae_node.agent.sleep_inhibitor import Awake
@@ -17,13 +18,9 @@ from rae_node.errors import NodeError
 from rae_node.guard.loop import Guard, Stopped
 from rae_node.guard.policy import (
     Decision,
-    GpuRun,
-    follow_gpu,
-    gpu_must_rest,
     yield_reason,
 )
 from rae_node.guard.sources.owner_socket import OwnerSocketSource
-from rae_node.isolation.base import at_least
 from rae_node.runners import capabilities
 from rae_node.runners.base import Runner
 from rae_node.runners.cli import CliRunner
@@ -56,7 +53,6 @@ class Agent:
         self._instance = uuid.uuid4().hex
         self._clock, self._log = context.clock, context.log
         self.models: list[str] | None = None
-        self._gpu_run: GpuRun | None = None
         config = context.config
         gpus = capabilities.gpu_slots(config, context.machine)
         names = slot_names(config.max_concurrent_cpu, gpus)
@@ -71,6 +67,7 @@ class Agent:
         self.slots: Slots[TaskRun] = Slots(names, self._awake.follow)
         self.spool = Spool(context.layout.spool, context.log)
         self.spool.load()
+        self.admission = Admission(context, self.slots, self.spool, lambda: self.guard.decision)
         self.link = Link(context, self.slots, self.spool, self)
         self._beat = Paced(self.link.beat_now, _BEAT_S, context.clock)
         self.delivery = Delivery(context, self.spool, self.link)
@@ -99,7 +96,7 @@ class Agent:
         )  # fmt: skip
         self._sweeper = Sweeper(
             context.layout.workdir, context.clock, context.log, context.settings.sweep_sec,
-            self._disk_low, config.keep_s, context.isolation.wipe,
+            self.admission.disk_low, config.keep_s, context.isolation.wipe,
         )  # fmt: skip
         self._monitor = doors.monitor(self)
 
@@ -245,7 +242,7 @@ class Agent:
 
     def _enforce_deadlines(self) -> float:
         """The supervisors keep the deadlines; here too, should one of them be stopped."""
-        self._gpu_rests()
+        self.admission.gpu_rests()
         now = self._clock.boot()
         grace = self.context.settings.kill_confirm_sec
         rests = [self.context.settings.guard_idle_sec]
@@ -264,7 +261,7 @@ class Agent:
     # Tasks
 
     def _want(self) -> Want | None:
-        free = self.free_slots()
+        free = self.admission.free_slots()
         if self.may_take() and free:
             return free
         return () if len(self.slots) or (self.draining and self.guard.decision.safe) else None
@@ -273,42 +270,9 @@ class Agent:
         max_vram_gb = self.context.runtime.safety.max_vram_gb
         return capabilities.roles_of(self.context.config, max_vram_gb, self.models or [])
 
-    def _gpu_rests(self) -> bool:
-        """Whether the GPU gets no new task now (B10). Looks at it, too: the guard asks often."""
-        config, now = self.context.config, self._clock.boot()
-        working = any(run.slot.startswith("gpu") for run in self.runs())
-        self._gpu_run = follow_gpu(self._gpu_run, now, working, config.gpu_rest_minutes * 60)
-        return gpu_must_rest(self._gpu_run, config.gpu_longest_run_minutes * 60)
-
-    def free_slots(self) -> tuple[str, ...]:
-        """Slots that a task may have now."""
-        resting = self._gpu_rests()
-        return tuple(name for name in self.slots.free() if not (resting and name.startswith("gpu")))
-
     def may_take(self) -> bool:
         """Whether new work may begin now."""
-        return (
-            self.guard.decision.may_poll
-            and not self.draining
-            and not self.stopping
-            and self.strong_enough()
-            and not self._disk_low()
-            and not self._spool_full()
-        )
-
-    def _disk_low(self) -> bool:
-        """Whether a task would soon meet a full disk."""
-        layout, least = self.context.layout, self.context.settings.disk_low_mb
-        free = [capabilities.disk_free_mb(folder) for folder in (layout.workdir, layout.spool)]
-        return any(mb is not None and mb < least for mb in free)
-
-    def _spool_full(self) -> bool:
-        """Whether so much waits for control that more work could not be kept."""
-        return self.spool.size > self.context.settings.spool_max_mb * 1024 * 1024
-
-    def strong_enough(self) -> bool:
-        """Whether the isolation reaches what the owner asks for."""
-        return at_least(self.context.isolation.level, self.context.config.min_isolation)
+        return not self.draining and not self.stopping and self.admission.open()
 
     def _take(self, task: LeasedTask, epoch: int) -> None:
         run = TaskRun(task, self._bench)
@@ -317,7 +281,9 @@ class Agent:
             # At rest the guard looks every half minute: no work begins on a look that old.
             fresh = bool(self.runs()) or self.guard.look_if_older(0.1, _LOOK_S)
             willing = (
-                fresh and self.may_take() and not (run.slot.startswith("gpu") and self._gpu_rests())
+                fresh
+                and self.may_take()
+                and not (run.slot.startswith("gpu") and self.admission.gpu_rests())
             )
             problem = self.slots.occupy(run, epoch) if willing else "unwilling"
         if problem == "epoch":
@@ -402,18 +368,10 @@ class Agent:
             incarnation=None if older else known,
             leases=leases,
             availability=self.guard.decision.availability,
-            reasons=self.reasons(),
+            reasons=self.admission.reasons(),
             clock_offset_s=self.context.client.clock_offset_s,
             disk_free_mb=capabilities.disk_free_mb(self.context.layout.workdir),
         )
-
-    def reasons(self) -> list[str]:
-        """Why the node does not work now, as codes."""
-        weak = [] if self.strong_enough() else ["isolation_too_weak"]
-        rest = ["gpu_rest"] if self._gpu_rests() else []
-        full = ["disk_low"] if self._disk_low() else []
-        full += ["spool_full"] if self._spool_full() else []
-        return [*self.guard.decision.reasons, *weak, *rest, *full][:32]
 
     def _goodbye(self) -> None:
         try:

@@ -23,7 +23,7 @@ def view(agent: Agent) -> View:
         cpu_load=_load(),
         vram_free_mb=agent.guard.vram_free_mb,
         availability=agent.guard.decision.availability,
-        reasons=tuple(agent.reasons()),
+        reasons=tuple(agent.admission.reasons()),
         spool_entries=spooled,
         spool_bytes=_bytes_below(agent.context.layout.spool),
         heartbeat_age_s=None if heard is None else clock.boot() - heard,

@@ -77,7 +77,7 @@ def resume(agent: Agent) -> dict[str, Any]:
     agent.guard.look_now(agent.context.clock.boot(), _ROUND_S)
     return {
         "availability": agent.guard.decision.availability.value,
-        "reasons": agent.reasons(),
+        "reasons": agent.admission.reasons(),
         "cooldown_left_s": round(agent.guard.cooldown_left_s(), 1),
     }
 
@@ -105,7 +105,7 @@ def status(agent: Agent) -> dict[str, Any]:
         "availability": decision.availability.value,
         "taking_work": not against,
         "no_task_because": against,
-        "reasons": agent.reasons(),
+        "reasons": agent.admission.reasons(),
         "cooldown_left_s": round(agent.guard.cooldown_left_s(), 1),
         "paused_until": context.pause.until(),
         "draining": agent.draining,

@@ -62,7 +62,7 @@ def conditions(agent: Agent) -> Iterator[Holder]:
     if not agent.link.ready.is_set():
         text = f"not registered with {context.config.rae_endpoint}: {agent.link.problem}"
         yield Holder("not_registered", text, "the agent tries again by itself")
-    if not agent.strong_enough():
+    if not agent.admission.strong_enough():
         text = f"isolation is '{level}', below min_isolation '{minimum}': {context.isolation.why}"
         yield Holder("isolation_too_weak", text, "`rae-node doctor` says what to do")
     if agent.draining:
@@ -70,13 +70,13 @@ def conditions(agent: Agent) -> Iterator[Holder]:
         yield Holder("draining", text)
     if agent.stopping:
         yield Holder("stopping", "the agent ends")
-    reasons = agent.reasons()
+    reasons = agent.admission.reasons()
     for code in ("disk_low", "spool_full"):
         if code in reasons:
             yield Holder(code, in_words(code))
     if not agent.slots.free():
         yield Holder("no_slot", "every slot is taken")
-    elif not agent.free_slots():
+    elif not agent.admission.free_slots():
         yield Holder("gpu_rest", in_words("gpu_rest"))
 
 
