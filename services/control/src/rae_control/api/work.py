@@ -75,7 +75,7 @@ def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
         entry, _ = wire.node_call(mesh)
         values = wire.query({"attempt": int, "lease_id": str})
         lease_id = str(values.get("lease_id", ""))
-        found = attempts.find_input(mesh, entry, task_id, lease_id, name)
+        found = attempts.find_input(mesh, wire.reads(mesh), entry, task_id, lease_id, name)
         return send_blob(mesh, found["sha256"], found["size"])
 
 

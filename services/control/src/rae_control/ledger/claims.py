@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rae_control.core.matching import Another
 from rae_control.ledger import results
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger.sqlite import Row, Tx
+from rae_control.ledger.sqlite import Db, Row, Tx, fetch
 from rae_protocol.nodes import LeasedInput
 from rae_protocol.tasks import BlobInput, InlineInput, TaskInput, TaskSpec, UrlInput
 
@@ -103,22 +103,23 @@ def _manifest(tx: Tx, task: Row, spec: TaskSpec) -> dict[str, LeasedInput] | str
         elif isinstance(source, UrlInput):
             out[name] = LeasedInput(url=source.url, sha256=source.sha256)
         else:
-            found = resolve_input(tx, task["submitter"], source)
+            found = resolve_input(tx.db, task["submitter"], source)
             if found is None:
                 return f"input '{name}' is not there: {json.dumps(source.model_dump())}"
             out[name] = LeasedInput(sha256=found["sha256"], size=found["size"])
     return out
 
 
-def resolve_input(tx: Tx, submitter: str, source: BlobInput | TaskInput) -> Row | None:
+def resolve_input(db: Db, submitter: str, source: BlobInput | TaskInput) -> Row | None:
     """The blob (sha256, size) behind an input, or None."""
     if isinstance(source, BlobInput):
-        return tx.row(
-            "SELECT sha256, size FROM blobs WHERE sha256 = ? AND submitter = ?",
-            source.sha256, submitter,
-        )  # fmt: skip
-    return tx.row(
-        "SELECT a.sha256, a.size FROM artifacts a JOIN tasks t USING (task_id)"
-        " WHERE a.task_id = ? AND a.name = ? AND t.submitter = ?",
-        source.from_task, source.artifact, submitter,
-    )  # fmt: skip
+        sql = "SELECT sha256, size FROM blobs WHERE sha256 = ? AND submitter = ?"
+        found = fetch(db, sql, (source.sha256, submitter))
+    else:
+        found = fetch(
+            db,
+            "SELECT a.sha256, a.size FROM artifacts a JOIN tasks t USING (task_id)"
+            " WHERE a.task_id = ? AND a.name = ? AND t.submitter = ?",
+            (source.from_task, source.artifact, submitter),
+        )
+    return found[0] if found else None

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from rae_control.ledger import results
+from rae_control.ledger import results, views
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.claims import resolve_input
-from rae_control.ledger.sqlite import Row, Tx
+from rae_control.ledger.sqlite import Db, Row, Tx
 from rae_control.log import facts
 from rae_control.node_table import NodeEntry
 from rae_control.service.reads import Reads
@@ -21,7 +21,7 @@ from rae_control.storage.files import PIECE, in_thread
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_LOG_CHUNK, MAX_RESULT_BYTES
-from rae_protocol.tasks import BlobInput, TaskInput
+from rae_protocol.tasks import BlobInput, TaskInput, TaskSpec
 
 if TYPE_CHECKING:
     from rae_control.mesh.mesh import Mesh
@@ -68,7 +68,9 @@ def write_log(mesh: Mesh, entry: NodeEntry, chunk: models.LogChunk) -> models.Re
     return models.ResultAnswer(task_id=chunk.task_id, state="running")
 
 
-def find_input(mesh: Mesh, entry: NodeEntry, task_id: str, lease_id: str, name: str) -> Row:
+def find_input(
+    mesh: Mesh, read: Reads, entry: NodeEntry, task_id: str, lease_id: str, name: str
+) -> Row:
     """The blob of a leased task's input: `sha256`, `size`.
 
     Raises RaeError `stale_lease`, `unknown_lease_input`.
@@ -76,7 +78,7 @@ def find_input(mesh: Mesh, entry: NodeEntry, task_id: str, lease_id: str, name: 
     lease = mesh.leases.get(lease_id)
     if lease is None or lease.node_id != entry.node_id or lease.task_id != task_id:
         raise RaeError("stale_lease", f"input: the lease of {task_id} is over")
-    return mesh.write(partial(_input, task_id=task_id, name=name))
+    return read(partial(_input, task_id=task_id, name=name))
 
 
 def deliver(
@@ -151,12 +153,13 @@ def _measure(stream: IO[bytes]) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _input(tx: Tx, task_id: str, name: str) -> Row:
-    task = ledger_tasks.get(tx, task_id)
-    source = ledger_tasks.spec_of(tx, task).inputs.get(name)
+def _input(db: Db, task_id: str, name: str) -> Row:
+    row = views.task_row(db, task_id, None)
+    spec = TaskSpec.model_validate_json(views.spec_text(db, row))
+    source = spec.inputs.get(name)
     if not isinstance(source, BlobInput | TaskInput):
         raise RaeError("unknown_lease_input", f"'{name[:100]}'")
-    found = resolve_input(tx, task["submitter"], source)
+    found = resolve_input(db, row["submitter"], source)
     if found is None:
         raise RaeError("unknown_lease_input", f"the content of '{name[:100]}' is gone")
     return found
