@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -145,3 +146,57 @@ def test_a_large_submit_is_written_as_many_small_ones_are(api: Api, mesh: Mesh) 
     again = api.submit(*({**task, "task_id": f"again-{task['task_id']}"} for task in tasks[:3]))
     assert [one["task_id"] for one in again] == ["t0", "t1", "t2"]
     assert backup.check_folder(mesh.data, deep=False) == []
+
+
+def longest_write(mesh: Mesh, call: Callable[[], object]) -> float:
+    """Seconds of the slowest small write, one after the other, beside this call."""
+    beside, slowest = gevent.spawn(call), 0.0
+    while not beside.ready():
+        began = time.monotonic()
+        mesh.write(lambda _: None)
+        slowest = max(slowest, time.monotonic() - began)
+    beside.get()
+    return slowest
+
+
+@pytest.fixture
+def large(api: Api) -> str:
+    """A task with a spec of megabytes, which declares one artifact."""
+    api.submit({
+        **ECHO, "task_id": "large", "params": {"command": "true", "x": [1] * 200_000},
+        "artifacts": [{"name": "ä b"}], "not_before": "2190-01-01T00:00:00Z",
+    })  # fmt: skip
+    return "large"
+
+
+def test_many_inputs_from_one_large_task_are_one_short_write(
+    api: Api, mesh: Mesh, large: str
+) -> None:
+    source = {"from_task": large, "artifact": "ä b"}
+    tasks = [{**ECHO, "inputs": {f"f{n}": source for n in range(250)}} for _ in range(40)]
+    took = longest_write(mesh, lambda: api.submit(*tasks))
+    assert took < 2.0
+    other = {"f": {"from_task": large, "artifact": "b"}}
+    answer = api.rae("POST", "/tasks", {**ECHO, "inputs": other})
+    assert (answer.status_code, answer.json["rc"]) == (400, "unknown_input")
+
+
+def test_thousands_of_blobs_as_inputs_take_few_statements(api: Api, mesh: Mesh) -> None:
+    """Each gives the interpreter away, in the one thread that everybody's writes go through."""
+    blobs = [api.blob(b"%d" % number) for number in range(50)]
+    inputs = {f"f{number}": {"sha256": blob} for number, blob in enumerate(blobs)}
+    run: list[str] = []
+
+    def note(_: object, sql: str, __: object) -> bool:
+        run.append(sql)
+        return True
+
+    mesh.write(lambda tx: tx.db.set_exec_trace(note))
+    api.submit(*[{**ECHO, "inputs": inputs}] * 100)
+    mesh.write(lambda tx: tx.db.set_exec_trace(None))
+    assert 0 < len(run) < 100
+    read = mesh.ledger.read(lambda db: db.execute("SELECT count(*) FROM task_blobs").get)
+    assert read == 50 * 100
+    missing = {**inputs, "g": {"sha256": "0" * 64}}
+    answer = api.rae("POST", "/tasks", {**ECHO, "inputs": missing})
+    assert (answer.status_code, answer.json["rc"]) == (400, "unknown_input")
