@@ -200,3 +200,27 @@ def test_thousands_of_blobs_as_inputs_take_few_statements(api: Api, mesh: Mesh) 
     missing = {**inputs, "g": {"sha256": "0" * 64}}
     answer = api.rae("POST", "/tasks", {**ECHO, "inputs": missing})
     assert (answer.status_code, answer.json["rc"]) == (400, "unknown_input")
+
+
+@pytest.mark.parametrize("clock", [SlowClock()], ids=["slow"])
+def test_tasks_whose_inputs_never_came_end_in_short_writes_before_the_next_is_leased(
+    api: Api, mesh: Mesh
+) -> None:
+    api.join("n1")
+    api.submit({**ECHO, "task_id": "source", "artifacts": [{"name": "a"}]})
+    source = api.take("n1")
+    lost = {**ECHO, "inputs": {"f": {"from_task": "source", "artifact": "a"}}}
+    api.submit(*[lost] * 20)
+    assert api.result("n1", source).json["state"] == "succeeded"  # without its artifact
+    while mesh.reaper.tick():
+        pass
+    api.submit({**ECHO, "task_id": "next"})
+    assert mesh.states["queued"] == 21
+    ended: list[int] = []
+    following = gevent.spawn(api.claim, "n1")
+    while not following.ready():
+        mesh.write(lambda _: None)
+        ended.append(mesh.states["failed"])
+    assert following.get()["task_id"] == "next"
+    assert mesh.states["failed"] == 20
+    assert len(set(ended)) > 2

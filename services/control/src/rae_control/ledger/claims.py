@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from rae_control.core.matching import Another
 from rae_control.ledger import results
@@ -28,6 +29,15 @@ class LaneOffer:
     uuids: tuple[str, ...]
 
 
+class Unfinished(Enum):
+    """A claim that shall go on: others had to write first."""
+
+    UNFINISHED = "unfinished"
+
+
+UNFINISHED = Unfinished.UNFINISHED
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A leased task, what was submitted, and where the node gets its inputs."""
@@ -40,11 +50,12 @@ class Claimed:
 def claim(
     tx: Tx, *, node_id: str, session: str | None, offers: Sequence[LaneOffer], lease_id: str,
     acked: bool, another: Another,
-) -> Claimed | None:  # fmt: skip
+) -> Claimed | Unfinished | None:  # fmt: skip
     """Lease the oldest task that this node may have, of the first offered lane with one.
 
     None when they have nothing any more, or when the node may have no work: it was drained,
     cordoned, revoked or replaced by another session while this claim waited for its turn.
+    UNFINISHED when the time of a short transaction went by with tasks that had to end.
     """
     if not tx.row(
         "SELECT 1 FROM nodes WHERE node_id = ? AND token_sha256 IS ? AND online AND NOT revoked"
@@ -58,7 +69,9 @@ def claim(
             inputs = _manifest(tx, task, spec)
             if isinstance(inputs, str):
                 results.fail_queued(tx, task, "E_INPUT", inputs)
-                continue
+                if tx.in_time():
+                    continue
+                return UNFINISHED
             who = ledger_tasks.Who(node_id, offer.slot)
             gpus = {"uuids": offer.uuids, "vram_mb": offer.vram_mb or None}
             ledger_tasks.claim(tx, task, lease_id, who, acked=acked, gpus=gpus)

@@ -219,13 +219,14 @@ class Dispatcher:
                 return None
             # Before the commit: polls that come meanwhile begin with another submitter.
             state.lanes.served(offers[0].lane_id)
-            claimed = state.write(
-                partial(
-                    claims.claim, node_id=entry.node_id, session=poll.session, offers=offers,
-                    lease_id=self._lease_id(), acked=not entry.acks, another=state.another,
-                )
+            claim = partial(
+                claims.claim, node_id=entry.node_id, session=poll.session, offers=offers,
+                lease_id=self._lease_id(), acked=not entry.acks, another=state.another,
             )  # fmt: skip
-            if claimed is None:
+            claimed = state.write(claim)
+            while claimed is claims.UNFINISHED and alive() and not poll.replaced:
+                claimed = state.write(claim)
+            if not isinstance(claimed, claims.Claimed):
                 state.metrics.claim_lost()
                 return None
             if claimed.task["lane_id"] != offers[0].lane_id:
