@@ -50,15 +50,18 @@ def get(mesh: DevMesh, who: str, path: str) -> requests.Response:
     return requests.get(mesh.url + path, headers=headers, timeout=120)
 
 
-def asked(mesh: DevMesh, who: str, path: str) -> socket.socket:
+def asked(mesh: DevMesh, who: str, path: str, body: bytes | None = None) -> socket.socket:
     """A connection that has asked, and whose answer is not read yet."""
     address = urlsplit(mesh.url)
     caller = socket.socket()
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what is not read stays there
     caller.settimeout(120)
     caller.connect((str(address.hostname), int(address.port or 0)))
-    head = f"GET {path} HTTP/1.1\r\nHost: c\r\nConnection: close\r\n"
-    caller.sendall(f"{head}Authorization: Bearer {token(mesh, who)}\r\n\r\n".encode())
+    head = f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: c\r\n"
+    head += f"Connection: close\r\nAuthorization: Bearer {token(mesh, who)}\r\n"
+    if body is not None:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    caller.sendall(f"{head}\r\n".encode() + (body or b""))
     return caller
 
 
@@ -78,7 +81,7 @@ def drain(callers: list[socket.socket]) -> threading.Thread:
 
     def run() -> None:
         for caller in callers:
-            assert caller.recv(12) == b"HTTP/1.1 200"
+            assert caller.recv(12) in {b"HTTP/1.1 200", b"HTTP/1.1 201"}
             while caller.recv(65536):
                 pass
 
@@ -145,3 +148,28 @@ def test_two_hundred_large_details_that_are_not_read_are_bounded_and_end(
         bob_reads(mesh)
         wait_until(lambda: get(mesh, "ann", large).status_code == 200, SLOW_S + 30, "they ended")
         wait_until(lambda: unnamed(mesh) == 0, 30, "nothing is held")
+
+
+def bob_submits(mesh: DevMesh) -> None:
+    headers = {"Authorization": f"Bearer {token(mesh, 'bob')}"}
+    answer = requests.post(f"{mesh.url}/tasks", json=LATER, headers=headers, timeout=120)
+    assert answer.status_code == 201, answer.text
+
+
+LATER = {"kind": "cli", "params": {"command": "true"}, "not_before": "2190-01-01T00:00:00Z"}
+# Long to parse, and with few rows; and short, with as many rows as a small one has.
+FLOODS = {
+    "large": (100, {**LATER, "params": {"command": "true", "x": [1] * 35_000}}),
+    "small": (240, {"tasks": [LATER] * 20}),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_hundreds_of_submits_at_once_delay_nobody_else(mesh: DevMesh, kind: str) -> None:
+    many, body = FLOODS[kind]
+    text = json.dumps(body).encode()
+    with ExitStack() as stack:
+        callers = [stack.enter_context(asked(mesh, "ann", "/tasks", text)) for _ in range(many)]
+        submitting = drain(callers)
+        assert longest(lambda: bob_submits(mesh), lambda: not submitting.is_alive()) < MOST_S
+        submitting.join()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import gevent
 from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 
 from rae_control.config import ControlConfig
 from rae_control.core.health import Health, Reporter
@@ -45,6 +46,7 @@ from rae_protocol.models import Held
 
 T = TypeVar("T")
 KEPT_EVERY_S = 60.0
+CHANGES_AT_ONCE = 16
 log = logging.getLogger(__name__)
 
 
@@ -128,6 +130,10 @@ class State(ABC):
         self.writer = LedgerWriter(self.ledger, self._changed, metrics.committed)
         self.readers = LedgerReaders(self.ledger)
         self.turns = Turns()  # of submits that are large
+        # Of each caller so many small submits, cancels and requeues are worked on at a time.
+        self.changing: defaultdict[str, BoundedSemaphore] = defaultdict(
+            lambda: BoundedSemaphore(CHANGES_AT_ONCE)
+        )
 
     def close(self) -> None:
         """Finish pending writes, let another process in."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LOG_PIECE = 1024 * 1024
 # A submit with more tasks, more of what they need, or more bytes is large: taken one at a time,
 # parsed in a thread, and written when small writes leave room.
-BULK_ROWS, BULK_BYTES = 20, 128 * 1024
+BULK_ROWS, BULK_BYTES = 20, 16 * 1024
 
 
 class Bytes(Protocol):
@@ -67,12 +67,13 @@ def submit_body(mesh: Mesh, submitter: str, body: Bytes) -> list[models.TaskRef]
         return mesh.write(take, bulk=bulk)
 
     if body.size <= BULK_BYTES:
-        value = models.decode(body.bytes())
-        tasks = value.get("tasks") if isinstance(value, dict) else None
-        if not isinstance(tasks, list) or len(tasks) <= BULK_ROWS:
-            batch = _prepared(value, submitter, mesh.config)
-            if sum(1 + len(task.needs) + len(task.spec.inputs) for task in batch) <= BULK_ROWS:
-                return write(batch)
+        with mesh.changing[submitter]:
+            value = models.decode(body.bytes())
+            tasks = value.get("tasks") if isinstance(value, dict) else None
+            if not isinstance(tasks, list) or len(tasks) <= BULK_ROWS:
+                batch = _prepared(value, submitter, mesh.config)
+                if sum(1 + len(task.needs) + len(task.spec.inputs) for task in batch) <= BULK_ROWS:
+                    return write(batch)
     with mesh.turns.of(submitter):
         return write(in_thread(_parsed, body, submitter, mesh.config), bulk=True)
 
@@ -207,10 +208,11 @@ def operate(
             verbs.requeue(tx, task, reason, mesh.room.check)
         return views.task_row(tx.db, task_id, caller.sees), lease, node
 
-    if verb == "requeue":
-        while read(partial(verbs.releasing, task_id=task_id)):
-            mesh.write_some(partial(ledger_tasks.release, needs=task_id))
-    row, lease_id, node_id = mesh.write(change)
+    with mesh.changing[caller.name]:
+        if verb == "requeue":
+            while read(partial(verbs.releasing, task_id=task_id)):
+                mesh.write_some(partial(ledger_tasks.release, needs=task_id))
+        row, lease_id, node_id = mesh.write(change)
     node = mesh.nodes.get(node_id) if node_id else None
     if lease_id is not None and node is not None:
         node.order(
