@@ -36,6 +36,13 @@ def test_others_are_before_it() -> None:
     assert why_queued(CLI, [node()], 7)[0].startswith("7 task(s)")
 
 
+def test_a_free_node_starts_the_task_only_while_control_leases_tasks() -> None:
+    assert why_queued(CLI, [node()], 0) == [
+        "Node n1 fits and is free: the task starts at its next poll."
+    ]
+    assert why_queued(CLI, [node()], 0, leases=False) == ["Node n1 fits and is free."]
+
+
 def test_a_node_that_is_hindered_says_by_what() -> None:
     gpu = {**CLI, "gpu_count": 1, "vram_gb": 12}
     facts = NodeFacts("g", slots=("gpu0",), gpus=1, vram_mb=16384)

@@ -46,11 +46,17 @@ _GONE = frozenset({"offline", "enrolled", "revoked"})
 
 
 def why_queued(
-    req: Canonical, nodes: Sequence[NodeNow], ahead: int, failed_on: Collection[str] = ()
+    req: Canonical,
+    nodes: Sequence[NodeNow],
+    ahead: int,
+    failed_on: Collection[str] = (),
+    *,
+    leases: bool = True,
 ) -> list[str]:
     """Sentences, the most telling first. `ahead` counts tasks before this one in its lane.
 
     `failed_on`: the nodes where the task failed while others still come first (ledger/claim.py).
+    `leases`: False while control leases nothing, after a restore.
     """
     online = [node for node in nodes if node.state not in _GONE]
     gone = [
@@ -69,7 +75,7 @@ def why_queued(
         else:
             fitting.append(node)
     if fitting:
-        return _why_busy(req, fitting, ahead, failed_on)
+        return _why_busy(req, fitting, ahead, failed_on, leases)
     sentences = [f"None of the {len(online)} online node(s) fits:"]
     sentences += [f"{what} ({count} of them)" for what, count in misfits.most_common(5)]
     if req.get("trusted"):
@@ -82,7 +88,11 @@ def why_queued(
 
 
 def _why_busy(
-    req: Canonical, fitting: Sequence[NodeNow], ahead: int, failed_on: Collection[str]
+    req: Canonical,
+    fitting: Sequence[NodeNow],
+    ahead: int,
+    failed_on: Collection[str],
+    leases: bool,
 ) -> list[str]:
     out: list[str] = []
     free: list[str] = []
@@ -98,7 +108,8 @@ def _why_busy(
     if ahead:
         out.insert(0, f"{ahead} task(s) of the same lane are before it.")
     if free and not ahead:
-        return [f"Node {free[0]} fits and is free: the task starts at its next poll."]
+        then = ": the task starts at its next poll" if leases else ""
+        return [f"Node {free[0]} fits and is free{then}."]
     return out[:8]
 
 

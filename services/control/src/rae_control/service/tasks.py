@@ -244,7 +244,7 @@ def why_not(mesh: Mesh, read: Reads, row: Row) -> list[str]:
         fresh = mesh.clock.wall() - row["updated_at"] < PREFER_S
         failed_on = json.loads(row["avoid"] or "[]") if fresh else []
         held = mesh.why_held()
-        reasons = why.why_queued(requirements, nodes, ahead, failed_on)
+        reasons = why.why_queued(requirements, nodes, ahead, failed_on, leases=held is None)
         return reasons if held is None else [held, *reasons]
     if row["state"] == "waiting":
         needs = read(lambda db: views.unfinished_needs(db, row["task_id"]))
