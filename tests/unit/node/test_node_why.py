@@ -19,6 +19,7 @@ from rae_node.owner import history, why
 from rae_node.owner.socket import ask
 from rae_node.telemetry.journal import Journal
 from rae_protocol.clock import SystemClock
+from rae_protocol.errors import Unreachable
 from tests.unit.node.fakes import Rig, until
 
 RULES = Rules(True, True, {"cpu_percent": 80.0})
@@ -89,6 +90,24 @@ def test_a_cause_keeps_the_time_at_which_it_was_first_seen() -> None:
     assert [one.since for one in second] == [1000.0, 1060.0]
     assert [one.since for one in look(look(second, 1070.0), 1080.0, seat0)] == [1080.0]
     assert [one.since for one in look(second, 500.0, later)] == [500.0], "the clock was set back"
+
+
+def test_a_control_that_has_stopped_answering_is_a_cause_until_it_answers(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig()
+    until(rig.agent.link.ready.is_set, "the node is registered")
+    rig.control.fail["heartbeat"] = Unreachable("http://c did not answer")
+    rig.agent.link.beat_now()
+    until(lambda: rig.agent.link.silence != "", "a heartbeat failed")
+    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    (cause,) = answer["causes"]
+    assert (cause["code"], answer["takes_work"]) == ("control_unreachable", False)
+    assert "http://c did not answer" in cause["who"]
+    del rig.control.fail["heartbeat"]
+    rig.agent.link.beat_now()
+    until(lambda: rig.agent.link.silence == "", "a heartbeat was answered")
+    assert ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})["takes_work"]
 
 
 def test_why_says_what_blocks_since_when_and_when_work_may_begin(

@@ -62,6 +62,9 @@ def conditions(agent: Agent) -> Iterator[Holder]:
     if not agent.link.ready.is_set():
         text = f"not registered with {context.config.rae_endpoint}: {agent.link.problem}"
         yield Holder("not_registered", text, "the agent tries again by itself")
+    elif agent.link.silence:
+        text = f"control does not answer: {agent.link.silence}"
+        yield Holder("control_unreachable", text, "the agent tries again by itself")
     if not agent.admission.strong_enough():
         text = f"isolation is '{level}', below min_isolation '{minimum}': {context.isolation.why}"
         yield Holder("isolation_too_weak", text, "`rae-node doctor` says what to do")

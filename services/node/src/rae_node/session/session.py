@@ -69,6 +69,7 @@ class Link:
         self.incarnation: str | None = None
         self.last_answer: float | None = None
         self.state, self.problem = "connecting", "control has not answered yet"
+        self.silence = ""  # why the last heartbeat of a registered node got no answer
         self._context, self._slots, self._spool, self._ears = context, slots, spool, ears
         self._client, self._clock, self._log = context.client, context.clock, context.log
         self._interval = context.config.heartbeat_interval_sec
@@ -180,7 +181,7 @@ class Link:
         self, answer: Registered | HeartbeatAnswer, told: list[LeaseRef], sent: float
     ) -> None:
         """An answer renews what it was told of, but for the leases that it cancels."""
-        self.last_answer = self._clock.boot()
+        self.last_answer, self.silence = self._clock.boot(), ""
         if self.incarnation not in {None, answer.incarnation}:
             self._log.warning("control_has_another_past", incarnation=answer.incarnation)
             self._ears.disowned("control was restored from a backup")
@@ -198,6 +199,7 @@ class Link:
         if away and not self._context.runtime.execution.retry_on_disconnect:
             self._ears.leave("control does not answer and retry_on_disconnect is false")
         if self.ready.is_set():
+            self.silence = error.message if away else ""
             return min(self._pauses.next(), self._interval)
         self.state, self.problem = error.rc, error.message
         if verdict(error) is Verdict.RETRY or error.rc == "register_again":
