@@ -73,6 +73,8 @@ WRONG: dict[str, tuple[Callable[[Layout], None], list[str], str]] = {
     "an unknown setting": (nothing, ["run", "--set", "colour=red"], "no such setting"),
     "a setting without a value": (nothing, ["run", "--set", "colour"], "name=value"),
     "a setting that is no number": (nothing, ["run", "--set", "poll_wait_sec=soon"], "number"),
+    "a folder of a dev node, but no --dev": (nothing, ["run", "--data", "d"], "add --dev"),
+    "a pause to show and to set": (nothing, ["pause", "5m", "--show"], "takes no duration"),
     "no command": (nothing, ["allows"], "Name the command"),
     "a forbidden command": (nothing, ["allows", "--", "mkfs"], "allow-list"),
 }  # fmt: skip

@@ -140,6 +140,11 @@ def _run(options: argparse.Namespace) -> int:
         node_id = options.node_id or default_node_id()
         layout = Layout(dev_root(options.data, node_id))
         build.prepare_dev(options.data, node_id, layout)
+    elif options.data is not None:
+        raise ConfigError(
+            "--data (or $RAE_DATA) goes with --dev; add --dev, or leave --data out for an"
+            " installed node"
+        )
     agent, lock = build.build_agent(layout, overrides)
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -185,6 +190,8 @@ def _layout(options: argparse.Namespace) -> Layout:
 
 def _pause(options: argparse.Namespace) -> int:
     if options.show:
+        if options.duration is not None:
+            raise ConfigError("--show takes no duration; leave one of them out")
         return _show_pause(options)
     try:
         answer = _ask(options, verb="pause", duration_s=options.duration)
