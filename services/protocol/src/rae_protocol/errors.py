@@ -63,7 +63,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "already_finished": (409, "Nothing is left to cancel; submit a new task to run it again."),
     "not_requeueable": (
         409,
-        "Try again when that has changed, or submit a new task.",
+        "Cancel a task that has not ended, then requeue it; after a success submit a new task.",
     ),
     "node_id_in_use": (409, "Another machine with this node_id is alive; stop it or wait for it."),
     "node_revoked": (409, "The node was revoked; enrol it again first."),
