@@ -255,6 +255,26 @@ def test_a_wrong_token_says_where_the_token_comes_from(idle: Raectl) -> None:
     assert "set RAE_TOKEN" in idle("tasks", RAE_TOKEN="wrong").stderr
 
 
+def test_credentials_without_a_token_say_what_is_missing(idle: Raectl, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"url": "http://127.0.0.1:9"}')
+    said = idle("--credentials", str(tmp_path / "c.json"), "tasks").stderr
+    assert "is no credentials.json ('admin_token' is missing)" in said
+
+
+def test_a_url_with_a_path_says_what_to_change(idle: Raectl, control: DevMesh) -> None:
+    found = json.loads((control.data / "credentials.json").read_text())
+    done = idle("tasks", RAE_URL=f"{found['url']}/elsewhere", RAE_TOKEN=found["admin_token"])
+    assert done.returncode == 1
+    assert "take the path off the URL" in done.stderr
+
+
+def test_an_argument_that_the_locale_cannot_read_says_so(idle: Raectl) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = idle("submit", "--", "cat", "\u00fc", **plain)
+    assert done.returncode == 2
+    assert "set LC_ALL=C.UTF-8" in done.stderr
+
+
 def test_what_control_refuses_is_exit_code_1_with_the_way_out(idle: Raectl) -> None:
     done = idle("task", "cli-unknown")
     assert done.returncode == 1

@@ -100,14 +100,14 @@ def test_a_control_that_has_stopped_answering_is_a_cause_until_it_answers(
     rig.control.fail["heartbeat"] = Unreachable("http://c did not answer")
     rig.agent.link.beat_now()
     until(lambda: rig.agent.link.silence != "", "a heartbeat failed")
-    answer = ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})
+    answer = ask(socket_path(rig.agent.context.layout.root), {"verb": "why"})
     (cause,) = answer["causes"]
     assert (cause["code"], answer["takes_work"]) == ("control_unreachable", False)
     assert "http://c did not answer" in cause["who"]
     del rig.control.fail["heartbeat"]
     rig.agent.link.beat_now()
     until(lambda: rig.agent.link.silence == "", "a heartbeat was answered")
-    assert ask(socket_path(rig.agent.outfit.layout.root), {"verb": "why"})["takes_work"]
+    assert ask(socket_path(rig.agent.context.layout.root), {"verb": "why"})["takes_work"]
 
 
 def test_why_says_what_blocks_since_when_and_when_work_may_begin(

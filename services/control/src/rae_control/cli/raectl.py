@@ -240,11 +240,13 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--ca-file", metavar="FILE", default=argparse.SUPPRESS,
         help="PEM file of the CA that signed control's certificate; default: RAE_CA_FILE, else"
-        " SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE, else the public CAs",
+        " REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE or SSL_CERT_FILE, else the public CAs",
     )  # fmt: skip
     parser = _Parser(
-        prog="raectl", description="Submit tasks to RAE Mesh and operate it.", parents=[common]
-    )
+        prog="raectl", description="Submit tasks to RAE Mesh and operate it.", parents=[common],
+        epilog="exit codes: 0 done; 1 refused; 2 wrong usage; 3 control is not reachable;"
+        " 4 the task did not succeed; 141 the output's reader has gone",
+    )  # fmt: skip
     verbs = parser.add_subparsers(dest="group", required=True, metavar="VERB")
 
     def add(
@@ -282,7 +284,9 @@ def build_parser() -> argparse.ArgumentParser:
         made = add(verbs, name, _verb, text)
         made.add_argument("task_ids", metavar="ID", nargs="+")
         made.add_argument("--reason")
-    nodes = verbs.add_parser("nodes", help="nodes").add_subparsers(required=True, metavar="VERB")
+    nodes = verbs.add_parser("nodes", help="operate nodes").add_subparsers(
+        required=True, metavar="VERB"
+    )
     add(nodes, "list", _nodes, "list nodes").add_argument("--all", action="store_true")
     for name, text in (
         ("enrol", "admit a node and print its secret"), ("drain", "no new work for a node"),
@@ -303,7 +307,9 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--timeout", type=seconds, metavar="S", default=longest, help="in seconds"
         )
-    tokens = verbs.add_parser("tokens", help="tokens").add_subparsers(required=True, metavar="VERB")
+    tokens = verbs.add_parser("tokens", help="manage tokens").add_subparsers(
+        required=True, metavar="VERB"
+    )
     add(tokens, "list", _tokens, "list tokens")
     made = add(tokens, "add", _tokens, "make a token; it is shown once")
     made.add_argument("name", metavar="NAME")
@@ -344,8 +350,18 @@ def _connect(args: argparse.Namespace) -> RaeClient:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {in_words(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
-        text = f"{path} is no credentials.json ({type(error).__name__}: {error})"
+        found_wrong = f"{error} is missing" if isinstance(error, KeyError) else error
+        text = f"{path} is no credentials.json ({found_wrong})"
         raise UsageError(f"{text}; use one that `rae-control serve --dev` wrote") from error
+
+
+def _hint(error: RemoteError) -> str:
+    """What to change on this command line, where control's answer cannot know it."""
+    if error.status == 401:
+        return " Here: set RAE_TOKEN, or name --credentials."
+    if error.rc == "not_found":
+        return " Here: take the path off the URL in RAE_URL or in the credentials file."
+    return ""
 
 
 def _complain(sentence: str) -> None:
@@ -373,13 +389,13 @@ def _main(argv: Sequence[str] | None) -> int:
         _complain(error.message)
         return UNREACHABLE
     except RemoteError as error:
-        hint = " Here: set RAE_TOKEN, or name --credentials." if error.status == 401 else ""
-        _complain(error.message + hint)
+        _complain(error.message + _hint(error))
         return REFUSED
     except RaeError as error:
         # Our own check of a body, before anything was sent.
         usage = error.rc in {"invalid_body", "invalid_json"}
-        _complain((usage and error.cause) or error.message)
+        way = "; correct it, or set LC_ALL=C.UTF-8" if error.rc == "invalid_json" else ""
+        _complain((usage and error.cause and error.cause + way) or error.message)
         return USAGE if usage else REFUSED
     except NotMet as error:
         _complain(str(error))

@@ -70,7 +70,7 @@ def spec_from(client: RaeClient, args: argparse.Namespace) -> dict[str, Any]:
         body = {"kind": args.kind, "params": _json(args.params)}
     else:
         raise UsageError(
-            "say what to run: `-- COMMAND ARG…`, --python NAME, --kind KIND, --json-file"
+            "say what to run: `-- COMMAND ARG…`, --python NAME, --kind KIND, --json-file FILE"
         )
     names = ("priority", "timeout_s", "lease_ttl_s", "max_attempts", "depends_on", "task_id")
     given = {name: getattr(args, name) for name in (*names, "not_before", "expires_at")}
