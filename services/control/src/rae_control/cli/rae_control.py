@@ -88,8 +88,9 @@ def _serve(args: argparse.Namespace) -> int:
     config = load_config(args.config, dict(_pair(item) for item in args.sets))
     if bool(args.redis) == args.dev or (args.port is not None and not args.dev):
         raise ConfigError(
-            "serve needs --dev, which brings a Redis along and knows --port, or else --redis URL"
-            " (and then a socket passed by systemd, or RAE_BIND_ADDRESS and RAE_PORT)"
+            "serve needs one of two options: choose --dev, which starts a Redis and accepts --port,"
+            " or --redis URL (and then a socket passed by systemd, or RAE_BIND_ADDRESS and"
+            " RAE_PORT)"
         )
     os.umask(0o077)  # for all that is made from here on, also by Redis and gunicorn
     try:
