@@ -135,3 +135,30 @@ def test_of_many_results_of_a_lease_at_once_one_is_taken_and_no_bytes_are_left(
     codes = [one.value.status_code for one in sends]
     assert (codes.count(200), codes.count(409)) == (1, 11)
     assert len(blobs(mesh)) == 1
+
+
+def test_a_node_that_claims_and_never_acks_keeps_no_task_from_others(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    api.join("n2", machine="m2")
+    (task,) = api.submit(ECHO)
+    assert api.claim("n1")["task_id"] == task["task_id"]
+    tick(mesh, clock, 12)
+    assert api.poll("n1").get("task") is None
+    assert api.take("n2")["task_id"] == task["task_id"]
+
+
+def test_claims_without_an_ack_come_less_and_less_often(
+    api: Api, mesh: Mesh, clock: ManualClock
+) -> None:
+    api.join("n1")
+    (task,) = api.submit(ECHO)
+    for _ in range(360):  # an hour
+        api.poll("n1")
+        tick(mesh, clock, 10)
+        api.node("n1", "POST", "/nodes/heartbeat", {"node_id": "n1"})
+    view = api.task(task["task_id"])
+    assert 5 < view["attempts"] < 20
+    assert (view["interruptions"], view["failures"]) == (0, 0)
+    assert view["state"] in {"waiting", "queued", "leased"}

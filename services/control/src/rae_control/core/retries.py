@@ -8,8 +8,10 @@ from dataclasses import dataclass
 NOT_RETRYABLE = frozenset({"E_DENY", "E_INVALID", "UI_SESSION_REQUIRED"})
 # Two agents take turns as one node (core/takeovers.py): neither the task nor its owner did it.
 SHARED_MACHINE = "machine_id_shared"
+# A node took the task and did not say that it starts it.
+NO_ACK = "no_ack"
 # Neither a failure nor an interruption: the node lacked what the task needs.
-NO_CHARGE = frozenset({"E_NOGPU", SHARED_MACHINE})
+NO_CHARGE = frozenset({"E_NOGPU", SHARED_MACHINE, NO_ACK})
 # What these failures say is about the task, wherever it runs.
 _OF_THE_TASK = NOT_RETRYABLE | NO_CHARGE | {"E_INPUT"}
 

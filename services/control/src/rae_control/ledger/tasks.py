@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rae_control.core.lanes import lane_id
-from rae_control.core.retries import NO_CHARGE, Limits, Verdict, after_interruption
+from rae_control.core.retries import NO_ACK, NO_CHARGE, Limits, Verdict, after_interruption
 from rae_control.ledger import kept
 from rae_control.ledger.schema import HOLDER
 from rae_control.ledger.sqlite import Moved, Row, Tx
@@ -292,12 +292,17 @@ def progress(tx: Tx, task: Row, report: Progress) -> None:
     tx.run(sql, report.pct, report.note, tx.now, task["seq"])
 
 
-def unack(tx: Tx, lease_id: str) -> None:
-    """No ack came: back to the lane, nothing counted."""
+def unack(tx: Tx, lease_id: str, limits: Limits) -> None:
+    """No ack came: back to the lane, and to other nodes first. Nothing is charged.
+
+    From the third in a row it waits a while: a node may claim for ever and never ack.
+    """
     task = tx.row("SELECT * FROM tasks WHERE lease_id = ? AND state = 'leased'", lease_id)
     if task is not None:
-        who = end_attempt(tx, task, "unacked", "no_ack")
-        move(tx, task, S.QUEUED, "no_ack", who=who, **NO_LEASE)
+        in_row = task["in_row"] + 1
+        verdict = after_interruption(NO_ACK, task["interruptions"], in_row, limits)
+        avoid = json.dumps(sorted({*json.loads(task["avoid"] or "[]"), task["node_id"]}))
+        again(tx, task, verdict, "unacked", NO_ACK, in_row=in_row, avoid=avoid)
 
 
 def interrupt(

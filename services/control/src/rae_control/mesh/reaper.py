@@ -57,7 +57,7 @@ class Reaper:
         state.follow_clock()
         self._warn_of_clock()
         for lease in state.leases.unacked(now, state.config.ack_timeout_s):
-            state.write(partial(ledger_tasks.unack, lease_id=lease.lease_id))
+            state.write(partial(ledger_tasks.unack, lease_id=lease.lease_id, limits=state.limits))
         for lease in state.leases.end_expired(now):
             # In silence the node kept its own, earlier deadline. A node that goes on sending
             # heartbeats without a list never said that this lease is over.
