@@ -8,5 +8,5 @@ import sys
 from rae_node.diagnostics.checks import main
 
 if __name__ == "__main__":
-    # At once: a source that hangs, or a closed stdout, changes nothing.
+    # At once: a source that hangs, or a closed stdout, does not change the exit code.
     os._exit(main(sys.argv[1:]))
