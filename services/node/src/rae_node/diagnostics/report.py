@@ -127,7 +127,10 @@ def _auto_start(runtime: RuntimeConfig, reader: Callable[[], str]) -> Problems:
         state = reader()
     except NodeError as error:
         return (error.message,)
-    told = f"systemd says '{state}' of {UNIT}; `systemctl enable {UNIT}` repairs that"
+    how = f"`systemctl enable {UNIT}` repairs that"
+    if "No such file" in state or state == "not-found":
+        how = "install it with playbooks/provision-node.yml (a dev node has no unit)"
+    told = f"systemd says '{state}' of {UNIT}; {how}"
     return () if state == "enabled" else (told,)
 
 

@@ -29,9 +29,9 @@ _ASK_CONTROL = "ask control's operator: `raectl nodes list --all` shows this nod
 _OWN_WAY_OUT = frozenset({"tls", "certificate", "ca_file"})
 STAND_INS = {
     "memory": "the supervisor adds up a task's memory and kills with E_OOM instead",
-    "cpu": "nice (cpu_nice) stands in",
-    "io": "io_class and io_level stand in",
-    "pids": "nothing counts a task's processes instead",
+    "cpu": "nice (cpu_nice) takes the place of CPU weights",
+    "io": "io_class and io_level take the place of I/O weights",
+    "pids": "RLIMIT_NPROC limits a task's processes, except those of root",
 }
 
 

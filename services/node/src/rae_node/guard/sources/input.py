@@ -45,7 +45,7 @@ class InputLink:
             try:
                 connection.send(b"?")
             except OSError as error:
-                raise self._silent(in_words(error)) from error
+                raise self._silent(_reason(error)) from error
         with self._news:
             if not self._news.wait_for(
                 lambda: self._count > before or self._socket is not connection, self._patience_s
@@ -77,7 +77,7 @@ class InputLink:
             ) from error
         except OSError as error:
             connection.close()
-            raise self._silent(in_words(error)) from error
+            raise self._silent(_reason(error)) from error
         with self._news:
             self._socket, self._state = connection, None
         threading.Thread(
@@ -134,3 +134,8 @@ class InputSource:
             self._woke_at = now
         self._asleep_s = asleep_s
         return inputs.reading(state, now, self._woke_at, self._idle_s())
+
+
+def _reason(error: OSError) -> str:
+    """A socket that is missing is created by the detector: the way out is to start that."""
+    return "no such file" if isinstance(error, FileNotFoundError) else in_words(error)
