@@ -118,9 +118,10 @@ def _redis(data: Path) -> tuple[str, str | None]:
     named = os.environ.get("CREDENTIALS_DIRECTORY")
     try:
         url = (data / "run" / "redis.url").read_text(encoding="utf-8").strip()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{data} has no queue yet; start control once") from error
     except OSError as error:
-        raise ConfigError(f"{data} has no queue yet; start control once ({in_words(error)})"
-                          ) from error  # fmt: skip
+        raise ConfigError(f"{error.filename} cannot be read: {in_words(error)}") from error
     return url, redis_password(Path(named) if named else None)
 
 
