@@ -63,8 +63,8 @@ def conditions(agent: Agent) -> Iterator[Holder]:
         text = f"not registered with {context.config.rae_endpoint}: {agent.link.problem}"
         yield Holder("not_registered", text, "the agent tries again by itself")
     elif agent.link.silence:
-        text = f"control does not answer: {agent.link.silence}"
-        yield Holder("control_unreachable", text, "the agent tries again by itself")
+        again = "the agent tries again by itself"
+        yield Holder("control_unreachable", agent.link.silence, again)
     if not agent.admission.strong_enough():
         text = f"isolation is '{level}', below min_isolation '{minimum}': {context.isolation.why}"
         yield Holder("isolation_too_weak", text, "`rae-node doctor` says what to do")
