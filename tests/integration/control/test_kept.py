@@ -161,3 +161,20 @@ def test_a_circle_of_cancels_and_requeues_ends(api: Api, mesh: Mesh) -> None:
     assert f"has {MAX_HISTORY} lines or more" in answer.json["message"]
     assert len(api.rae("GET", "/tasks/t/events?limit=1000").json["events"]) < MAX_HISTORY + 3
     sound(mesh)
+
+
+def test_the_history_of_requeued_tasks_counts_too(api: Api, mesh: Mesh) -> None:
+    why, codes = {"reason": "\U0001f600" * 500}, set[int]()
+    for number in range(12):
+        task = {**ECHO, "task_id": f"t{number}"}
+        codes.add(api.rae("POST", "/tasks", task).status_code)
+        for verb in ["cancel", "requeue"] * 20:
+            codes.add(api.rae("POST", f"/tasks/t{number}/{verb}", why).status_code)
+        if not codes <= {200, 201}:
+            break
+    # No room for more of it, or an older task went while it was cancelled.
+    assert codes & {404, 429}
+    size = mesh.read(lambda db: db.execute("SELECT sum(octet_length(detail)) FROM events").get)
+    assert size < 3 * MIB
+    assert api.rae("POST", "/tasks", ECHO, who="bob").status_code == 201
+    sound(mesh)

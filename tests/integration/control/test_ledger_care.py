@@ -211,7 +211,7 @@ BROKEN = {
     "release_is_of_an_end": "INSERT INTO releases VALUES ('q', '')",
     "stored_is_counted": "UPDATE stored SET bytes = 1",
     "kept_is_counted": "UPDATE kept SET bytes = bytes + 1",
-    "kept_from_the_end": "UPDATE tasks SET kept_record = 1 WHERE task_id = 'q'",
+    "kept_from_the_end": "UPDATE tasks SET kept_bytes = 1 WHERE task_id = 'q'",
     "lane_exists": "DELETE FROM lanes",
     "node_exists": "DELETE FROM nodes",
     "edge_has_ends": "UPDATE dependencies SET needs = 'nobody'",

@@ -84,7 +84,7 @@ _RULES = {
     " UNION ALL SELECT submitter, -kept_bytes, -kept_record FROM tasks) GROUP BY submitter"
     " HAVING sum(bytes) OR sum(record)",
     "kept_from_the_end": "SELECT task_id || ' is ' || state || ' and counts as kept' AS about"
-    " FROM tasks WHERE (kept_record > 0) != (finished_at IS NOT NULL)",
+    " FROM tasks WHERE iif(finished_at IS NULL, kept_bytes > 0, kept_record = 0)",
     "lane_exists": "SELECT t.task_id || ' is in lane ' || t.lane_id AS about FROM tasks t"
     " LEFT JOIN lanes l USING (lane_id) WHERE l.lane_id IS NULL",
     "node_exists": "SELECT DISTINCT a.node_id || ' worked on ' || a.task_id AS about"

@@ -14,15 +14,24 @@ NO_SPEC = "null"
 
 
 def ended(tx: Tx, seq: int) -> None:
-    """The task counts from now on."""
+    """The task counts from now on, with all of its history."""
+    if tx.row("SELECT 1 FROM tasks WHERE seq = ? AND kept_record > 0", seq):
+        gone(tx, seq)
     _count(tx, tx.rows(
         f"UPDATE tasks AS t SET {KEPT} WHERE seq = ? RETURNING submitter, kept_bytes, kept_record",
         seq,
     )[0], 1)  # fmt: skip
 
 
+def afresh(tx: Tx, seq: int) -> None:
+    """The task starts afresh: its record goes on to count, or requeues would fill the disk."""
+    sql = "SELECT submitter, kept_bytes, 0 AS kept_record FROM tasks WHERE seq = ?"
+    _count(tx, tx.rows(sql, seq)[0], -1)
+    tx.run("UPDATE tasks SET kept_bytes = 0 WHERE seq = ?", seq)
+
+
 def gone(tx: Tx, seq: int) -> None:
-    """The task counts no more: it is about to be removed, or starts afresh."""
+    """The task counts no more: it is about to be removed."""
     sql = "SELECT submitter, kept_bytes, kept_record FROM tasks WHERE seq = ?"
     _count(tx, tx.rows(sql, seq)[0], -1)
     tx.run("UPDATE tasks SET kept_bytes = 0, kept_record = 0 WHERE seq = ?", seq)
@@ -54,7 +63,7 @@ def trim(tx: Tx, go_on: Callable[[], bool], most: int) -> int:
 
 
 def record_of(db: apsw.Connection, submitter: str) -> int:
-    """Bytes of the records of a submitter's ended tasks."""
+    """Bytes of the records of a submitter's ended and requeued tasks."""
     rows = fetch(db, "SELECT record FROM kept WHERE submitter = ?", (submitter,))
     return int(rows[0]["record"]) if rows else 0
 

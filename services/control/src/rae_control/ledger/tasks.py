@@ -81,7 +81,7 @@ def move(
         kept.ended(tx, task["seq"])
         _release_dependents(tx, task)
     elif S(old).final:
-        kept.gone(tx, task["seq"])
+        kept.afresh(tx, task["seq"])
 
 
 def _tell(

@@ -53,7 +53,7 @@ class Room:
             )
         left = kept.record_of(tx.db, submitter)
         if left > 2 * self._config.max_record_bytes:
-            cause = f"{left} bytes of ended tasks cannot be removed: tasks that wait need them"
+            cause = f"{left} bytes of records cannot be removed: tasks that wait need them"
             raise RaeError("queue_full", cause, retry_after_s=30)
         if {move.task["lane_id"] for move in tx.changes.moved} - self._lanes.keys():
             self._check_lanes(submitter, opened)
