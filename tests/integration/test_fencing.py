@@ -77,9 +77,8 @@ def test_a_supervisor_that_is_stopped_while_its_lease_is_renewed_costs_its_task_
     mesh = make_mesh("n1", node={"task_paths": [str(stamps.tasks)]})
     task_id = mesh.rae.submit([stamps.body(60, max_attempts=1)])[0].task_id
     started(stamps, task_id)
-    for pid, command in mesh.leftovers().items():
-        if "supervisor.py" in command:
-            os.kill(pid, signal.SIGSTOP)
+    for pid in mesh.supervisors():
+        os.kill(pid, signal.SIGSTOP)
     started(stamps, task_id, 2)  # the kernel ended the first one at the deadline that it knew
     view = mesh.admin.task(task_id)
     assert (view.failures, view.history[0].reason) == (0, "yield_deadline")
@@ -94,9 +93,8 @@ def test_a_stopped_supervisor_does_not_keep_its_task_alive(
     started(stamps, task_id)
     name = mesh.admin.task(task_id).node_id
     assert name
-    for pid, command in mesh.leftovers().items():
-        if "supervisor.py" in command:
-            os.kill(pid, signal.SIGSTOP)
+    for pid in mesh.supervisors():
+        os.kill(pid, signal.SIGSTOP)
     mesh.kill("gunicorn", signal.SIGSTOP)
     mesh.kill("worker", signal.SIGSTOP)
     # No heartbeat is answered any more: the agent itself must end the task at its deadline.

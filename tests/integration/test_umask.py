@@ -97,4 +97,4 @@ def test_no_service_leaves_the_parents_of_its_folders_to_the_umask() -> None:
         if any(one.arg == "parents" for one in node.keywords) or "makedirs" in ast.unparse(node)
     ]
     # `raectl artifacts -o DIR` makes folders of its user's own.
-    assert [place.partition(":")[0] for place in left] == ["cli.py"], left
+    assert [place.partition(":")[0] for place in left] == ["raectl.py"], left

@@ -1,4 +1,4 @@
-"""A desktop's GPU for tests: programs on it, a clock, and what gpu_child.py would say of them."""
+"""A desktop's GPU for tests: programs on it, a clock, and what nvml_child.py would say of them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Desk:
         )
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Answer as gpu_child.py does."""
+        """Answer as nvml_child.py does."""
         back_s = request["back_s"]
         used = {pid: self._mean(one, back_s) for pid, one in self.programs.items()}
         whole = [min(100.0, sum(one[engine] for one in used.values())) for engine in range(3)]

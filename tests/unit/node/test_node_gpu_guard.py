@@ -317,7 +317,7 @@ def test_without_nvml_only_a_machine_without_a_gpu_is_safe(
 
 
 class Absent:
-    """What gpu_child.py says where there is no NVML."""
+    """What nvml_child.py says where there is no NVML."""
 
     def __init__(self) -> None:
         self.asked = 0

@@ -78,7 +78,7 @@ def registered(node_id: str) -> None:
 
 
 def _visit() -> Visit:
-    # gunicorn's worker gives each body its connection (front.py).
+    # gunicorn's worker gives each body its connection (server/gunicorn_worker.py).
     visit: Visit = getattr(request.environ["wsgi.input"], "visit", _NO_LIMITS)
     return visit
 

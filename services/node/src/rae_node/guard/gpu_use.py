@@ -57,7 +57,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What gpu_child.py says of one GPU.
+    """What nvml_child.py says of one GPU.
 
     `now`, `recent`: the whole GPU's use at this moment, and since the look before; `shares`: single
     processes' since then, None where NVML does not tell, and none for a process that has no new

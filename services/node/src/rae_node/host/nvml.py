@@ -46,7 +46,7 @@ def probe(timeout_s: float) -> tuple[Gpu, ...] | None:
 
 
 class NvmlChild:
-    """`gpu_child.py` while it answers: started when asked, killed when late. For one thread."""
+    """`nvml_child.py` while it answers: started when asked, killed when late. For one thread."""
 
     def __init__(self, program: Path = _WATCHER) -> None:
         self._program = program

@@ -25,7 +25,7 @@ class Nvml(Protocol):
     """gpu.NvmlChild, or a test's own."""
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """One question to gpu_child.py. Raises OSError, ValueError."""
+        """One question to nvml_child.py. Raises OSError, ValueError."""
         ...
 
     def close(self) -> None:
