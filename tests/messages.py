@@ -43,6 +43,7 @@ _DO = frozenset(
         "raise",
         "reconcile",
         "remove",
+        "rename",
         "requeue",
         "resend",
         "restore",
