@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace) -> int:
     from rae_node import build  # noqa: PLC0415 - the other verbs answer faster without it
     from rae_node.config.tuning import parse_overrides  # noqa: PLC0415 - as above
 
-    os.umask(os.umask(0o077) | 0o022)  # its rules and programs are for nobody else to change
+    os.umask(os.umask(0o077) | 0o022)  # no other user may change its rules and programs
     overrides = parse_overrides(options.overrides)
     layout = Layout(options.root.absolute())
     if options.dev:

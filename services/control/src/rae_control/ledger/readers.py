@@ -25,7 +25,7 @@ MOST_WAITING = 2000
 class LedgerReaders:
     """Each caller has one read under way at a time, and callers take turns.
 
-    So a caller with a thousand slow reads leaves a reader free, and delays nobody by more than the
+    So a caller with a thousand slow reads leaves a reader free, and delays others no more than the
     read that is under way.
     """
 

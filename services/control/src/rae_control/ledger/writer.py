@@ -104,7 +104,7 @@ class LedgerWriter:
             self._listener(changes)
         except BaseException:
             # What memory holds may not be what the ledger holds any more: only a fresh start is
-            # safe, and it costs nobody anything (leases are granted a full period).
+            # safe, and costs no task anything (leases are granted a full period).
             log.critical("writer_failed", exc_info=True, extra=facts())
             os._exit(70)
         for write, outcome in zip(batch, outcomes, strict=False):

@@ -1,4 +1,4 @@
-"""`/metrics`: counters that are told what happened, and gauges that are read when asked.
+"""`/metrics`: counters that are updated after each commit, and gauges that are read at the scrape.
 
 Labels are words out of our own code, never a submitter, a task or whatever a node sends.
 """
