@@ -1,4 +1,4 @@
-"""The nodes as this process knows them: sessions, what was heard last, orders not yet delivered.
+"""The nodes as this process knows them: sessions, the last contact, orders not yet delivered.
 
 Everything durable is in the ledger; a restart rebuilds this and grants every online node a full
 period before it counts as lost.

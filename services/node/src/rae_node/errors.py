@@ -35,7 +35,7 @@ class HandBack(NodeError):
 
 
 class Dropped(NodeError):
-    """The lease is not ours any more; nothing is told to anybody."""
+    """The lease is not ours any more; nothing is reported."""
 
     def __init__(self, message: str) -> None:
         super().__init__("dropped", message)

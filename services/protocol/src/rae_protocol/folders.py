@@ -12,7 +12,7 @@ def make_folder(folder: Path, mode: int) -> None:
     """Make a folder with this mode unless it is there; missing parents get 0755. Raises OSError.
 
     `Path.mkdir(mode, parents=True)` leaves the parents to the umask: at 000 anybody could then
-    replace the folder, and at 077 nobody would reach it.
+    replace the folder, and at 077 no other user would reach it.
     """
     if folder.is_dir():
         return

@@ -1,7 +1,7 @@
-"""How long a regular expression can take at worst, judged by its structure. Pure.
+"""How long a regular expression can take at worst, computed from its structure. Pure.
 
 Python's matcher tries one way after the other and holds the whole process up meanwhile: a pattern
-such as `(a+)+b` and forty letters would stop an agent, its guard included. So patterns are judged
+such as `(a+)+b` and forty letters would stop an agent, its guard included. So patterns are measured
 when they are read, and what is tried against them has a longest length.
 """
 

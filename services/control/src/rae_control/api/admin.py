@@ -52,7 +52,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
         caller = wire.role_call(mesh, "submit")
         read = partial(blobs.uploaded, sha256=sha256, submitter=caller.name)
         found = wire.reads(mesh)(read)
-        # Who hears that it is here may refer to it: its time starts again, but not at each look.
+        # The caller may refer to it now: its time starts again, but not at each look.
         old = found["created_at"] < mesh.ledger.earliest() - mesh.config.blob_grace_s / 2
         if old and not mesh.write(lambda tx: blobs.renew(tx, sha256, caller.name)):
             raise RaeError("unknown_blob", sha256)

@@ -1,4 +1,4 @@
-"""`raectl allowlist`: helps to write a node's allow-list. Asks nobody; needs no control."""
+"""`raectl allowlist`: helps to write a node's allow-list. Sends nothing; needs no control."""
 
 from __future__ import annotations
 

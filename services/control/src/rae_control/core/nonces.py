@@ -50,7 +50,7 @@ class NonceCache:
         return sum(seen.count for seen in self._seen.values())
 
     def knows(self, keyid: str, stamp: int, now: float) -> bool:
-        """Whether every nonce of this stamp is still known; else it cannot be told from a copy."""
+        """Whether every nonce of this stamp is still known; else a copy would look the same."""
         seen = self._seen.get(keyid)
         # A stamp far ahead is from before the clock was set back: it says nothing about now.
         return seen is None or stamp > seen.let_go or seen.let_go > now + self._keep

@@ -72,7 +72,7 @@ def register(
 
 
 def offline(tx: Tx, node_id: str, reason: str, last_seen: float) -> None:
-    """The node is not heard any more, or said goodbye."""
+    """The node went silent, or said goodbye."""
     if get(tx, node_id)["online"]:
         change(tx, node_id, online=0, last_seen=last_seen)
         event(tx, reason, who=Who(node_id), old="online", new="offline")

@@ -162,7 +162,7 @@ class Ledger:
         try:
             refuse_unfinished(path.parent)
             self._writer = connect(path)
-            with told(path):
+            with ledger_errors(path):
                 self._prepare()
                 self.incarnation = self.meta("incarnation")
                 self.steady = SteadyClock(
@@ -238,7 +238,7 @@ class Ledger:
         return Outcome(value=value)
 
     def read(self, function: Callable[[apsw.Connection], T]) -> T:
-        """Run a reading function on a connection that nobody else uses now, in one snapshot."""
+        """Run a reading function on a connection of its own, in one snapshot."""
         try:
             db = self._readers.pop()
         except IndexError:
@@ -297,7 +297,7 @@ def copy_to(db: apsw.Connection, target: Path) -> None:
     part = target.with_name(f"{target.name}.part")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600)
-    with told(part):
+    with ledger_errors(part):
         db.execute("VACUUM INTO ?", (str(part),))
     with part.open("rb") as handle:
         os.fsync(handle)
@@ -330,13 +330,13 @@ def streamed(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> Itera
 
 
 def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
-    """A connection with our settings. Raises as `told`."""
-    with told(path):
+    """A connection with our settings. Raises as `ledger_errors`."""
+    with ledger_errors(path):
         return _open(path, readonly=readonly)
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def ledger_errors(path: Path) -> Iterator[None]:
     """SQLite's errors as ours. Raises DiskFull, LedgerUnusable, LedgerDamaged."""
     try:
         yield

@@ -116,8 +116,8 @@ def inserted(tx: Tx, tasks: Sequence[tuple[Row, str]]) -> None:
         for task, _ in tasks
     ])  # fmt: skip
     for (task, requirements), line in zip(tasks, lines, strict=True):
-        told = dict(task), None, task["state"], None, None, None, line, task["lane_id"]
-        tx.changes.moved.append(Moved(*told, requirements=requirements))
+        common = dict(task), None, task["state"], None, None, None, line, task["lane_id"]
+        tx.changes.moved.append(Moved(*common, requirements=requirements))
 
 
 def _release_dependents(tx: Tx, task: Row) -> None:

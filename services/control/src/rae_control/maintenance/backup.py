@@ -32,8 +32,8 @@ from rae_control.ledger.sqlite import (
     connect,
     copy_to,
     fetch,
+    ledger_errors,
     refuse_unfinished,
-    told,
 )
 from rae_control.mesh.retention import files_held
 from rae_control.storage.durable import lock_file, sync_folder
@@ -98,7 +98,7 @@ def backup(data: Path, target: Path) -> int:
                 _add(tar, Path(folder), LEDGER, sums)
                 for name in _members(Path(folder), data):
                     _add(tar, data, name, sums)
-                # The last one: an archive that ends early, or was changed, is told by it.
+                # The last one: an archive that ends early, or was changed, is found by it.
                 text = json.dumps(sums).encode()
                 last = tarfile.TarInfo(SUMS)
                 last.size, last.mode = len(text), 0o600
@@ -252,7 +252,7 @@ def _replaced(data: Path) -> Replaced | None:
     if not path.exists():
         return None
     try:
-        with told(path), closing(connect(path, readonly=True)) as db:
+        with ledger_errors(path), closing(connect(path, readonly=True)) as db:
             return Replaced(
                 fetch(db, "SELECT node_id, kind, trusted, epoch, revoked FROM nodes"
                           " WHERE epoch > 1"),
@@ -347,7 +347,7 @@ def _move_aside(data: Path) -> Path:
 def check_folder(data: Path, *, deep: bool) -> list[check.Violation]:
     """Everything that is wrong with a data folder, also of a running control."""
     path = existing(data)
-    with told(path), closing(connect(path, readonly=True)) as db, files_held(data):
+    with ledger_errors(path), closing(connect(path, readonly=True)) as db, files_held(data):
         version = int(db.pragma("user_version"))
         if version > SCHEMA_VERSION:
             text = f"{data} has schema {version}, this program knows {SCHEMA_VERSION}"

@@ -64,7 +64,7 @@ class Mesh(State):
             greenlet.link(self._ended)
 
     def stopping(self) -> None:
-        """Answer all who wait for something; nobody waits from now on."""
+        """Answer all waiting requests; none waits from now on."""
         self.signals.stop()
         self.dispatch.stop()
 

@@ -46,7 +46,7 @@ class Reaper:
         state, now = self._state, self._state.clock.boot()
         gap = now - self._last - state.config.reaper_interval_s
         self._last = now
-        # Stopped (SIGSTOP, a suspend, a starved machine): nobody could be heard in that time.
+        # Stopped (SIGSTOP, a suspend, a starved machine): no heartbeat could arrive in that time.
         if gap > max(2.0, 3 * state.config.reaper_interval_s):
             log.warning("control_was_stopped", extra=facts(seconds_granted=round(gap, 1)))
             state.leases.grant(gap)

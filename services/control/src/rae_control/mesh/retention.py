@@ -74,7 +74,7 @@ class Retention:
                 self._summarise(look, inf)
 
     def sweep(self) -> None:
-        """Summarise what is over, and remove what nobody refers to any more."""
+        """Summarise what is over, and remove what nothing refers to any more."""
         with files_held(self._state.data, exclusive=True) as held, ExitStack() as steps:
             # From the last to the first, each even if the one before failed: on a full disk only
             # what removes files can work, and it makes room for the rest.

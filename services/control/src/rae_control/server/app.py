@@ -60,7 +60,7 @@ def error_response(error: RaeError) -> Response:
 
 
 def _known(mesh: Mesh, bucket: Bucket, error: RaeError) -> Response:
-    # Who may not come in is told, but not as often as he knocks.
+    # A refused caller is logged, but not at each of his requests.
     if error.status in {401, 403, 429, 503} and not bucket.take(mesh.clock.boot()):
         why = error.__cause__ if isinstance(error.__cause__, RaeError) else error.cause
         log.warning(

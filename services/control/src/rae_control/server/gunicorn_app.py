@@ -119,7 +119,7 @@ class Application(BaseApplication):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until SIGTERM."""
     settings = json.loads(sys.argv[1])
     raise_limit()
     # A thread that computes gives way to the others, the writer's above all, after this long.

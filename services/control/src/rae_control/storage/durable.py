@@ -32,7 +32,7 @@ def lock_file(path: Path) -> IO[str]:
         raise LedgerLocked(
             f"{path.parent} is served by process {pid}; stop it, or use another data folder"
         ) from error
-    # Who holds it is only told to people: a full disk must not keep control from starting.
+    # Who holds it is only for messages: a full disk must not keep control from starting.
     with contextlib.suppress(OSError):
         os.ftruncate(handle.fileno(), 0)
         os.write(handle.fileno(), str(os.getpid()).encode())

@@ -153,11 +153,11 @@ class BlobStore:
         return name, size
 
     def older(self, before: float) -> list[str]:
-        """The blobs that nobody has stored since (unix seconds)."""
+        """The blobs that no caller has stored since (unix seconds)."""
         return in_thread(self._older, before)
 
     def _older(self, before: float) -> list[str]:
-        # A name that is no hash is not ours to judge.
+        # A name that is no hash is not a blob's: left alone.
         found = self._root.glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 64)
         return [path.name for path in found if path.stat().st_mtime < before]
 
@@ -214,7 +214,7 @@ class LogStore:
             self._path(task_id, attempt).unlink(missing_ok=True)
 
     def older(self, before: float) -> dict[str, int]:
-        """The tasks with a log that nobody has written to since, each with its last attempt."""
+        """The tasks with a log without a write since, each with its last attempt."""
         found: dict[str, int] = {}
         for path in self._root.glob("*.*.log"):
             task_id, attempt = path.stem.rsplit(".", 1)

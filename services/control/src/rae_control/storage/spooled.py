@@ -14,7 +14,7 @@ def spooled(folder: Path, *pieces: bytes) -> IO[bytes]:
     """The pieces in one stream: an unnamed file in the folder (/tmp may be memory) if not small.
 
     For a reader's thread, so that only as many are in memory at once as there are readers. On a
-    full disk they stay there: what was done must be told.
+    full disk they stay there: what was done must be recorded.
     """
     made = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115
     try:

@@ -287,8 +287,8 @@ class Agent:
             )
             problem = self.slots.occupy(run, epoch) if willing else "unwilling"
         if problem == "epoch":
-            told = "of an earlier session"
-            self._log.warning("lease_dropped", task_id=task.task_id, why=told)
+            cause = "of an earlier session"
+            self._log.warning("lease_dropped", task_id=task.task_id, why=cause)
         elif problem is not None:
             why = "guard", f"slot {task.slot} is not free"
             if problem == "unwilling":
@@ -329,7 +329,7 @@ class Agent:
     def _alive(self) -> list[TaskRun]:
         return [run for run in self.runs() if run.alive()]
 
-    # What is told
+    # What is reported
 
     def introduce(self, unfinished: list[LeaseRef]) -> RegisterRequest:
         """The registration."""

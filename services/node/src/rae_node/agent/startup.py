@@ -176,7 +176,7 @@ def _card_addresses(cards: Path) -> Iterator[str]:
 def read_secret(source: str, environ: MutableMapping[str, str]) -> str:
     """A secret by its source: `env:NAME`, `credential:NAME` (systemd's), or a file.
 
-    What stood in the environment is taken out of it, so that nobody inherits it. Raises ConfigError
+    What stood in the environment is taken out of it, lest children inherit it. Raises ConfigError
     with the source, never with the secret.
     """
     kind, _, name = source.partition(":")

@@ -59,7 +59,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Why work must end; `reason` is a yield's, or `stale`: tell nobody. Decided at a boot time."""
+    """Why work must end; `reason` is a yield's, or `stale` (no report). Decided at a boot time."""
 
     reason: str
     detail: str
@@ -229,9 +229,9 @@ class TaskRun:
 
     def _confirm_quiet(self) -> None:
         """Control waits for this word about a lease that it ended before the ack."""
-        told = "the lease was over before its ack; nothing was started"
+        why = "the lease was over before its ack; nothing was started"
         try:
-            self._call(lambda: self._client.yield_task(self.lease, "cancelled", told, None))
+            self._call(lambda: self._client.yield_task(self.lease, "cancelled", why, None))
         except RaeError as error:
             self._log.info("quiet_not_confirmed", task_id=self.task.task_id, rc=error.rc)
 
@@ -245,9 +245,9 @@ class TaskRun:
         if outcome is None and handle.ended_at_deadline(self._clock.boot()):
             raise HandBack("deadline", "the supervisor was stopped while a deadline passed")
         if outcome is None and self._ran():
-            told = "The supervisor of this task was killed; with it ended everything that the task"
+            why = "The supervisor of this task was killed; with it ended everything that the task"
             harm = "Submit it again if doing it twice does no harm"
-            raise TaskFailure("E_LOST", f"{told} had started. {harm}")
+            raise TaskFailure("E_LOST", f"{why} had started. {harm}")
         if outcome is None:
             raise HandBack("infrastructure", "the supervisor ended before it started the task")
         if outcome.cause == "deadline":
@@ -319,7 +319,7 @@ class TaskRun:
             elif not isinstance(error, Unreachable):
                 self._log.info("report_not_taken", task_id=self.task.task_id, rc=error.rc)
             return False
-        except ValueError as error:  # what the task said cannot be told (half a surrogate pair)
+        except ValueError as error:  # what the task said cannot be sent (half a surrogate pair)
             self._log.info("report_not_sent", task_id=self.task.task_id, error=str(error))
             return False
         return True
@@ -397,7 +397,7 @@ class TaskRun:
         try:
             self._bench.spool.put(kind, self.lease, json.loads(json.dumps(body)))
         except OSError as error:
-            # Not told, the lease runs out at control and the task runs elsewhere.
+            # Not reported, the lease runs out at control and the task runs elsewhere.
             self._log.error("spool_not_written", task_id=task_id, error=str(error))
             return
         self._bench.delivery.deliver(self.lease.lease_id)

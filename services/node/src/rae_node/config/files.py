@@ -209,7 +209,7 @@ def resolve(host: str) -> list[str]:
 def refuse_public_http(url: str, look_up: Callable[[str], list[str]] = resolve) -> None:
     """Plain HTTP goes to loopback or Tailscale addresses only, also behind names.
 
-    Raises ValueError. A name that nobody knows passes: there is nothing to connect to.
+    Raises ValueError. An unknown name passes: there is nothing to connect to.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or parts.hostname == PLACEHOLDER:

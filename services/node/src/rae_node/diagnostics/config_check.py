@@ -13,7 +13,7 @@ from rae_protocol.yamlfile import BadFile, read_entries
 
 
 def check_file(file: Path) -> str:
-    """Validate a config.yaml, runtime.yaml, owner.yaml or allow-list, told apart by what is in it.
+    """Validate a config.yaml, runtime.yaml, owner.yaml or allow-list, recognised by what is in it.
 
     Raises ConfigError.
 

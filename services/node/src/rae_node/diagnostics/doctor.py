@@ -52,7 +52,7 @@ def _text(file: str) -> str | None:
 def _healthz(config: NodeConfig) -> float:
     """Seconds that control's clock is ahead. Raises RaeError.
 
-    Four calls: a host that has just booted is heard again when WireGuard gives up the session with
+    Four calls: a host that has just booted answers again when WireGuard gives up the session with
     the boot before, KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, 15 s (section 6 of its paper).
     """
     transport = Transport(
@@ -94,7 +94,7 @@ class Eyes:
 
 
 def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Finding]:
-    """Every finding, as it is made. `dev`: a node that nobody installed."""
+    """Every finding, as it is made. `dev`: a node that was not installed by the playbook."""
     home = eyes.owned(layout.run) or eyes.owned(layout.root)
     agent_uid = eyes.uid if home is None else home.uid
     yield rules.python(eyes.python)

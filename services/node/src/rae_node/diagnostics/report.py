@@ -130,8 +130,8 @@ def _auto_start(runtime: RuntimeConfig, reader: Callable[[], str]) -> Problems:
     how = f"`systemctl enable {UNIT}` repairs that"
     if "No such file" in state or state == "not-found":
         how = "install it with playbooks/provision-node.yml (a dev node has no unit)"
-    told = f"systemd says '{state}' of {UNIT}; {how}"
-    return () if state == "enabled" else (told,)
+    text = f"systemd says '{state}' of {UNIT}; {how}"
+    return () if state == "enabled" else (text,)
 
 
 def _protection(
@@ -142,9 +142,9 @@ def _protection(
 
     def missing(*names: SourceName) -> Problems:
         lacking = [name for name in names if name not in config.guard_sources]
-        told = [f"guard_sources in config.yaml leaves out {name}; add it" for name in lacking]
+        texts = [f"guard_sources in config.yaml leaves out {name}; add it" for name in lacking]
         unseeing = [name for name in names if name in blind]
-        return (*told, *(problems.get(name) or f"{name} cannot tell" for name in unseeing))
+        return (*texts, *(problems.get(name) or f"{name} cannot tell" for name in unseeing))
 
     off = "safety.detect_active_user is false in runtime.yaml; set it to true"
     user = () if runtime.safety.detect_active_user else (off,)
@@ -160,8 +160,8 @@ def _isolation(layout: Layout, config: NodeConfig) -> Problems:
         return ()
     if at_least(level, config.min_isolation):
         return ()
-    told = f"isolation is '{level}', below min_isolation '{config.min_isolation}' of config.yaml"
-    return (f"{told}; no task would be taken: {why}",)
+    text = f"isolation is '{level}', below min_isolation '{config.min_isolation}' of config.yaml"
+    return (f"{text}; no task would be taken: {why}",)
 
 
 def _able(layout: Layout, config: NodeConfig) -> Problems:

@@ -301,11 +301,11 @@ def models(
 
 def trusted(problems: Iterable[str]) -> Finding:
     """The folders and files of Python tasks."""
-    told = "; ".join(problems)
-    if not told:
+    text = "; ".join(problems)
+    if not text:
         return good("task paths", "no other user can write there")
     fix = "chown root and chmod go-w what is named, or take it out of task_paths"
-    return bad("task paths", told, fix)
+    return bad("task paths", text, fix)
 
 
 def agent(running: bool, problem: str) -> Finding:

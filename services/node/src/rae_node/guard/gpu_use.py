@@ -75,17 +75,17 @@ class Facts:
     unknown: Mapping[str, str] = field(default_factory=dict)
 
 
-def facts_of(told: Mapping[str, Any]) -> Facts:
+def facts_of(answer: Mapping[str, Any]) -> Facts:
     """Parse it. Raises LookupError, TypeError, ValueError."""
     return Facts(
-        now=told["now"],
-        recent=told["recent"],
-        shares=None if told["shares"] is None else _shares(told["shares"]),
-        clients=tuple(Client(*one) for one in told["clients"]),
-        streams=tuple((pid, what) for pid, what in told["streams"]),
-        used_mb=told["used_mb"],
-        free_mb=told["free_mb"],
-        unknown=told["unknown"],
+        now=answer["now"],
+        recent=answer["recent"],
+        shares=None if answer["shares"] is None else _shares(answer["shares"]),
+        clients=tuple(Client(*one) for one in answer["clients"]),
+        streams=tuple((pid, what) for pid, what in answer["streams"]),
+        used_mb=answer["used_mb"],
+        free_mb=answer["free_mb"],
+        unknown=answer["unknown"],
     )
 
 

@@ -76,7 +76,7 @@ class Guard:
     """Looks every second while a task runs, else more slowly, and at once when woken.
 
     `stop_all(decision, decided_at)` ends all work and returns when nothing lives; `deadlines()`
-    enforces what is due and returns seconds until the next; `changed()` hears of new decisions.
+    enforces what is due and returns seconds until the next; `changed()` runs at a new decision.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class Guard:
         return report
 
     def _told_too_often(self, now: float) -> bool:
-        """A measure that flaps: what is not told now is told later, if it still holds."""
+        """A measure that flaps: what is not logged now is logged later, if it still holds."""
         full = len(self._told_at) == self._told_at.maxlen
         return full and now - self._told_at[0] < 60
 

@@ -44,7 +44,7 @@ class Reading:
     code: str = ""
     availability: Availability = Availability.OWNER
     measures: Mapping[str, float | None] = field(default_factory=dict)
-    vram_free_mb: float | None = None  # of all GPUs; to be told, nothing is decided by it
+    vram_free_mb: float | None = None  # of all GPUs; reported only, nothing is decided by it
     holders: tuple[Holder, ...] = ()
     peaks: Mapping[str, float] = field(default_factory=dict)
 

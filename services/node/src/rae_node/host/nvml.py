@@ -84,16 +84,16 @@ class NvmlChild:
             )
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both are pipes
         process.stdin.write(line)
-        told = b""
-        while not told.endswith(b"\n"):
+        answer = b""
+        while not answer.endswith(b"\n"):
             left = max(0.0, limit - time.monotonic())
             if not select.select([process.stdout], [], [], left)[0]:
                 raise TimeoutError("NVML hangs; its process was killed")
             piece = os.read(process.stdout.fileno(), 65536)
             if not piece:
                 raise ValueError("the process that asks NVML ended; is nvidia-ml-py installed?")
-            told += piece
-        found: dict[str, Any] = json.loads(told)
+            answer += piece
+        found: dict[str, Any] = json.loads(answer)
         return found
 
 

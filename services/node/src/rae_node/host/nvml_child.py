@@ -190,7 +190,7 @@ def _plausible(row: Any) -> bool:
 
 
 def main() -> int:
-    """Answer until nobody asks any more; killed with whoever started it."""
+    """Answer until the pipe is closed; killed with whoever started it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     held = False
     seen: dict[int | str, Seen] = {}

@@ -66,7 +66,7 @@ def own_cpu_seconds(pids: Collection[int], rae: Path | None = None) -> float:
 
 
 def only_on_terminal(pids: Collection[int], device: int) -> bool:
-    """Whether a terminal is these processes' and nobody else's."""
+    """Whether a terminal is these processes' and of no others."""
     number = _tty_nr(device)
     if not any(stat_of(pid)[4:5] == [number] for pid in pids):
         return False  # the rule: the other look, at every process, costs more

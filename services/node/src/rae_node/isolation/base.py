@@ -95,7 +95,7 @@ class ProcessIsolation:
         self._root, self._box = root, box
         self._pids: set[int] = set()
         self._lock = threading.Lock()
-        # What a dead supervisor leaves comes to us instead of to init, where nobody would kill it.
+        # What a dead supervisor leaves comes to us instead of to init, where it would run on.
         ctypes.CDLL(None).prctl(supervision.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def start(self, spec: Spec) -> Handle:
@@ -158,7 +158,7 @@ def at_least(level: Level, minimum: Level) -> bool:
 def rlimits(max_file_bytes: int, address_bytes: int) -> dict[str, int]:
     """The limits every task gets: no core, bounded files, descriptors and addresses."""
     return {
-        # Not 0: a pattern that is a program would still be fed; at 1 the kernel feeds nobody
+        # Not 0: a pattern that is a program would still get the dump; at 1 the kernel starts none
         # (fs/coredump.c), and less than a page makes no file.
         "RLIMIT_CORE": 1,
         "RLIMIT_AS": address_bytes,

@@ -2,7 +2,7 @@
 
 Options are those of bubblewrap 0.6.1 (Ubuntu 22.04) and newer. Inside, everything is read-only but
 `/workdir/work`, `/workdir/output`, `/tmp` and `/dev/shm`, which all lie in the workspace, so that
-one watch over that folder is the whole quota; a tmpfs would take memory that nobody counts.
+one watch over that folder is the whole quota; a tmpfs would take memory that no limit counts.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Line:
     """The way to a supervisor, and past it.
 
     `settle(unit)` comes back when the supervisor is gone and nothing that it left lives; `kill_all
-    (unit)` ends everything without it. `unit` is the supervisor's cgroup, as it told; "" if not.
+    (unit)` ends everything without it. `unit` is the supervisor's cgroup, as reported; "" if not.
     """
 
     socket: socket.socket

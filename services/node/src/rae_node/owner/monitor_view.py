@@ -14,7 +14,7 @@ from rae_node.telemetry.metrics import View, healthz, prometheus
 
 def view(agent: Agent) -> View:
     """The node now."""
-    heard, clock = agent.link.last_answer, agent.context.clock
+    answered, clock = agent.link.last_answer, agent.context.clock
     phases = [run.phase for run in agent.runs()]
     spooled = len(agent.spool)
     return View(
@@ -26,7 +26,7 @@ def view(agent: Agent) -> View:
         reasons=tuple(agent.admission.reasons()),
         spool_entries=spooled,
         spool_bytes=_bytes_below(agent.context.layout.spool),
-        heartbeat_age_s=None if heard is None else clock.boot() - heard,
+        heartbeat_age_s=None if answered is None else clock.boot() - answered,
         clock_offset_s=agent.context.client.clock_offset_s,
         counts=agent.tally.counts(),
     )

@@ -93,7 +93,7 @@ def status(agent: Agent) -> dict[str, Any]:
         }
         for run in agent.runs()
     }
-    heard, against = agent.link.last_answer, obstacles(agent)
+    answered, against = agent.link.last_answer, obstacles(agent)
     return {
         "node_id": context.config.node_id,
         "version": __version__,
@@ -101,7 +101,7 @@ def status(agent: Agent) -> dict[str, Any]:
         "control": context.config.rae_endpoint,
         "session": agent.link.state,
         "session_problem": agent.link.problem,
-        "control_heard_s_ago": None if heard is None else round(now - heard, 1),
+        "control_heard_s_ago": None if answered is None else round(now - answered, 1),
         "availability": decision.availability.value,
         "taking_work": not against,
         "no_task_because": against,

@@ -102,5 +102,5 @@ def note_failure(note: dict[str, Any]) -> tuple[str, str] | None:
         return None
     code, message = str(error.get("code", "")), str(error.get("message", ""))
     known = code in {"E_INVALID", "E_EXIT", "E_OOM", "E_ARTIFACT", "HANDBACK"}
-    # Half a surrogate pair would make a message that nobody could ever send.
+    # Half a surrogate pair would make a message that could never be sent.
     return (code if known else "E_EXIT"), message[:3500].encode(errors="replace").decode()

@@ -31,7 +31,7 @@ class Context:
         """How far the task is, 0 to 100, with a line for people."""
         if self.progress_fd is not None:
             line = json.dumps({"pct": pct, "note": note[:500]}) + "\n"
-            with contextlib.suppress(OSError):  # nobody listens: no reason to fail
+            with contextlib.suppress(OSError):  # no reader: no reason to fail
                 os.write(self.progress_fd, line.encode())
 
     def log(self, text: str) -> None:

@@ -16,8 +16,8 @@ Identity = tuple[int, int, int, int, int]
 def untrusted(file: Path, workdir: Path | None = None) -> str | None:
     """Why a file cannot be trusted, None when it can: none of `workdir`. Raises OSError.
 
-    It, its folders, and every link on the way belong to root or to us, and nobody else may write
-    there. In a folder such as /tmp nobody can replace what belongs to others.
+    It, its folders, and every link on the way belong to root or to us, and no other user may write
+    there. In a folder such as /tmp no user can replace what belongs to others.
     """
     real = file.resolve()
     if workdir is not None and real.is_relative_to(workdir.resolve()):

@@ -103,7 +103,7 @@ class Delivery:
             failed = {"status": "failed", "error": {"code": "E_ARTIFACT", "message": text}}
             try:
                 self._spool.put("result", entry.lease, {**entry.lease.model_dump(), **failed})
-            except OSError as problem:  # not told, the lease runs out at control
+            except OSError as problem:  # not reported, the lease runs out at control
                 self._log.error("spool_not_written", problem=str(problem), **attrs)
                 return True
             return False

@@ -21,7 +21,7 @@ class Poller:
     """Keeps one poll open that asks for what the node wants now.
 
     When that changes (a slot became free, work began), the other thread opens a new poll at once;
-    control answers the older one of the same session when a newer comes, so nobody waits for it.
+    control answers the older one of the same session when a newer comes, so none is lost.
     When the node wants nothing any more, a poll without slots or waiting takes the question back.
     """
 

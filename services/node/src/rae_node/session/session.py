@@ -1,4 +1,4 @@
-"""The session with control: one thread registers and beats, and heeds what the others hear."""
+"""The session with control: one thread registers, beats, and acts on what other calls learn."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Ears(Protocol):
 
 
 class Link:
-    """Keeps the node registered and heard. Control being away never stops it."""
+    """Keeps the node registered, with heartbeats. Control being away never stops it."""
 
     def __init__(self, context: AgentContext, slots: Slots[Any], spool: Spool, ears: Ears) -> None:
         self.ready = threading.Event()
@@ -160,7 +160,7 @@ class Link:
         self.adopt(answer)
         self._heard(answer, leases, sent)
         self.state, self.problem = "registered", ""
-        self.ready.set()  # before the agent hears of it: it wakes those who wait for this
+        self.ready.set()  # before the agent is called: it wakes those who wait for this
         self._log.info("registered", unfinished=len(leases), incarnation=answer.incarnation)
         self._ears.registered(answer.commands, answer.wanted)
 
@@ -178,17 +178,17 @@ class Link:
         return list(every.values())[:1000]
 
     def _heard(
-        self, answer: Registered | HeartbeatAnswer, told: list[LeaseRef], sent: float
+        self, answer: Registered | HeartbeatAnswer, sent_leases: list[LeaseRef], sent: float
     ) -> None:
-        """An answer renews what it was told of, but for the leases that it cancels."""
+        """An answer renews the leases of its request, but for those that it cancels."""
         self.last_answer, self.silence = self._clock.boot(), ""
         if self.incarnation not in {None, answer.incarnation}:
             self._log.warning("control_has_another_past", incarnation=answer.incarnation)
             self._ears.disowned("control was restored from a backup")
-            self._wake.set()  # a restored control waits to be told that nothing of it runs any more
+            self._wake.set()  # a restored control waits for the word that nothing of it runs
         self.incarnation = answer.incarnation
         over = {item.lease_id for item in answer.commands if item.command == "cancel"}
-        self._ears.renewed(frozenset(lease.lease_id for lease in told) - over, sent)
+        self._ears.renewed(frozenset(lease.lease_id for lease in sent_leases) - over, sent)
 
     def _trouble(self, error: RaeError) -> float:
         away = isinstance(error, Unreachable)
@@ -204,7 +204,7 @@ class Link:
         self.state, self.problem = error.rc, error.message
         if verdict(error) is Verdict.RETRY or error.rc == "register_again":
             return self._pauses.next()
-        # Somebody must act (enrol, stop the other machine): asking more often helps nobody.
+        # Somebody must act (enrol, stop the other machine): asking more often does not help.
         return self._jittered(self._context.settings.slow_retry_sec)
 
     def _jittered(self, seconds: float) -> float:

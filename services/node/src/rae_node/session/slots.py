@@ -27,16 +27,16 @@ H = TypeVar("H", bound=Occupant)
 class Slots(Generic[H]):
     """Occupants by lease. Thread-safe.
 
-    An *epoch* is the life of one registration. The leases told at a registration and the epoch's
-    change are one step, so a lease is either told or, being of an older epoch, not taken: control
-    closes what it was not told.
+    An *epoch* is the life of one registration. The leases named at a registration and the epoch's
+    change are one step, so a lease is either named or, being of an older epoch, not taken: control
+    closes what was not named.
     """
 
     def __init__(
         self, names: Sequence[str], changed: Callable[[int], None] = lambda _running: None
     ) -> None:
         self.names = tuple(names)
-        self._changed = changed  # hears of one more, and of none; must not block
+        self._changed = changed  # called at one more, and at none; must not block
         self.epoch = 0
         self._lock = threading.Condition()
         self._by_lease: dict[str, H] = {}

@@ -1,4 +1,4 @@
-"""What control must still hear: results and hand-backs, each a folder that survives a crash."""
+"""What must still reach control: results and hand-backs, each a folder that survives a crash."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Watch:
         self.peak_mb = max(self.peak_mb, used)
         if used > limit_mb:
             return "memory", None
-        # Data on its way through a socket is nobody's memory; nor is a mapped file without a name.
+        # Data within a socket is no process's memory; nor is a mapped file without a name.
         if not self._counted and short_of_memory(float(self._limits["spare_memory_mb"])):
             return "failed", "this machine was nearly out of memory"
         return None

@@ -94,7 +94,7 @@ class Supervisor:
         self.kill_all()
         self.report(decided)
         if self.cause == "deadline":  # the lease is over, and the agent may be stopped for hours
-            with contextlib.suppress(OSError):  # told of at the second try, below
+            with contextlib.suppress(OSError):  # reported at the second try, below
                 wipe(self.spec["workspace"])
         while self.agent_there and not self.wipe_wanted:
             self.wait(ROUND_S)
@@ -167,7 +167,7 @@ class Supervisor:
             os.close(go_write)
             self.become_task(note_write, error_write, go_read)
         if self.box is None:
-            self.say({"started": pid})  # told first: the program could end us at once
+            self.say({"started": pid})  # reported first: the program could end us at once
         os.write(go_write, b"1")
         for end in (note_write, error_write, go_read, go_write, *self.outputs.ends.values()):
             os.close(end)
@@ -239,7 +239,7 @@ class Supervisor:
                 self.status = status
 
     def kill_all(self) -> None:
-        """Until nobody is left: orphans come to us, so no child means no descendant."""
+        """Until no child is left: orphans come to us, so no child means no descendant."""
         pause = 0.0005
         quick = self.cgroup is not None and self.cgroup.kill()
         quick = (self.box is not None and self.box.kill()) or quick

@@ -67,7 +67,7 @@ class Monitor:
         """Stop listening."""
         self._closed.set()
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # a close alone wakes nobody out of accept
+            self._socket.shutdown(socket.SHUT_RDWR)  # a close alone ends no accept()
         self._socket.close()
 
     def _serve(self) -> None:

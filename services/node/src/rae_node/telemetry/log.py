@@ -60,7 +60,7 @@ class EventLog:
         self._plain_file = as_json is False
         self._least = LEVELS.index(level)
         self._file_fails = False
-        # A thread of its own writes: a pipe that nobody reads must not hold the guard.
+        # A thread of its own writes: a pipe without a reader must not hold the guard.
         self._queue: queue.Queue[tuple[str, str] | threading.Event] = queue.Queue(_QUEUED)
         self._lost = 0
         threading.Thread(target=self._run, name="log", daemon=True).start()

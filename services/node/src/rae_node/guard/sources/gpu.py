@@ -37,8 +37,8 @@ class GpuSource:
     """Programs that need a GPU, and use above the limits; the worst GPU counts.
 
     `expected`: what config.yaml says of a GPU. Where no GPU is to be seen, neither on the bus nor
-    through NVML, there is nothing to protect, unless one is expected. A GPU that sleeps is used by
-    nobody; asking would wake it.
+    through NVML, there is nothing to protect, unless one is expected. A GPU that sleeps has no
+    user; asking would wake it.
 
     `ours`: pids of our own work. `resting`: the owner's consent, asked at each look; `owner_file`:
     where he gives it. `window_s`: over which activity is averaged. `program`: a process by pid,

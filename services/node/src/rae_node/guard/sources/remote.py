@@ -24,7 +24,7 @@ class Names:
     """The names of all processes, read anew where they may have changed.
 
     A process takes a new name with a new program: soon after its start, as a rule, so a name is
-    read in the first two looks at it. From then on each look reads a fifth, and all when told.
+    read in the first two looks at it. From then on each look reads a fifth, and all when asked to.
     """
 
     def __init__(self, proc: Path) -> None:
