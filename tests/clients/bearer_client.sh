@@ -5,7 +5,7 @@ set -eu
 url=$1 node=$2 tasks=$3
 
 # An answer that looks like PATTERN, or an error of control, which ends the program. Anything else
-# is not control's (protocol.md, "Who speaks for control"): ask again.
+# is not control's (protocol.md, "Which answers are control's"): ask again.
 ask() {  # PATTERN TOKEN PATH [BODY]
   while :; do
     answer=$(curl -sS -m 40 -w '%{http_code}' "$url$3" -H "Authorization: Bearer $2" \

@@ -32,7 +32,7 @@ def call(method, target, promised, **body):
         if answer.status // 100 == 2 and said[promised] == body.get(promised, said[promised]):
             return said
         assert answer.status < 400 or said["rc"] == "retry_signed", f"{answer.status} {said}"
-    time.sleep(1)  # not control's answer (protocol.md, "Who speaks for control"): ask again
+    time.sleep(1)  # not control's answer (protocol.md, "Which answers are control's"): ask again
     return call(method, target, promised, **body)
 
 
