@@ -28,7 +28,7 @@ def shown(option: Mapping[str, Any]) -> str:
 
 def table(options: Mapping[str, Any]) -> list[str]:
     """Options as the rows of a table."""
-    lines = ["| variable | default | |", "|---|---|---|"]
+    lines = ["| variable | default | description |", "|---|---|---|"]
     for name, option in options.items():
         default = f"`{shown(option)}`" if "default" in option else ""
         choices = f" One of {', '.join(option['choices'])}." if "choices" in option else ""
@@ -47,7 +47,9 @@ def readme(role: str) -> str:
         lines += [head, "", f"{spec['short_description']}.", ""]
         lines += [*said, ""] if said else []
         lines += [*table(spec["options"]), ""] if "options" in spec else []
-    made = "Made of [meta/argument_specs.yml](meta/argument_specs.yml) by `make docs`."
+    made = (
+        "`make docs` generates this file from [meta/argument_specs.yml](meta/argument_specs.yml)."
+    )
     return "\n".join([*lines, made, ""])
 
 
