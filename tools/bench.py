@@ -108,7 +108,7 @@ def latency(report: Report, *, peers: Peers, quick: bool) -> None:
     )
     for name, key in (
         ("**ours**: control took the node's ack", "running"),
-        ("ours: the process says its first word", "begins"),
+        ("ours: the process writes its first output", "begins"),
         ("ours: the submitter has the result", "done"),
     ):
         values = found[key]
@@ -214,7 +214,7 @@ def rest(report: Report, *, peers: Peers, quick: bool) -> None:
 
 
 def box(report: Report, *, peers: Peers, quick: bool) -> None:
-    """What a box costs, and how fast everything in it dies."""
+    """The cost of a sandbox, and the time to kill everything in it."""
     samples, kills = (20, 3) if quick else (200, 40)
     program = [sys.executable, "-m", "tools.bench_box", str(samples), str(kills)]
     said = subprocess.check_output(
@@ -222,13 +222,13 @@ def box(report: Report, *, peers: Peers, quick: bool) -> None:
     )
     found = json.loads(said)
     plain, boxed = (statistics.median(found[name]) for name in ("plain", "boxed"))
-    report.section(f"From the order to a program's first word, {samples} samples", "", "p50", "p99")
-    for name in ("plain", "boxed"):
+    report.section(f"From start to a program's first output, {samples} samples", "", "p50", "p99")
+    for name, label in (("plain", "without a sandbox"), ("boxed", "in a sandbox")):
         p50, p99 = statistics.median(found[name]), quantile(found[name], 0.99)
-        report.row(name, f"{p50:.1f} ms", f"{p99:.1f} ms")
-    report.section("Goals of the box", "", "measured", "goal", "met")
+        report.row(label, f"{p50:.1f} ms", f"{p99:.1f} ms")
+    report.section("Goals of the sandbox", "", "measured", "goal", "met")
     cost, gone = boxed - plain, quantile(found["kills"], 0.95)
-    report.goal("a box's cost at the start, p50", f"{cost:.1f} ms", "≤ 40 ms", met=cost <= 40)
+    report.goal("a sandbox's cost at the start, p50", f"{cost:.1f} ms", "≤ 40 ms", met=cost <= 40)
     what = f"kill to the end of 500 processes in 3 sessions, p95 of {kills}"
     report.goal(what, f"{gone:.1f} ms", "≤ 100 ms", met=gone <= 100)
 
