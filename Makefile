@@ -1,4 +1,4 @@
-# RAE Mesh. `make` prints the verbs. Everything runs from .venv, which is built once, from pinned
+# RAE Mesh. `make` lists the targets. Everything runs from .venv, which is built once, from pinned
 # versions, and again when those or a pyproject.toml change.
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,7 +33,7 @@ define preflight
 @"$(PYTHON)" -m tools.preflight $(1)
 endef
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo "PYTHON=$(PYTHON) (3.10 or newer)  ROUNDS=$(ROUNDS)  SEED=$(SEED)  MINUTES=$(MINUTES)  WORKERS=$(WORKERS)  PYTEST_ARGS=$(PYTEST_ARGS)"
@@ -50,18 +50,18 @@ $(VENV)/.built: constraints.txt requirements-dev.txt $(wildcard services/*/pypro
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/rq3 rq==3.0.0
 	touch $@
 
-wheels: venv  ## what hosts install from, into dist/wheelhouse; PYTHONS="3.11" for Debian 12 alone
+wheels: venv  ## build the archives that hosts install from, into dist/wheelhouse; PYTHONS="3.11" for Debian 12 only
 	@$(BIN)/python -m tools.wheelhouse $(PYTHONS)
 
-vault: venv  ## fresh secrets for an inventory, encrypted; INVENTORY=inventory/mesh
+vault: venv  ## create the encrypted secrets of an inventory; INVENTORY=inventory/mesh
 	@$(BIN)/python -m tools.new_vault $(INVENTORY)
 
-demo:  ## control, two nodes, real work, an owner who comes back, an agent that dies
+demo:  ## run control, two nodes and real tasks, with an owner who returns and an agent that is killed
 	$(call preflight,demo)
 	@$(MAKE) --no-print-directory venv
 	@$(BIN)/python -m tools.demo
 
-test:  ## all that needs no booted host: lint, chaos, escape suite, unit and integration tests (12 minutes)
+test:  ## everything without booted hosts: lint, chaos, escape suite, unit and integration tests (12 minutes)
 	$(call preflight,test)
 	@$(MAKE) --no-print-directory lint chaos-short escape-here
 	@$(MAKE) --no-print-directory unit integration
@@ -85,7 +85,7 @@ e2e: venv lab-parts  ## Molecule's scenarios and the whole site on booted hosts 
 
 # What CI runs of e2e: the scenarios `default` and `enable_node`, each with a second run that changes
 # nothing, then a batch of work and verify.yml.
-site: venv lab-parts  ## one site on booted hosts: provision, lend, a batch, verify, second runs (root)
+site: venv lab-parts  ## one site on booted hosts: provision, lend, run a batch, verify, second runs (root)
 	$(BIN)/python -m pytest tests/e2e/test_work.py $(PYTEST_ARGS)
 
 # What the lab's hosts are made of and install from; the first time minutes, and no test should wait for it.
@@ -122,14 +122,14 @@ integration: venv  ## tests with real Redis, gunicorn and agents, WORKERS=2 at a
 
 CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
-chaos: venv  ## faults of every kind under load, then 5 minutes without control; ROUNDS=n SEED=n FAULTS=kill,stop,disk,clock,aof,intermediary,copy
+chaos: venv  ## all kinds of faults under load, then 5 minutes without control; ROUNDS=n SEED=n FAULTS=kill,stop,disk,clock,aof,intermediary,copy
 	$(CHAOS) --rounds $(ROUNDS)
 	$(BIN)/python -m tools.outage
 
-test-gpu: venv  ## the guard's GPU source before a real CUDA and a real graphics program; says so where no NVIDIA GPU is
+test-gpu: venv  ## the guard's GPU source with a real CUDA and a real graphics program; without an NVIDIA GPU it runs nothing
 	@$(BIN)/python -m tests.gpu
 
-test-escape: escape-here lab-parts  ## what a hostile task tries, from inside, with the layer that stops it: here, and on a booted host (root)
+test-escape: escape-here lab-parts  ## attacks from inside a task, each with the layer that stops it: here, and on a booted host (root)
 	$(BIN)/python -m pytest -s tests/e2e/test_unit_level.py $(PYTEST_ARGS)
 
 # As a user without rights: nothing of a node's tasks ever runs as root.
@@ -139,7 +139,7 @@ escape-here: venv
 chaos-short: venv
 	$(CHAOS) --rounds 20
 
-bench:  ## measure latency, throughput, rest and growth beside rq, Celery and Ray; writes docs/benchmarks.md (45 minutes); PART=grows ROWS=10000,100000 for one
+bench:  ## measure latency, throughput, idle cost and growth, compared with rq, Celery and Ray; writes docs/benchmarks.md (45 minutes); PART=grows ROWS=10000,100000 for one part
 	$(call preflight,bench)
 	@$(MAKE) --no-print-directory venv $(if $(PART),,.venv-bench/.built)
 	$(BIN)/python -m tools.bench $(if $(PART),--only $(PART),--peers .venv-bench/bin/python --write docs/benchmarks.md) $(if $(ROWS),--rows $(ROWS)) $(BENCH_ARGS)
@@ -150,23 +150,23 @@ bench:  ## measure latency, throughput, rest and growth beside rq, Celery and Ra
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	touch $@
 
-soak: venv  ## four nodes, steady work, cancels, yields, restarts; MINUTES=60 for the long one
+soak: venv  ## four nodes, steady work, cancels, yields, restarts; MINUTES=60 for a long run
 	$(BIN)/python -m tools.soak --minutes $(MINUTES)
 
-lab: venv  ## four booted Debian hosts, a tailnet, and an inventory for Ansible (root; docs/testing.md)
+lab: venv  ## boot four Debian hosts with a tailnet, and write an inventory for Ansible (root; docs/testing.md)
 	@$(BIN)/python -m tests.lab up
 
-lab-shell: venv  ## a shell on one of them; HOST=node1
+lab-shell: venv  ## open a shell on one of them; HOST=node1
 	@$(BIN)/python -m tests.lab shell $(HOST)
 
-lab-down: venv  ## end them
+lab-down: venv  ## stop them
 	@$(BIN)/python -m tests.lab down
 
 fuzz: venv  ## 100,000 random requests, then thousands that follow /openapi.json; SEED=n
 	$(BIN)/python -m tools.fuzz $(if $(SEED),--seed $(SEED))
 	RAE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest -q tests/integration/control/test_openapi_fuzz.py
 
-docs: venv  ## write the roles' README.md anew, from their argument_specs
+docs: venv  ## generate the roles' README.md from their argument_specs
 	@$(BIN)/python -m tools.role_readme
 
 fmt: venv  ## format the code
