@@ -20,8 +20,8 @@ CODE := services/protocol/src services/control/src services/node/src tools tests
 .DEFAULT_GOAL := help
 .PHONY: help venv wheels vault demo test test-all lab-tests e2e site lab-parts vm-parts test-vm test-gpu test-escape escape-here lint lint-python lint-ansible unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
 
-# What a verb needs is looked for before any work, with the Python at hand: there may be no .venv yet.
-# Any Python 3 reads the second line; tools/preflight.py, which does the rest, needs 3.10.
+# Check a target's requirements before any work, with the current Python: there may be no .venv yet.
+# Any Python 3 parses the second line; tools/preflight.py, which does the rest, needs 3.10.
 define preflight
 @command -v "$(PYTHON)" >/dev/null || [ "$(PYTHON)" != python3 ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
   { echo "$(PYTHON) is missing. Installing python3-venv, as root" >&2; apt-get update -q >/dev/null; \
@@ -67,7 +67,7 @@ test:  ## everything without booted hosts: lint, chaos, escape suite, unit and i
 	@$(MAKE) --no-print-directory unit integration
 	@echo "make test: all passed; what needs booted hosts is in make test-all, for root"
 
-# In this order, and not in one process: what a lab of the first holds in memory ends before the next.
+# In this order, and in separate processes: the memory of one lab is freed before the next starts.
 test-all: export RAE_TEST_LONG = 1
 test-all:  ## make test, then booted hosts, Molecule, the whole site, Debian 13 and the long variants (root; hours)
 	$(call preflight,test-all)
@@ -83,12 +83,12 @@ lab-tests: lab-parts
 e2e: venv lab-parts  ## Molecule's scenarios and the whole site on booted hosts (root)
 	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
 
-# What CI runs of e2e: the scenarios `default` and `enable_node`, each with a second run that changes
+# The part of e2e that CI runs: the scenarios `default` and `enable_node`, each with a second run that changes
 # nothing, then a batch of work and verify.yml.
 site: venv lab-parts  ## one site on booted hosts: provision, lend, run a batch, verify, second runs (root)
 	$(BIN)/python -m pytest tests/e2e/test_work.py $(PYTEST_ARGS)
 
-# What the lab's hosts are made of and install from; the first time minutes, and no test should wait for it.
+# Build the lab's images and packages before the tests, so that no test waits; minutes the first time.
 lab-parts: venv
 	@$(BIN)/python -m tests.lab build
 
@@ -97,7 +97,7 @@ test-vm:  ## input, cgroup limits and suspend on a real kernel, in virtual machi
 	@$(MAKE) --no-print-directory vm-parts
 	$(BIN)/python -m pytest tests/vm $(PYTEST_ARGS)
 
-# The virtual machines, running, in each state that a test begins with; the first time minutes.
+# Build snapshots of running virtual machines, one per initial state of a test; minutes the first time.
 vm-parts: venv
 	@$(BIN)/python -m tests.lab build-vm
 
