@@ -97,7 +97,7 @@ test-vm:  ## input, cgroup limits and suspend on a real kernel, in virtual machi
 	@$(MAKE) --no-print-directory vm-parts
 	$(BIN)/python -m pytest tests/vm $(PYTEST_ARGS)
 
-# Build snapshots of running virtual machines, one per initial state of a test; minutes the first time.
+# Build the booted virtual machine, with the agent installed, from which tests start; minutes the first time.
 vm-parts: venv
 	@$(BIN)/python -m tests.lab build-vm
 
