@@ -61,6 +61,47 @@ def test_registering_is_signed_with_the_enrolment_secret(
     assert node.token == "session-token"
 
 
+def refuse_fields(*problems: tuple[str, str]) -> bytes:
+    found = [{"field": field, "problem": problem} for field, problem in problems]
+    detail = {"problems": found}
+    return json.dumps({"rc": "invalid_body", "message": "words", "detail": detail}).encode()
+
+
+def registration() -> models.RegisterRequest:
+    capabilities = models.Capabilities(commands=["true"], python_tasks=[])
+    return models.RegisterRequest(node_id="n1", capabilities=capabilities)
+
+
+def test_a_node_registers_at_an_older_control_without_the_fields_that_it_does_not_know(
+    node: NodeClient, server: Any, answer: Any
+) -> None:
+    unknown = "is not known; remove it"
+    fields = ("capabilities.commands", unknown), ("capabilities.python_tasks", unknown)
+    server.answers[:] = [answer(400, refuse_fields(*fields)), answer(body=REGISTERED)]
+    node.register(registration())
+    first, second = (json.loads(request.body) for request in server.requests)
+    assert {"commands", "python_tasks"} <= set(first["capabilities"])
+    del first["capabilities"]["commands"], first["capabilities"]["python_tasks"]
+    assert second == first
+
+
+@pytest.mark.parametrize(
+    "problems",
+    [
+        [("node_id", "is not known; remove it")],  # without it, it is no registration
+        [("capabilities.commands", "is too long; change it")],
+        [("capabilities.other", "is not known; remove it")],  # was not sent
+    ],
+)
+def test_another_refusal_of_a_body_is_not_tried_again(
+    node: NodeClient, server: Any, answer: Any, problems: list[tuple[str, str]]
+) -> None:
+    server.answers[:] = [answer(400, refuse_fields(*problems))] * 3
+    with pytest.raises(RemoteError):
+        node.register(registration())
+    assert len(server.requests) == 1
+
+
 def test_later_calls_are_signed_with_the_session_key_over_the_raw_query(
     node: NodeClient, server: Any, answer: Any
 ) -> None:

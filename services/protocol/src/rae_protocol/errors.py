@@ -120,12 +120,15 @@ _MENDS = {
 }
 
 
+UNKNOWN_FIELD = "is not known; remove it"
+
+
 def field_in_words(kind: str, said: str) -> str:
     """What pydantic found wrong with a field (its type and message), and the way out."""
     if kind == "missing":
         return "is missing; add it"
     if kind == "extra_forbidden":
-        return "is not known; remove it"
+        return UNKNOWN_FIELD
     if kind in {"int_type", "float_type"}:
         whole = "whole " if kind == "int_type" else ""
         return f"must be a {whole}decimal number without quotes; change it"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
 from rae_protocol import nodes, tasks
-from rae_protocol.errors import RaeError, field_in_words, first_problem
+from rae_protocol.errors import UNKNOWN_FIELD, RaeError, field_in_words, first_problem
 from rae_protocol.names import MAX_NESTING, MAX_VALUES
 from rae_protocol.nodes import *  # noqa: F403 - the one place that gathers the models
 from rae_protocol.tasks import *  # noqa: F403 - the one place that gathers the models
@@ -139,6 +140,42 @@ def parse_leased(value: object) -> nodes.LeasedTask:
 def encode(model: tasks.Model) -> bytes:
     """A body to compact JSON."""
     return model.model_dump_json(exclude_none=True).encode()
+
+
+def unknown_fields(detail: Mapping[str, Any]) -> set[str]:
+    """The fields that the other side does not know, by the detail of its `invalid_body`.
+
+    Each is a path such as `capabilities.commands`; empty when anything else was wrong, too.
+    """
+    problems = detail.get("problems")
+    if not isinstance(problems, list) or not all(isinstance(one, dict) for one in problems):
+        return set()
+    if any(one.get("problem") != UNKNOWN_FIELD for one in problems):
+        return set()
+    return {str(one.get("field")) for one in problems}
+
+
+def without(body: bytes, fields: Iterable[str]) -> bytes:
+    """An encoded body without these fields; the same bytes where it has none of them."""
+    value, found = json.loads(body), False
+    for field in fields:
+        *folders, last = field.split(".")
+        at = value
+        for name in folders:
+            at = at.get(name) if isinstance(at, dict) else None
+        if isinstance(at, dict) and last in at:
+            found = True
+            del at[last]
+    return canonical(value) if found else body
+
+
+def accepts(model: tasks.Model, body: bytes) -> bool:
+    """Whether an encoded body is still one of the model's kind: only optional fields are gone."""
+    try:
+        type(model).model_validate_json(body)
+    except ValidationError:
+        return False
+    return True
 
 
 def canonical(value: Any) -> bytes:

@@ -153,16 +153,15 @@ class NodeClient:
     def register(self, request: models.RegisterRequest) -> models.Registered:
         """Introduce the node; the token that comes back signs every later call."""
         auth = _RegisterAuth(self) if self._hmac else BearerAuth(self.secret)
-        body = models.encode(request)
         read = answers.json_of(models.Registered, answers.MAX_SMALL_BYTES)
-        answer = self._signed_call("POST", "/nodes/register", read=read, auth=auth, data=body)
+        answer = self._known_fields("/nodes/register", request, read, auth)
         self.token = answer.node_token
         return answer
 
     def heartbeat(self, beat: models.Heartbeat) -> models.HeartbeatAnswer:
         """Say that the node lives. Not repeated: the caller's rhythm is the retry."""
         read = answers.json_of(models.HeartbeatAnswer, answers.MAX_SMALL_BYTES)
-        return self._post("/nodes/heartbeat", beat, read, retry=False)
+        return self._known_fields("/nodes/heartbeat", beat, read, self._auth())
 
     def poll(
         self, *, wait_s: float, slots: Sequence[str] | None, vram_free_mb: float | None = None
@@ -266,6 +265,23 @@ class NodeClient:
         return self._signed_call(
             "POST", path, read=read, auth=self._auth(), data=models.encode(body), retry=retry
         )
+
+    def _known_fields(
+        self, path: str, body: models.Model, read: Callable[[answers.Answer], T], auth: Caller
+    ) -> T:
+        """Send a body, without the optional fields that a control of an older release refuses."""
+        data = models.encode(body)
+        while True:
+            try:
+                return self._signed_call("POST", path, read=read, auth=auth, data=data)
+            except RemoteError as error:
+                unknown = models.unknown_fields(error.detail)
+                if error.rc != "invalid_body" or not unknown:
+                    raise
+                fewer = models.without(data, unknown)
+                if fewer == data or not models.accepts(body, fewer):
+                    raise
+                data = fewer
 
     def _signed_call(
         self, method: str, path: str, *, read: Callable[[answers.Answer], T], **options: Any
