@@ -123,7 +123,7 @@ def test_the_owners_return_ends_the_model_runners_processes(host: Host) -> None:
     wait_until(lambda: len(processes(host, "rae-ollama.service")) > 1, 20, "a model is loaded")
     loaded = processes(host, "rae-ollama.service")
     said = host.run([BIN, "-m", "rae_node", "pause", "--root", "/opt/rae-node"]).stdout
-    assert "1 tasks stopped" in said
+    assert "1 task was stopped" in said
     assert not loaded & processes(host, "rae-ollama.service")
     wait_until(lambda: len(processes(host, "rae-ollama.service")) == 1, 10, "it comes back empty")
     (killed,) = events(host, "model_runner_killed")[-1:]
