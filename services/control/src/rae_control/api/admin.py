@@ -55,7 +55,7 @@ def blueprint(mesh: Mesh) -> Blueprint:
         # The caller may refer to it now: its time starts again, but not at each look.
         old = found["created_at"] < mesh.ledger.earliest() - mesh.config.blob_grace_s / 2
         if old and not mesh.write(lambda tx: blobs.renew(tx, sha256, caller.name)):
-            raise RaeError("unknown_blob", sha256)
+            raise RaeError("unknown_blob", f"there is no blob {sha256}")
         return send_blob(mesh, sha256, found["size"])
 
     @bp.post("/tokens")

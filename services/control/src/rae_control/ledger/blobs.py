@@ -78,5 +78,5 @@ def uploaded(db: Db, sha256: str, submitter: str) -> Row:
     sql = "SELECT size, created_at FROM blobs WHERE sha256 = ? AND submitter = ?"
     found = fetch(db, sql, (sha256, submitter))
     if not found:
-        raise RaeError("unknown_blob", sha256[:64])
+        raise RaeError("unknown_blob", f"there is no blob {sha256[:64]}")
     return found[0]

@@ -175,7 +175,7 @@ def add_token(tx: Tx, name: str, role: str, text: str | None = None) -> tuple[Ro
     """
     _check_name(name)
     if tx.row("SELECT 1 FROM tokens WHERE name = ? AND revoked_at IS NULL", name):
-        raise RaeError("token_exists", f"there is a live token named {name}")
+        raise RaeError("token_exists", f"there is an active token named {name}")
     text = text or f"rae_{secrets.token_urlsafe(32)}"
     token_id = secrets.token_hex(6)
     tx.run(

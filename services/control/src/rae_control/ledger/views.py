@@ -294,5 +294,5 @@ def artifact(db: Db, task_id: str, name: str) -> Row:
     """`sha256` and `size` of an artifact. Raises RaeError `unknown_artifact`."""
     found = fetch(db, "SELECT * FROM artifacts WHERE task_id = ? AND name = ?", (task_id, name))
     if not found:
-        raise RaeError("unknown_artifact", f"'{name[:100]}'")
+        raise RaeError("unknown_artifact", f"the task has no artifact '{name[:100]}'")
     return found[0]

@@ -158,7 +158,7 @@ def _input(db: Db, task_id: str, name: str) -> Row:
     spec = TaskSpec.model_validate_json(views.spec_text(db, row))
     source = spec.inputs.get(name)
     if not isinstance(source, BlobInput | TaskInput):
-        raise RaeError("unknown_lease_input", f"'{name[:100]}'")
+        raise RaeError("unknown_lease_input", f"the task has no input '{name[:100]}'")
     found = resolve_input(db, row["submitter"], source)
     if found is None:
         raise RaeError("unknown_lease_input", f"the content of '{name[:100]}' is gone")

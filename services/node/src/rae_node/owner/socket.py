@@ -176,7 +176,7 @@ class LocalSocket:
                     answer = {"rc": error.rc, "message": error.message}
                 except Exception as error:  # one request's trouble is not the agent's
                     self._log.error("local_request_failed", error=repr(error))
-                    answer = {"rc": "internal", "message": "The agent made a mistake; see its log."}
+                    answer = {"rc": "internal", "message": "The agent failed; see its log."}
                 connection.settimeout(max(_LEAST_S, end - time.monotonic()))
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
