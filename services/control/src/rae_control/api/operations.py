@@ -127,7 +127,7 @@ OPERATIONS: tuple[Operation, ...] = (
               errors=("unknown_node", "not_found")),
     Operation("POST", "/nodes/{node_id}/{verb}", "admin", "Operate a node", m.NodeView,
               m.OperatorNote, verbs=("drain", "resume", "revoke"),
-              errors=("unknown_node", "not_found")),
+              errors=("unknown_node", "node_revoked", "not_found")),
     Operation("POST", "/tasks", "submit", "Submit one task or several, all or none", m.Submitted,
               (m.TaskSpec, m.SubmitMany), status=(201,), errors=_SUBMIT),
     Operation("GET", "/tasks", "read_own", "A page of tasks, newest first", m.TaskList,

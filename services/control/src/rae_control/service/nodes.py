@@ -128,6 +128,8 @@ def operate(mesh: Mesh, node_id: str, verb: str, reason: str | None) -> NodeEntr
 
         mesh.write(revoke)
         return known(mesh, node_id)
+    if known(mesh, node_id).revoked:
+        raise RaeError("node_revoked", f"node {node_id} was revoked")
     wanted = (reason or "by the operator") if verb == "drain" else None
     mesh.write(partial(ledger_nodes.set_draining, node_id=node_id, reason=wanted))
     if verb == "resume":

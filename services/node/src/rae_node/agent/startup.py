@@ -248,6 +248,13 @@ def enrol_dev(credentials: dict[str, object], node_id: str, file: Path) -> None:
     else:
         try:
             client = RaeClient(str(credentials["url"]), str(credentials.get("admin_token")))
+            revoked = {node.node_id for node in client.nodes(True) if node.state == "revoked"}
+            if node_id in revoked:
+                raise NodeError(
+                    "node_revoked",
+                    f"{node_id} was revoked; to lend this machine again, run `raectl nodes enrol"
+                    f" {node_id}` first",
+                )
             answer = client.enrol(node_id, trusted=True).model_dump()
         except RaeError as error:
             if file.exists():  # from an earlier start; control may come later

@@ -11,8 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rae_node.errors import NodeError, listed
+from pydantic import TypeAdapter, ValidationError
+
+from rae_node.errors import ConfigError, NodeError, first_problem, listed
 from rae_protocol.folders import make_folder
+from rae_protocol.names import NodeId
+
+_NODE_ID: TypeAdapter[str] = TypeAdapter(NodeId)
 
 PRODUCTION_ROOT = Path("/opt/rae-node")
 _SOCKET_LIMIT = 107  # sizeof(sun_path) - 1, see unix(7)
@@ -147,7 +152,11 @@ def default_node_id(hostname: str | None = None) -> str:
 
 
 def dev_root(data: Path, node_id: str) -> Path:
-    """Root folder of a dev node."""
+    """Root folder of a dev node. Raises ConfigError for a name that no node can have."""
+    try:
+        _NODE_ID.validate_python(node_id)
+    except ValidationError as error:
+        raise ConfigError(f"--node-id: {first_problem(error, repr(node_id))}") from error
     return (data / "nodes" / node_id).resolve()
 
 

@@ -17,7 +17,7 @@ from rae_node.build import build_sources
 from rae_node.config.files import NodeConfig, RuntimeConfig, SourceName, load_both
 from rae_node.config.layout import Layout, socket_path
 from rae_node.config.tuning import Settings
-from rae_node.errors import NodeError
+from rae_node.errors import NodeError, listed
 from rae_node.guard.loop import rules_of
 from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.policy import Decision, Reading, Rules, decide
@@ -109,6 +109,10 @@ def dry_run(layout: Layout) -> tuple[list[str], bool]:
         found = decide(rules, readings, 0)
         lines.append(f"{name:12} {_verdict(found)}")
         right = right and found.safe is (must and on)
+    unused = {"logind", "gpu"} - set(config.guard_sources)
+    if unused:
+        text = f"guard_sources in config.yaml leaves out {listed(unused)}: not read here"
+        lines.append(f"  {text}")
     readings, problems = look(layout, config, runtime)
     lines.append(f"{'Now, really':12} {_verdict(decide(rules, readings, 0))}")
     words = [*_holders(readings), *problems.values()]
