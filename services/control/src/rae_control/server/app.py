@@ -14,9 +14,9 @@ from rae_control import wire
 from rae_control.api import admin, nodes, tasks, work
 from rae_control.core.gate import Budget
 from rae_control.core.limits import Bucket
-from rae_control.log import facts
 from rae_control.storage.files import PIECE
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 from rae_protocol.models import canonical
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from rae_control.ledger import results, views
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.claims import resolve_input
 from rae_control.ledger.sqlite import Db, Row, Tx
-from rae_control.log import facts
 from rae_control.node_table import NodeEntry
 from rae_control.service.reads import Reads
 from rae_control.storage.files import PIECE, in_thread
 from rae_protocol import models
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 from rae_protocol.names import MAX_LOG_CHUNK, MAX_RESULT_BYTES
 from rae_protocol.tasks import BlobInput, TaskInput, TaskSpec
 
