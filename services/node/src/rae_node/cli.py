@@ -126,10 +126,10 @@ def _main(argv: list[str] | None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from rae_node import build  # noqa: PLC0415 - the other verbs answer faster without it
-    from rae_node.config.tuning import parse_overrides  # noqa: PLC0415 - as above
+    from rae_protocol.yamlfile import read_overrides  # noqa: PLC0415 - as above
 
     os.umask(os.umask(0o077) | 0o022)  # no other user may change its rules and programs
-    overrides = parse_overrides(options.overrides)
+    overrides = read_overrides(options.overrides, ConfigError)
     layout = Layout(options.root.absolute())
     if options.dev:
         if options.data is None:
