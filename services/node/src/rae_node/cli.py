@@ -340,19 +340,19 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from rae_node.diagnostics import report  # noqa: PLC0415 - as above
+    from rae_node.diagnostics import findings, report  # noqa: PLC0415 - as above
 
-    lines = report.collect(_layout(options))
-    say(report.rendered(lines))
-    return 0 if report.ready(lines) else 1
+    found = report.collect(_layout(options))
+    say(report.rendered(found))
+    return 0 if findings.healthy(found) else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from rae_node.diagnostics import doctor  # noqa: PLC0415 - as above
+    from rae_node.diagnostics import doctor, findings  # noqa: PLC0415 - as above
 
     found = list(doctor.examine(_layout(options), dev=options.data is not None))
-    say_json(doctor.as_json(found)) if options.json else say(doctor.rendered(found))
-    return 0 if doctor.healthy(found) else 1
+    say_json(findings.as_json(found)) if options.json else say(findings.rendered(found))
+    return 0 if findings.healthy(found) else 1
 
 
 def _detector(options: argparse.Namespace) -> int:
