@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def put_blob(
     mesh: Mesh, caller: Caller, read_body: Callable[[], wire.Body], sha256: str
 ) -> Response:
-    """Keep it, if its name is true."""
+    """Upload a blob."""
     if not wire.is_sha256(sha256):
         raise RaeError("blob_mismatch", "a blob is named by 64 lower-case hex digits")
     mesh.check_disk()
@@ -47,7 +47,7 @@ def put_blob(
 
 
 def get_blob(mesh: Mesh, caller: Caller, sha256: str) -> Response:
-    """To who uploaded it."""
+    """A blob's bytes; HEAD asks whether it is there."""
     read = partial(blobs.uploaded, sha256=sha256, submitter=caller.name)
     found = wire.reads(mesh)(read)
     # Who hears that it is here may refer to it: its time starts again, but not at each look.
@@ -58,13 +58,13 @@ def get_blob(mesh: Mesh, caller: Caller, sha256: str) -> Response:
 
 
 def add_token(mesh: Mesh, _caller: Caller, request: models.TokenRequest) -> models.Model:
-    """Its text is in this answer only."""
+    """Make a token; its text is in this answer only."""
     row, text = mesh.write(partial(ledger_nodes.add_token, name=request.name, role=request.role))
     return _token(row).model_copy(update={"token": text})
 
 
 def list_tokens(mesh: Mesh, _caller: Caller) -> models.Model:
-    """All."""
+    """All tokens, without their texts."""
     rows = wire.reads(mesh)(lambda db: views.all_rows(db, "tokens"))
     return models.TokenList(tokens=[_token(row) for row in rows])
 
@@ -72,17 +72,17 @@ def list_tokens(mesh: Mesh, _caller: Caller) -> models.Model:
 def revoke_token(
     mesh: Mesh, _caller: Caller, _note: models.OperatorNote, name_or_id: str
 ) -> models.Model:
-    """End it."""
+    """End a token."""
     return _token(mesh.write(partial(ledger_nodes.revoke_token, name_or_id=name_or_id)))
 
 
 def healthz(_mesh: Mesh) -> models.Model:
-    """The process answers."""
+    """Does the process answer?"""
     return models.Health(status="ok")
 
 
 def readyz(mesh: Mesh) -> models.Model:
-    """There is room for submits, and the ledger takes commits.
+    """Can it take submits: is there room for them?
 
     Anybody may ask, so asking writes nothing.
     """
@@ -100,7 +100,7 @@ def readyz(mesh: Mesh) -> models.Model:
 
 
 def metrics(mesh: Mesh, _caller: Caller) -> Response:
-    """For Prometheus."""
+    """For Prometheus, text format 0.0.4."""
     return Response(mesh.metrics.text(), content_type=CONTENT_TYPE)
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def register(mesh: Mesh, read_body: Callable[[], wire.Body]) -> models.Model:
-    """The headers, then the secret over the raw bytes; only then is anything parsed."""
+    """A node introduces itself."""
+    # The headers, then the secret over the raw bytes; only then is anything parsed.
     applicant = mesh.auth.applicant(flask_request.headers.get("Authorization"))
     body = read_body()
     entry = mesh.auth.registering(applicant, wire.signed(body))
@@ -39,26 +40,26 @@ def register(mesh: Mesh, read_body: Callable[[], wire.Body]) -> models.Model:
 
 
 def heartbeat(mesh: Mesh, entry: NodeEntry, beat: models.Heartbeat) -> models.Model:
-    """Alive, with what it runs."""
+    """A node is alive."""
     now = mesh.clock.boot()
     _same_node(entry, beat.node_id)
     return service.heartbeat(mesh, entry, beat, now)
 
 
 def goodbye(mesh: Mesh, entry: NodeEntry, request: models.Goodbye) -> models.Model:
-    """It leaves."""
+    """A node leaves; its work is dead."""
     _same_node(entry, request.node_id)
     return service.view(mesh, service.goodbye(mesh, entry))
 
 
 def list_nodes(mesh: Mesh, _caller: Caller, values: wire.Query) -> models.Model:
-    """Those that are online, or all."""
+    """Online nodes, or all."""
     nodes = [service.view(mesh, n) for n in mesh.nodes if values.get("all") or n.online]
     return models.NodeList(nodes=sorted(nodes, key=lambda n: n.node_id))
 
 
 def enrol(mesh: Mesh, _caller: Caller, request: models.EnrolRequest) -> models.Model:
-    """Admit it, or give it a new secret."""
+    """Admit a node."""
     node_id, kind, trusted = request.node_id, request.kind, request.trusted
     mesh.write(partial(ledger_nodes.enrol, node_id=node_id, kind=kind, trusted=trusted))
     entry = service.known(mesh, node_id)
@@ -72,14 +73,14 @@ def enrol(mesh: Mesh, _caller: Caller, request: models.EnrolRequest) -> models.M
 
 
 def one_node(mesh: Mesh, _caller: Caller, node_id: str) -> models.Model:
-    """As operators see it."""
+    """One node."""
     return service.view(mesh, service.known(mesh, node_id))
 
 
 def node_verb(
     mesh: Mesh, _caller: Caller, note: models.OperatorNote, node_id: str, verb: str
 ) -> models.Model:
-    """Drain, resume, revoke."""
+    """Operate a node."""
     service.known(mesh, node_id)
     return service.view(mesh, service.operate(mesh, node_id, verb, note.reason))
 

@@ -67,7 +67,6 @@ class Operation:
     method: str
     path: str
     auth: str
-    summary: str
     handler: Callable[..., Response | m.Model]
     answer: type[m.Model] | str
     body: type[m.Model] | str | tuple[type[m.Model] | str, ...] = ()
@@ -78,6 +77,11 @@ class Operation:
     headers: tuple[str, ...] = ()
     limit: int = 0  # bytes of the body; 0 is what its kind of caller may send
     each: int = 64 * 1024  # so many bytes of a node count as one more call
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a line: the handler's own."""
+        return (self.handler.__doc__ or self.name).partition("\n")[0].removesuffix(".")
 
     @property
     def name(self) -> str:

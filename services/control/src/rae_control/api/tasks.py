@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def submit(mesh: Mesh, caller: Caller, body: wire.Body) -> models.Model:
-    """One task, or many: all or none."""
+    """Submit one task or several, all or none."""
     if request.mimetype != "application/json":
         raise RaeError("unsupported_media", f"Content-Type is {request.mimetype or 'missing'}")
     mesh.check_disk()
@@ -30,7 +30,7 @@ def submit(mesh: Mesh, caller: Caller, body: wire.Body) -> models.Model:
 
 
 def list_tasks(mesh: Mesh, caller: Caller, values: wire.Query) -> models.Model:
-    """A page."""
+    """A page of tasks, newest first."""
     filters = _filters(caller, values)
     limit = wire.limit(values, 100, views.LIST_LIMIT)
     before = int(values["cursor"]) if "cursor" in values else None
@@ -39,14 +39,14 @@ def list_tasks(mesh: Mesh, caller: Caller, values: wire.Query) -> models.Model:
 
 
 def one_task(mesh: Mesh, caller: Caller, values: wire.Query, task_id: str) -> Response:
-    """Now, or when it has changed."""
+    """One task, with why it does not run."""
     read, state = wire.reads(mesh), _state(values)
     row = service.wait(mesh, read, caller, task_id, wire.wait_seconds(values), state)
     return streamed_json(service.detail(mesh, read, row))
 
 
 def task_events(mesh: Mesh, caller: Caller, values: wire.Query, task_id: str) -> models.Model:
-    """One task's."""
+    """A task's history."""
     wire.reads(mesh)(lambda db: views.task_row(db, task_id, caller.sees))
     return events(mesh, caller, values, task_id)
 
@@ -54,7 +54,7 @@ def task_events(mesh: Mesh, caller: Caller, values: wire.Query, task_id: str) ->
 def events(
     mesh: Mesh, caller: Caller, values: wire.Query, task_id: str | None = None
 ) -> models.Model:
-    """All that the caller may see."""
+    """Every transition, oldest first."""
     after, limit = int(values.get("after", 0)), wire.limit(values, 500, 1000)
     incarnation = values.get("incarnation")
     place = service.Place(after, limit, None if incarnation is None else str(incarnation))
@@ -63,7 +63,7 @@ def events(
 
 
 def log(mesh: Mesh, caller: Caller, values: wire.Query, task_id: str) -> Response:
-    """A piece of it."""
+    """The log of an attempt."""
     offset, seconds = int(values.get("offset", 0)), wire.wait_seconds(values)
     attempt = values.get("attempt")
     piece = service.read_log(
@@ -84,7 +84,7 @@ def result(mesh: Mesh, caller: Caller, task_id: str) -> Response:
 
 
 def artifact(mesh: Mesh, caller: Caller, task_id: str, name: str) -> Response:
-    """Its bytes."""
+    """An artifact's bytes."""
     read = wire.reads(mesh)
     read(lambda db: views.task_row(db, task_id, caller.sees))
     found = read(partial(views.artifact, task_id=task_id, name=name))
@@ -94,7 +94,7 @@ def artifact(mesh: Mesh, caller: Caller, task_id: str, name: str) -> Response:
 def task_verb(
     mesh: Mesh, caller: Caller, note: models.CancelRequest, task_id: str, verb: str
 ) -> Response:
-    """Cancel or requeue."""
+    """Cancel, or queue again."""
     read = wire.reads(mesh)
     read(lambda db: views.task_row(db, task_id, caller.sees))
     row = service.operate(mesh, read, caller, task_id, verb, note.reason)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def poll(mesh: Mesh, entry: NodeEntry, values: wire.Query) -> models.Model:
-    """Wait for a task or orders."""
+    """Long poll for a task or orders."""
     if not entry.online:
         raise RaeError("register_again", f"node {entry.node_id} is offline")
     vram = values.get("vram_free_mb")
@@ -48,14 +48,14 @@ def poll(mesh: Mesh, entry: NodeEntry, values: wire.Query) -> models.Model:
 def task_input(
     mesh: Mesh, entry: NodeEntry, values: wire.Query, task_id: str, name: str
 ) -> Response:
-    """A file that the task of a lease reads."""
+    """A file that the task reads."""
     lease_id = str(values.get("lease_id", ""))
     found = attempts.find_input(mesh, wire.reads(mesh), entry, task_id, lease_id, name)
     return send_blob(mesh, found["sha256"], found["size"])
 
 
 def result(mesh: Mesh, entry: NodeEntry, body: wire.Body) -> models.Model:
-    """How the attempt ended.
+    """How the attempt ended, with its artifacts.
 
     A repeated one waits until the first is taken, and so do all others of the node: what they cost
     at once is one result's.
