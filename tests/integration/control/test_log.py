@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import requests
 
-from rae_control.log import JsonFormatter, facts
+from rae_control.config import ControlConfig
 from rae_control.mesh.mesh import Mesh
+from rae_protocol.log import JsonFormatter, facts
 
 from .conftest import ECHO, Api, ManualClock
 
@@ -84,3 +92,36 @@ def test_an_attribute_that_speaks_of_a_secret_is_hidden(lines: list[str]) -> Non
     }  # fmt: skip
     assert (theirs["event"], theirs["attrs"]["text"]) == ("message", "what a library says: boom")
     assert "ValueError: why" in theirs["attrs"]["exception"]
+
+
+def test_a_stderr_that_takes_no_more_lines_holds_nothing_up(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    filler = 0
+    with suppress(BlockingIOError):
+        while True:
+            filler += os.write(writing, b"x" * 1000)
+    os.set_blocking(writing, True)
+    (tmp_path / "run").mkdir()
+    listener = socket.create_server(("127.0.0.1", 0))
+    settings = {
+        "data": str(tmp_path), "fds": [listener.fileno()], "redis_url": "unix:///nowhere",
+        "config": ControlConfig().model_dump(),
+    }  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "rae_control.server.gunicorn_app", json.dumps(settings)],
+        stderr=writing, pass_fds=[listener.fileno()],
+    ) as server:  # fmt: skip
+        os.close(writing)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/healthz"
+        try:
+            assert requests.get(url, timeout=20).status_code == 200
+        finally:
+            listener.close()
+            server.terminate()
+            with os.fdopen(reading, "rb") as pipe:
+                text = pipe.read()
+    assert server.returncode == 0
+    told = [json.loads(line)["event"] for line in text[filler:].splitlines()]
+    assert told[0] == "control_started"
+    assert told[-1] == "control_stopped"

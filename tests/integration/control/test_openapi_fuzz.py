@@ -30,7 +30,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from rae_control.api.operations import OPERATIONS, Operation
+from rae_control.api.operation import Operation
+from rae_control.api.operations import OPERATIONS
 from rae_protocol import models, signing
 from rae_protocol.errors import RemoteError
 from rae_protocol.node_client import NodeClient

@@ -43,10 +43,10 @@ def test_contract_defaults_of_every_period() -> None:
 
 def test_a_wrong_setting_is_named_with_what_is_allowed() -> None:
     for sets, word in (
-        ({"ack_timout_s": "1"}, "ack_timout_s"),
-        ({"ack_timeout_s": "soon"}, "ack_timeout_s"),
-        ({"ack_timeout_s": "-1"}, "greater than 0"),
-        ({"heartbeat_interval_s": "100"}, "two heartbeats"),
+        (["ack_timout_s=1"], "ack_timout_s"),
+        (["ack_timeout_s=soon"], "ack_timeout_s"),
+        (["ack_timeout_s=-1"], "greater than 0"),
+        (["heartbeat_interval_s=100"], "two heartbeats"),
     ):
         try:
             load_config(None, sets)
@@ -54,7 +54,7 @@ def test_a_wrong_setting_is_named_with_what_is_allowed() -> None:
             assert word in str(error)
         else:
             raise AssertionError(f"{sets} was taken")
-    assert load_config(None, {"heartbeat_interval_s": "0.5"}).heartbeat_interval_s == 0.5
+    assert load_config(None, ["heartbeat_interval_s=0.5"]).heartbeat_interval_s == 0.5
 
 
 @pytest.mark.parametrize("written", ["010", "1:30", "0x10", "1_000", "!!int 010", "'10'"])
@@ -64,7 +64,7 @@ def test_a_number_of_controls_settings_is_decimal_or_refused(tmp_path: Path, wri
     with pytest.raises(ConfigError, match=r"control\.yaml:2: .*(decimal|no valid YAML)"):
         load_config(file)
     with pytest.raises(ConfigError, match=r"decimal|no YAML"):
-        load_config(None, {"cordon_after": written})
+        load_config(None, [f"cordon_after={written}"])
 
 
 def test_what_cannot_get_better_is_final_and_the_rest_backs_off() -> None:

@@ -19,11 +19,10 @@ from rae_node.config.files import (
     load_runtime,
     refuse_public_http,
 )
-from rae_node.config.tuning import Settings, apply_settings, parse_overrides
-from rae_node.config.yamlfile import read_yaml
+from rae_node.config.tuning import Settings, apply_settings
 from rae_node.diagnostics.config_check import check_file
 from rae_node.errors import ConfigError
-from rae_protocol.yamlfile import MAX_BYTES
+from rae_protocol.yamlfile import MAX_BYTES, read_overrides, read_yaml
 
 KUBUS = """
 node_id: kubus-gpu-01
@@ -106,9 +105,8 @@ def test_b1_different_heartbeats_name_both_files(pair: tuple[Path, Path]) -> Non
 
 
 def test_an_override_reaches_both_files_and_takes_fractions(pair: tuple[Path, Path]) -> None:
-    given = parse_overrides(
-        ["heartbeat_interval_sec=0.5", "max_concurrent_cpu=3", "poll_wait_sec=2"]
-    )
+    pairs = ["heartbeat_interval_sec=0.5", "max_concurrent_cpu=3", "poll_wait_sec=2"]
+    given = read_overrides(pairs, ConfigError)
     settings, rest = apply_settings(given)
     config, runtime = load_both(*pair, rest)
     assert settings.poll_wait_sec == 2
@@ -119,7 +117,7 @@ def test_an_override_reaches_both_files_and_takes_fractions(pair: tuple[Path, Pa
 @pytest.mark.parametrize("pair_text", ["nonsense=1", "poll_wait_sec=many", "poll_wait_sec", "=1"])
 def test_a_wrong_override_is_refused(pair: tuple[Path, Path], pair_text: str) -> None:
     with pytest.raises(ConfigError, match=r"--set "):
-        load_both(*pair, apply_settings(parse_overrides([pair_text]))[1])
+        load_both(*pair, apply_settings(read_overrides([pair_text], ConfigError))[1])
 
 
 def test_every_period_of_the_contract_is_the_default() -> None:
@@ -209,28 +207,28 @@ def test_yaml_that_is_none_of_a_settings_file_is_refused_with_its_line(
     file.write_text(f"node_id: n1\ntrusted: {odd}\n")
     line = "" if odd.startswith("[") else ":2"
     with pytest.raises(ConfigError, match=rf"config.yaml{line}: this is no valid YAML"):
-        read_yaml(file)
+        read_yaml(file, ConfigError)
     with pytest.raises(ConfigError, match="put it in quotes"):
-        parse_overrides([f"trusted={odd}"])
+        read_overrides([f"trusted={odd}"], ConfigError)
 
 
 def test_a_file_of_aliases_is_never_built(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("a: &a [1, 1]\nb: [*a, *a]\n")
     with pytest.raises(ConfigError, match=r":1: .*write the value out"):
-        read_yaml(file)
+        read_yaml(file, ConfigError)
 
 
 def test_only_a_regular_file_of_a_small_size_is_read(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     os.mkfifo(file)
     with pytest.raises(ConfigError, match="no regular file"):
-        read_yaml(file)
+        read_yaml(file, ConfigError)
     file.unlink()
     with file.open("wb") as handle:
         handle.truncate(MAX_BYTES + 1)
     with pytest.raises(ConfigError, match="larger than"):
-        read_yaml(file)
+        read_yaml(file, ConfigError)
 
 
 def test_b10_a_rest_of_no_length_is_refused() -> None:
@@ -266,7 +264,21 @@ def test_decimal_numbers_stay_numbers_and_all_else_is_text_as_written(tmp_path: 
     file = tmp_path / "some.yaml"
     file.write_text("[10, -3, 0, 1.5, .5, 1.0e+3, 010, 1:30, 22:00, 0x10, 1_000, 2030-01-02]\n")
     numbers = [10, -3, 0, 1.5, 0.5, 1000.0]
-    assert read_yaml(file) == [*numbers, "010", "1:30", "22:00", "0x10", "1_000", "2030-01-02"]
+    assert read_yaml(file, ConfigError).value == [
+        *numbers,
+        "010",
+        "1:30",
+        "22:00",
+        "0x10",
+        "1_000",
+        "2030-01-02",
+    ]
     for value in (10, -3, 1.5, 1e20, 1e-7, "010", "1e3", "22:00", "0x10", "10", "2030-01-02"):
         file.write_text(yaml.safe_dump([value]))
-        assert read_yaml(file) == [value]  # what Ansible writes comes back
+        assert read_yaml(file, ConfigError).value == [value]  # what Ansible writes comes back
+
+
+def test_a_wrong_override_is_not_blamed_on_a_line_of_the_file(pair: tuple[Path, Path]) -> None:
+    for name in ("max_concurrent_cpu", "max_cpu_percent"):
+        with pytest.raises(ConfigError, match=rf"^--set: (safety\.)?{name}: must be"):
+            load_both(*pair, {name: "many"})

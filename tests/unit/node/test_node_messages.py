@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[Callable[[Layout], None], list[str], str]] = {
     "a file in the path": (full, ["dry-run"], "choose a path whose folders are no files"),
     "no agent": (nothing, ["status"], "rae-node run"),
     "an unknown setting": (nothing, ["run", "--set", "colour=red"], "no such setting"),
-    "a setting without a value": (nothing, ["run", "--set", "colour"], "name=value"),
+    "a setting without a value": (nothing, ["run", "--set", "colour"], "NAME=VALUE"),
     "a setting that is no number": (nothing, ["run", "--set", "poll_wait_sec=soon"], "number"),
     "a folder of a dev node, but no --dev": (nothing, ["run", "--data", "d"], "add --dev"),
     "a pause to show and to set": (nothing, ["pause", "5m", "--show"], "takes no duration"),

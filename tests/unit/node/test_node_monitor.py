@@ -10,16 +10,28 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from rae_node.guard.policy import Reading
 from rae_node.guard.words import REASONS, in_words
 from rae_node.owner.monitor_view import view
 from rae_node.telemetry.http import Monitor, respond
 from rae_node.telemetry.log import EventLog
-from rae_node.telemetry.metrics import OUTCOMES, STOPPED_MS, YIELDS, Tally, healthz, prometheus
+from rae_node.telemetry.metrics import (
+    OUTCOMES,
+    STOPPED_MS,
+    YIELDS,
+    Tally,
+    View,
+    healthz,
+    prometheus,
+)
+from rae_protocol.models import Availability
 from tests.unit.node.fakes import UNREACHABLE, Rig, until
 
 PAGES = {"/healthz": lambda: ("application/json", "{}\n")}
@@ -176,13 +188,36 @@ def test_slow_stops_are_in_the_buckets_above_them() -> None:
         tally.ended("owner", ms)
     tally.ended("succeeded", None)
     tally.ended("unheard of", None)
-    counts = tally.counts()
-    assert counts.stopped_ms == (1, 2, 2, 2, 2, 2, 2, 3)
-    assert len(counts.stopped_ms) == len(STOPPED_MS) + 1
-    assert (counts.yields, counts.outcomes) == (
-        {"owner": 3, "other": 1},
-        {"yielded": 4, "succeeded": 1},
-    )
+    outcomes, yields, stopped = tally.collect()
+    buckets = {sample.labels["le"]: sample.value for sample in stopped.samples[:-2]}
+    assert list(buckets) == [*map(str, STOPPED_MS), "+Inf"]
+    assert list(buckets.values()) == [1, 2, 2, 2, 2, 2, 2, 3]
+    assert [sample.value for sample in stopped.samples[-2:]] == [3, 10100]
+    assert counted(outcomes) == {"yielded": 4, "succeeded": 1}
+    assert counted(yields) == {"owner": 3, "other": 1}
+
+
+def counted(metric: Metric) -> dict[str, float]:
+    return {sample.labels.popitem()[1]: sample.value for sample in metric.samples if sample.value}
+
+
+def test_the_page_has_the_metrics_that_are_documented_and_no_other() -> None:
+    now = View(
+        running=1, queued=2, cpu_load=0.25, vram_free_mb=512.0, availability=Availability.OWNER,
+        reasons=("input_recent",), spool_entries=3, spool_bytes=4096, heartbeat_age_s=0.5,
+        clock_offset_s=-1.5, tally=Tally(),
+    )  # fmt: skip
+    types = {one.name: one.type for one in text_string_to_metric_families(prometheus(now))}
+    gauges = {name for name, kind in types.items() if kind == "gauge"}
+    others = {
+        "rae_node_stopped_ms": "histogram",
+        "rae_node_attempts": "counter",
+        "rae_node_yields": "counter",
+    }
+    assert types == {**dict.fromkeys(gauges, "gauge"), **others}
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    documented = re.findall(r"`(rae_node_[a-z_]+)(?:\{[a-z]+\})?`", page)
+    assert {name.removesuffix("_total") for name in documented} == set(types)
 
 
 def test_every_label_is_of_a_closed_list() -> None:

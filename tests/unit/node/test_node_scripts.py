@@ -20,6 +20,7 @@ import yaml
 from rae_node.config import files
 from rae_node.config.layout import Layout
 from rae_node.diagnostics import checks, report
+from rae_node.diagnostics.findings import bad
 from rae_node.errors import NodeError
 from rae_node.guard.sources.gpu import PCI_DEVICES, nvidia_gpus
 from rae_node.package import DATA
@@ -420,7 +421,7 @@ def test_b8_an_agent_that_runs_proves_a_secret_that_only_it_can_read(
 
     def told() -> bool:
         lines = report.collect(layout, reader=lambda: "enabled")
-        return any("env:NODE_SECRET" in problem for line in lines for problem in line.problems)
+        return any("env:NODE_SECRET" in line.what for line in lines)
 
     assert told()
     with (layout.run / "lock").open("w") as lock:
@@ -433,7 +434,8 @@ def test_b8_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:
         raise NodeError("blind", "systemctl cannot be asked")
 
     lines = report.collect(tree.layout, reader=nobody)
-    assert (lines[1].word, lines[1].problems) == ("NO", ("systemctl cannot be asked",))
+    assert bad("Auto-start on boot", "systemctl cannot be asked") in lines
+    assert "Auto-start on boot: NO" in report.rendered(lines)
 
 
 def test_what_is_wrong_with_the_arguments_is_said() -> None:

@@ -9,7 +9,10 @@ from rae_protocol.errors import TABLE, EnvelopeError, RaeError, RemoteError, Unr
 
 def test_a_sentence_holds_the_cause_and_the_way_out() -> None:
     error = RaeError("unknown_task", "there is no task t1.", hint=1)
-    assert error.message == "there is no task t1. Check the id; a submitter's token sees its own tasks only."
+    assert (
+        error.message
+        == "there is no task t1. Check the id; a submitter's token sees its own tasks only."
+    )
     assert error.body() == {"rc": "unknown_task", "message": error.message, "detail": {"hint": 1}}
     assert str(error) == error.message
 

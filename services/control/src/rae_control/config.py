@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rae_control.errors import ConfigError
-from rae_protocol.errors import field_in_words
-from rae_protocol.yamlfile import BAD_YAML, BadFile, line_of, load, parse_yaml
+from rae_protocol.yamlfile import YamlFile, read_overrides, read_yaml
 
 
 class ControlConfig(BaseModel):
@@ -92,40 +91,13 @@ class ControlConfig(BaseModel):
         return 2 * self.heartbeat_interval_s + self.lease_margin_s
 
 
-def load_config(file: Path | None, overrides: Mapping[str, str] | None = None) -> ControlConfig:
+def load_config(file: Path | None, overrides: Iterable[str] = ()) -> ControlConfig:
     """Settings from a YAML file and `name=value` overrides.
 
     Raises ConfigError naming the field and what is allowed.
     """
-    loaded, tree = None, None
-    if file is not None:
-        try:
-            loaded, tree = parse_yaml(file)
-        except BadFile as error:
-            raise ConfigError(str(error)) from error
-    if not isinstance(loaded or {}, dict):
-        raise ConfigError(f"{file} holds no settings; write `name: value` lines")
-    values: dict[str, object] = {**(loaded or {}), **_read_as_yaml(overrides or {})}
-    try:
-        return ControlConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "settings"
-        known = ", ".join(ControlConfig.model_fields)
-        hint = f"; known are {known}" if first["type"] == "extra_forbidden" else ""
-        said = field_in_words(first["type"], first["msg"])
-        where = ""
-        if first["loc"] and first["loc"][0] in (loaded or {}):
-            where = f"{file}:{line_of(tree, first['loc'])}: "
-        raise ConfigError(f"{where}{field}: {said}{hint}") from error
-
-
-def _read_as_yaml(overrides: Mapping[str, str]) -> dict[str, object]:
-    """What the words mean in a file."""
-    found: dict[str, object] = {}
-    for name, text in overrides.items():
-        try:
-            found[name] = load(text)[0]
-        except BAD_YAML as error:
-            raise ConfigError(f"--set {name}: the value is no YAML; put it in quotes") from error
-    return found
+    over = read_overrides(overrides, ConfigError)
+    nothing = YamlFile(Path("--set"), {}, None, ConfigError)
+    found = nothing if file is None else read_yaml(file, ConfigError)
+    said = {} if found.value is None else found.settings()
+    return found.checked(ControlConfig, said | over, over)

@@ -1,48 +1,37 @@
-"""Control's own log: a stable event name and its facts, one JSON object a line, to stderr."""
+"""Control's own log: JSON lines on stderr."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+import os
+from typing import Any, NoReturn
 
-from rae_protocol.logline import log_line
+from rae_protocol.log import QueuedHandler, facts
 
 # For gunicorn, which sets logging up: its lines and ours get one shape and one place.
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"generic": {"()": "rae_control.log.JsonFormatter"}},
+    "formatters": {"json": {"()": "rae_protocol.log.JsonFormatter"}},
     "root": {"level": "INFO", "handlers": ["error_console"]},
-    "loggers": {
-        "gunicorn.error": {
-            "level": "WARNING",
-            "handlers": ["error_console"],
-            "propagate": False,
-            "qualname": "gunicorn.error",
-        }
+    "loggers": {"gunicorn.error": {"level": "WARNING", "propagate": True}},
+    "handlers": {
+        "error_console": {"class": "logging.StreamHandler", "formatter": "json"},
     },
 }
 
 
-def facts(node_id: str | None = None, task_id: str | None = None, **attrs: Any) -> dict[str, Any]:
-    """The `extra` of a log call: `log.warning("lease_expired", extra=facts(task_id=…))`."""
-    return {"facts": (node_id, task_id, attrs)}
+def write_in_a_thread() -> None:
+    """A stderr that takes no more lines holds nothing up. Before gevent has patched threads."""
+    root = logging.getLogger()
+    root.handlers = [QueuedHandler(root.handlers, _lost)]
 
 
-class JsonFormatter(logging.Formatter):
-    """Our events as they are; what libraries say as the event `message`."""
+def end_process(code: int) -> NoReturn:
+    """End at once; what was logged is written first."""
+    logging.shutdown()
+    os._exit(code)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        ours: tuple[str | None, str | None, dict[str, Any]] | None
-        ours = getattr(record, "facts", None)
-        event, (node_id, task_id, attrs) = record.getMessage(), ours or (None, None, {})
-        if ours is None:
-            event, attrs = "message", {"logger": record.name, "text": event}
-        if record.exc_info:
-            attrs = {**attrs, "exception": self.formatException(record.exc_info)}
-        level = record.levelname.lower()
-        return log_line(level, event, record.created, attrs, node_id=node_id, task_id=task_id)
+def _lost(count: int) -> None:
+    logging.getLogger(__name__).warning("log_lines_lost", extra=facts(count=count))

@@ -6,7 +6,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Hashable, Mapping
-from typing import IO, TYPE_CHECKING, TypeVar, cast
+from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from flask import Response, current_app, g, request
 
@@ -19,7 +19,6 @@ from rae_control.storage.files import in_thread
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import (
-    MAX_NODE_BYTES,
     MAX_REGISTER_BYTES,
     MAX_RESULT_BYTES,
     MAX_WAIT_S,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=models.Model)
 T = TypeVar("T")
+Query: TypeAlias = "Mapping[str, float | int | str]"
 SPOOL_ABOVE = 512 * 1024
 SMALL_PIECE, LARGE_PIECE = 16 * 1024, 256 * 1024
 DECODE_HERE_MAX = 64 * 1024
@@ -186,9 +186,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def node_call(
-    mesh: Mesh, limit: int = MAX_NODE_BYTES, each: int = 64 * 1024
-) -> tuple[NodeEntry, Body]:
+def node_call(mesh: Mesh, limit: int, each: int) -> tuple[NodeEntry, Body]:
     """Authenticate a node and read its body: from its headers first, then over the raw bytes.
 
     It counts as one call, and as one more for every `each` bytes of the body.
@@ -246,7 +244,7 @@ def answer(model: models.Model, status: int = 200) -> Response:
     return Response(models.encode(model), status, mimetype="application/json")
 
 
-def query(allowed: Mapping[str, type]) -> dict[str, float | int | str]:
+def query(allowed: Mapping[str, type]) -> Query:
     """The query's parameters, each at most once, with their types.
 
     Raises RaeError `invalid_query`.
@@ -277,7 +275,7 @@ def _convert(name: str, text: str, kind: type) -> float | int | str:
     return value
 
 
-def limit(values: Mapping[str, float | int | str], default: int, most: int) -> int:
+def limit(values: Query, default: int, most: int) -> int:
     """The `limit` parameter, 1 to `most`."""
     wanted = int(values.get("limit", default))
     if not wanted:
@@ -285,7 +283,7 @@ def limit(values: Mapping[str, float | int | str], default: int, most: int) -> i
     return min(wanted, most)
 
 
-def wait_seconds(values: Mapping[str, float | int | str]) -> float:
+def wait_seconds(values: Query) -> float:
     """The `wait` parameter, 0 to 60 s."""
     wait = float(values.get("wait", 0.0))
     if wait > MAX_WAIT_S:

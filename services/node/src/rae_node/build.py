@@ -26,8 +26,8 @@ from rae_node.config.files import NodeConfig, RuntimeConfig, SourceName
 from rae_node.config.layout import Layout, write_file
 from rae_node.config.reload import Live
 from rae_node.config.tuning import Settings, apply_settings
-from rae_node.config.yamlfile import read_yaml
 from rae_node.context import AgentContext
+from rae_node.errors import ConfigError
 from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.owner_rules import OwnerRules
 from rae_node.guard.proofs import Proofs
@@ -58,6 +58,7 @@ from rae_node.telemetry.journal import Journal
 from rae_node.telemetry.log import EventLog, LogFile
 from rae_protocol.clock import Clock, SystemClock
 from rae_protocol.node_client import NodeClient
+from rae_protocol.yamlfile import read_yaml
 
 DOORS = Doors(open_door, open_monitor)
 
@@ -77,7 +78,7 @@ def prepare_dev(data: Path, node_id: str, layout: Layout) -> None:
         _write_yaml(layout.runtime_file, files.dev_runtime())
     if not layout.config_file.exists():
         _write_yaml(layout.config_file, files.dev_config(node_id, url))
-    config = read_yaml(layout.config_file)
+    config = read_yaml(layout.config_file, ConfigError).value
     # A dev control takes a free port at each start: the node's file follows it.
     if isinstance(config, dict) and config.get("rae_endpoint") != url:
         _write_yaml(layout.config_file, {**config, "rae_endpoint": url})

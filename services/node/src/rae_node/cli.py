@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import threading
@@ -25,7 +24,7 @@ from rae_node.config.layout import (
 )
 from rae_node.config.tuning import seconds_of
 from rae_node.errors import ConfigError, NodeError
-from rae_node.owner.socket import OWNER_GROUP, ask
+from rae_node.owner.socket import ask
 from rae_node.package import DATA
 from rae_protocol import notify
 from rae_protocol.errors import in_words
@@ -126,10 +125,10 @@ def _main(argv: list[str] | None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from rae_node import build  # noqa: PLC0415 - the other verbs answer faster without it
-    from rae_node.config.tuning import parse_overrides  # noqa: PLC0415 - as above
+    from rae_protocol.yamlfile import read_overrides  # noqa: PLC0415 - as above
 
     os.umask(os.umask(0o077) | 0o022)  # no other user may change its rules and programs
-    overrides = parse_overrides(options.overrides)
+    overrides = read_overrides(options.overrides, ConfigError)
     layout = Layout(options.root.absolute())
     if options.dev:
         if options.data is None:
@@ -189,98 +188,22 @@ def _layout(options: argparse.Namespace) -> Layout:
 
 
 def _pause(options: argparse.Namespace) -> int:
+    from rae_node.owner import pausing  # noqa: PLC0415 - the other verbs answer faster without it
+
+    if options.show and options.duration is not None:
+        raise ConfigError("--show takes no duration; leave one of them out")
     if options.show:
-        if options.duration is not None:
-            raise ConfigError("--show takes no duration; leave one of them out")
-        return _show_pause(options)
-    try:
-        answer = _ask(options, verb="pause", duration_s=options.duration)
-    except NodeError as error:
-        if error.rc != "not_running":
-            raise
-        answer = _pause_by_file(_layout(options).pause_file, options.duration, error)
-    if options.json:
-        say_json(answer)
-        return 0
-    end = answer["until"]
-    moment = datetime.fromtimestamp(end) if end else None
-    until = f"until {moment:%a %d %b %H:%M:%S}" if moment else "until `rae-node resume`"
-    if options.duration is not None:  # `30` are seconds, which may not be what was meant
-        until = f"for {_span(options.duration)}, {until}"
-    count = answer["stopped"]
-    done = f"; {count} {'task was' if count == 1 else 'tasks were'} stopped" if count else ""
-    say(f"Paused {until}{done}.")
-    return 0
-
-
-def _show_pause(options: argparse.Namespace) -> int:
-    """What the files say, by the clocks of this machine; no agent is needed."""
-    from rae_node.guard.sources.pause import PauseSource  # noqa: PLC0415 - as below
-    from rae_node.owner import why  # noqa: PLC0415 - as below
-    from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as below
-
-    layout = _layout(options)
-    file = layout.run / "pause.json"
-    if file.exists() and not os.access(file, os.R_OK):
-        text = f"{file} is not yours to read; run it as root, or ask the agent: `rae-node status`"
-        raise NodeError("no_rights", text)
-    left = PauseSource(file, SystemClock(), layout.pause_file).left_s()
-    ends = math.isfinite(left)
-    if options.json:
-        say_json({"paused": left > 0, "left_s": left if ends else None})
-    elif left > 0:
-        say(f"paused {f'for another {why.lasting(left)}' if ends else 'until `rae-node resume`'}")
+        shown, words = pausing.shown(_layout(options))
     else:
-        say("not paused")
+        shown, words = pausing.pause(_layout(options), options.duration)
+    say_json(shown) if options.json else say(words)
     return 0
-
-
-def _span(seconds: float) -> str:
-    """A duration in the largest unit that it is a whole number of."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds % size == 0:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:g} s"
-
-
-def _pause_by_file(file: Path, duration_s: float | None, error: NodeError) -> dict[str, Any]:
-    """The agent does not answer; its guard looks at this file, too. Raises NodeError."""
-    from rae_node.guard.sources.pause import PauseSource  # noqa: PLC0415 - as below
-    from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as below
-
-    try:
-        until = PauseSource(file, SystemClock()).set(duration_s)
-    except FileNotFoundError:
-        raise error from None  # no node has its folders here
-    except OSError as problem:
-        raise NodeError(
-            error.rc,
-            f"{error.message}. {file} pauses as well, and cannot be written "
-            f"({problem.strerror}): as root or in group {OWNER_GROUP}, type `touch {file}`",
-        ) from error
-    complain("rae-node", f"{error.message}. Written instead: {file}")
-    return {"stopped": 0, "stopped_ms": 0.0, "until": until, "file": str(file)}
 
 
 def _resume(options: argparse.Namespace) -> int:
-    try:
-        answer = _ask(options, verb="resume")
-    except NodeError as error:
-        # A pause outlives the agent; without one, whoever may delete the file ends it.
-        from rae_node.guard.sources.pause import PauseSource  # noqa: PLC0415 - as above
-        from rae_protocol.clock import SystemClock  # noqa: PLC0415 - as above
+    from rae_node.owner import pausing  # noqa: PLC0415 - as above
 
-        layout = _layout(options)
-        pause = PauseSource(layout.run / "pause.json", SystemClock(), layout.pause_file)
-        if error.rc != "not_running" or not pause.is_set():
-            raise
-        pause.clear()
-        say("Resumed: the pause is over. No agent runs.")
-        return 0
-    from rae_node.guard.words import in_words as reason_in_words  # noqa: PLC0415 - as above
-
-    why = "; ".join(map(reason_in_words, answer["reasons"]))
-    say(f"Resumed. Still no work: {why}." if why else "Resumed.")
+    say(pausing.resume(_layout(options)))
     return 0
 
 
@@ -340,19 +263,19 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from rae_node.diagnostics import report  # noqa: PLC0415 - as above
+    from rae_node.diagnostics import findings, report  # noqa: PLC0415 - as above
 
-    lines = report.collect(_layout(options))
-    say(report.rendered(lines))
-    return 0 if report.ready(lines) else 1
+    found = report.collect(_layout(options))
+    say(report.rendered(found))
+    return 0 if findings.healthy(found) else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from rae_node.diagnostics import doctor  # noqa: PLC0415 - as above
+    from rae_node.diagnostics import doctor, findings  # noqa: PLC0415 - as above
 
     found = list(doctor.examine(_layout(options), dev=options.data is not None))
-    say_json(doctor.as_json(found)) if options.json else say(doctor.rendered(found))
-    return 0 if doctor.healthy(found) else 1
+    say_json(findings.as_json(found)) if options.json else say(findings.rendered(found))
+    return 0 if findings.healthy(found) else 1
 
 
 def _detector(options: argparse.Namespace) -> int:

@@ -11,10 +11,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from rae_control import __version__
-from rae_control.api.operations import (
+from rae_control.api.operation import (
     BYTES,
     MULTIPART,
-    OPERATIONS,
     PARAMETERS,
     TEXT,
     Json,
@@ -62,18 +61,18 @@ _MULTIPART: Json = {
 
 
 @cache
-def document() -> bytes:
+def document(operations: tuple[Operation, ...]) -> bytes:
     """The document as it is served. The same for every mesh, so it is made once."""
     used: set[type[BaseModel]] = {
         model
-        for operation in OPERATIONS
+        for operation in operations
         for model in (*operation.bodies, operation.answer)
         if not isinstance(model, str)
     } | {models.ErrorBody, models.LeasedTask}
     ordered: list[type[BaseModel]] = sorted(used, key=lambda model: model.__name__)
     _, schemas = models_json_schema([(m, "validation") for m in ordered], ref_template=_REF)
     paths: defaultdict[str, Json] = defaultdict(dict)
-    for operation in OPERATIONS:
+    for operation in operations:
         paths[operation.path][operation.method.lower()] = _operation(operation)
         if operation.answer == BYTES:
             head = _operation(operation)
@@ -105,9 +104,7 @@ def _operation(op: Operation) -> Json:
     if op.auth not in _SECURITY:
         out["description"] = f"Needs the right `{op.auth}`."
     if op.bodies:
-        # An operator's note may be left out.
-        needed = op.body not in {models.OperatorNote, models.CancelRequest}
-        out["requestBody"] = {"required": needed, "content": _content(op)}
+        out["requestBody"] = {"required": not op.may_be_empty, "content": _content(op)}
     return out
 
 

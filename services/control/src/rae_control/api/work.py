@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from flask import Blueprint, Response, request
+from flask import Response, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import MultiPartParser
@@ -20,7 +20,7 @@ from rae_control.service.attempts import Part
 from rae_control.storage.files import PIECE, in_thread
 from rae_protocol import models
 from rae_protocol.errors import RaeError
-from rae_protocol.names import MAX_JSON_BYTES, MAX_RESULT_BYTES, relative_path
+from rae_protocol.names import MAX_JSON_BYTES, relative_path
 
 if TYPE_CHECKING:
     from rae_control.mesh.mesh import Mesh
@@ -30,80 +30,48 @@ PART = "artifacts/"
 log = logging.getLogger(__name__)
 
 
-def blueprint(mesh: Mesh) -> Blueprint:
-    """The node's paths under /tasks."""
-    bp = Blueprint("work", __name__)
-    _lease_calls(bp, mesh)
-    _outcome_calls(bp, mesh)
-    return bp
+def poll(mesh: Mesh, entry: NodeEntry, values: wire.Query) -> models.Model:
+    """Long poll for a task or orders."""
+    if not entry.online:
+        raise RaeError("register_again", f"node {entry.node_id} is offline")
+    vram = values.get("vram_free_mb")
+    slots = _slots(entry, values.get("slots"))
+    if slots != [] and len(entry.facts.slots) == 1:
+        mesh.leases.forget(entry.node_id)  # its one slot is free, it says
+    answer = mesh.dispatch.poll(
+        entry.node_id, slots, None if vram is None else float(vram),
+        wire.wait_seconds(values), _hung_up(),
+    )  # fmt: skip
+    return answer.model_copy(update=mesh.config.periods)
 
 
-def _lease_calls(bp: Blueprint, mesh: Mesh) -> None:
-    @bp.get("/tasks/poll")
-    def poll() -> Response:
-        entry, _ = wire.node_call(mesh)
-        values = wire.query({"wait": float, "slots": str, "vram_free_mb": float})
-        if not entry.online:
-            raise RaeError("register_again", f"node {entry.node_id} is offline")
-        vram = values.get("vram_free_mb")
-        slots = _slots(entry, values.get("slots"))
-        if slots != [] and len(entry.facts.slots) == 1:
-            mesh.leases.forget(entry.node_id)  # its one slot is free, it says
-        answer = mesh.dispatch.poll(
-            entry.node_id, slots, None if vram is None else float(vram),
-            wire.wait_seconds(values), _hung_up(),
-        )  # fmt: skip
-        return wire.answer(answer.model_copy(update=mesh.config.periods))
-
-    @bp.post("/tasks/ack")
-    def ack() -> Response:
-        entry, body = wire.node_call(mesh)
-        return wire.answer(attempts.ack(mesh, entry, wire.parse_json(models.Ack, body)))
-
-    @bp.post("/tasks/progress")
-    def progress() -> Response:
-        entry, body = wire.node_call(mesh)
-        return wire.answer(attempts.progress(mesh, entry, wire.parse_json(models.Progress, body)))
-
-    @bp.post("/tasks/log")
-    def log() -> Response:
-        entry, body = wire.node_call(mesh)
-        return wire.answer(attempts.write_log(mesh, entry, wire.parse_json(models.LogChunk, body)))
-
-    @bp.get("/tasks/<task_id>/inputs/<path:name>")
-    def task_input(task_id: str, name: str) -> Response:
-        entry, _ = wire.node_call(mesh)
-        values = wire.query({"attempt": int, "lease_id": str})
-        lease_id = str(values.get("lease_id", ""))
-        found = attempts.find_input(mesh, wire.reads(mesh), entry, task_id, lease_id, name)
-        return send_blob(mesh, found["sha256"], found["size"])
+def task_input(
+    mesh: Mesh, entry: NodeEntry, values: wire.Query, task_id: str, name: str
+) -> Response:
+    """A file that the task reads."""
+    lease_id = str(values.get("lease_id", ""))
+    found = attempts.find_input(mesh, wire.reads(mesh), entry, task_id, lease_id, name)
+    return send_blob(mesh, found["sha256"], found["size"])
 
 
-def _outcome_calls(bp: Blueprint, mesh: Mesh) -> None:
-    @bp.post("/tasks/result")
-    def result() -> Response:
-        entry, body = wire.node_call(mesh, MAX_RESULT_BYTES, each=1024 * 1024)
-        # A repeated one waits until the first is taken, and so do all others of the node: what they
-        # cost at once is one result's.
-        with entry.delivering:
-            parts: list[FileStorage] = []
-            if request.mimetype == "multipart/form-data":
-                boundary = request.mimetype_params.get("boundary", "")
-                outcome, parts = in_thread(_parse_multipart, body, boundary, wire.to_close())
-            elif body.size > MAX_JSON_BYTES:
-                raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
-            else:
-                outcome = wire.parse_json(models.Result, body)
-            sent = [Part(str(part.name)[len(PART) :], part.stream) for part in parts]
-            bulk = not parts and body.size > wire.DECODE_HERE_MAX
-            read = wire.reads(mesh)
-            return wire.answer(attempts.deliver(mesh, entry, outcome, sent, read, bulk=bulk))
+def result(mesh: Mesh, entry: NodeEntry, body: wire.Body) -> models.Model:
+    """How the attempt ended, with its artifacts.
 
-    @bp.post("/tasks/yield")
-    def hand_back() -> Response:
-        entry, body = wire.node_call(mesh)
-        ref = wire.parse_json(models.YieldRequest, body)
-        return wire.answer(attempts.hand_back(mesh, entry, ref))
+    A repeated one waits until the first is taken, and so do all others of the node: what they cost
+    at once is one result's.
+    """
+    with entry.delivering:
+        parts: list[FileStorage] = []
+        if request.mimetype == "multipart/form-data":
+            boundary = request.mimetype_params.get("boundary", "")
+            outcome, parts = in_thread(_parse_multipart, body, boundary, wire.to_close())
+        elif body.size > MAX_JSON_BYTES:
+            raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
+        else:
+            outcome = wire.parse_json(models.Result, body)
+        sent = [Part(str(part.name)[len(PART) :], part.stream) for part in parts]
+        bulk = not parts and body.size > wire.DECODE_HERE_MAX
+        return attempts.deliver(mesh, entry, outcome, sent, wire.reads(mesh), bulk=bulk)
 
 
 def send_blob(

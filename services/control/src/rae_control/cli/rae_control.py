@@ -85,7 +85,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    config = load_config(args.config, dict(_pair(item) for item in args.sets))
+    config = load_config(args.config, args.sets)
     if bool(args.redis) == args.dev or (args.port is not None and not args.dev):
         raise ConfigError(
             "serve needs one of two options: choose --dev, which starts a Redis and accepts --port,"
@@ -107,13 +107,6 @@ def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("name a folder")
     return Path(text)
-
-
-def _pair(item: str) -> tuple[str, str]:
-    name, sign, value = item.partition("=")
-    if not sign:
-        raise ConfigError(f"--set {item}: write NAME=VALUE")
-    return name, value
 
 
 class DevServer:

@@ -8,8 +8,6 @@ Ctrl-C, 141 the output's reader has gone. Errors go to stderr, one sentence with
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from typing import Any, NoReturn
 
 from rae_control.cli import raectl_output as out
 from rae_control.cli.raectl_allowlist import add_verbs
+from rae_control.cli.raectl_connect import DEFAULT_CREDENTIALS, HOST_CREDENTIALS, connect
 from rae_control.cli.raectl_nodes import STATES, NotMet, seconds, self_test, wait_for_state
 from rae_control.cli.raectl_submit import UsageError, add_options, spec_from, specs_from_file
 from rae_protocol.client import RaeClient
@@ -28,9 +27,6 @@ from rae_protocol.names import MAX_TASKS_PER_CALL, TaskState
 from rae_protocol.terminal import complain, raw_writer, run_program, say, say_json
 
 OK, REFUSED, USAGE, UNREACHABLE, TASK_FAILED = range(5)
-# What `serve --dev` has written here, else what the control role has written on this host.
-DEFAULT_CREDENTIALS = Path("data/credentials.json")
-HOST_CREDENTIALS = Path("/etc/rae-control/credentials.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,41 +316,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _default_credentials() -> Path:
-    on_control = HOST_CREDENTIALS.exists() and not DEFAULT_CREDENTIALS.exists()
-    return HOST_CREDENTIALS if on_control else DEFAULT_CREDENTIALS
-
-
-def _connect(args: argparse.Namespace) -> RaeClient:
-    file = getattr(args, "credentials", None)
-    ca_file = getattr(args, "ca_file", None)
-    url, token = os.environ.get("RAE_URL"), os.environ.get("RAE_TOKEN", "").strip() or None
-    if url and not url.startswith(("http://", "https://")):
-        raise UsageError(f"RAE_URL is '{url}'; write it as http://ADDRESS:PORT or https://NAME")
-    if token and not (token.isascii() and token.isprintable()):
-        raise UsageError("RAE_TOKEN holds characters that no token has; copy it again")
-    if file is None and url:
-        if token is None:
-            text = "RAE_URL is set and RAE_TOKEN is not"
-            raise UsageError(f"{text}; set both, or name a file with --credentials")
-        return RaeClient(url, token, ca_file=ca_file)
-    path = Path(file or os.environ.get("RAE_CREDENTIALS") or _default_credentials())
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        token = token or found["admin_token"]
-        return RaeClient(url or found["url"], token, ca_file=ca_file)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"there is no {path}; set RAE_URL and RAE_TOKEN, or name a file with --credentials"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {in_words(error)}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        found_wrong = f"{error} is missing" if isinstance(error, KeyError) else error
-        text = f"{path} is no credentials.json ({found_wrong})"
-        raise UsageError(f"{text}; use one that `rae-control serve --dev` wrote") from error
-
-
 def _hint(error: RemoteError) -> str:
     """What to change on this command line, where control's answer cannot know it."""
     if error.status == 401:
@@ -381,7 +342,7 @@ def _main(argv: Sequence[str] | None) -> int:
             alone: Callable[[argparse.Namespace], int] = args.allowlist
             return alone(args)
         run: Callable[[Context], int] = args.run
-        return run(Context(_connect(args), args))
+        return run(Context(connect(args), args))
     except UsageError as error:
         _complain(str(error))
         return USAGE

@@ -9,7 +9,7 @@ from typing import Any
 from rae_control.cli.raectl_submit import UsageError
 from rae_protocol.allowlist import Entry, Refusal, select
 from rae_protocol.terminal import say, say_json
-from rae_protocol.yamlfile import BadFile, read_entries
+from rae_protocol.yamlfile import read_yaml
 
 EXAMPLE = r"""# An allow-list: a node reads every *.yaml of its folder agent/allowlist.d.
 - path: /usr/bin/ffmpeg            # absolute; tasks name it `ffmpeg`
@@ -40,7 +40,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    entries = _read(args.file)
+    entries = read_yaml(args.file, UsageError).entries(Entry)
     words = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not words:
         raise UsageError("there is no command to check; write it after --")
@@ -58,7 +58,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    listed = {str(file): _read(file) for file in args.files}
+    listed = {str(file): read_yaml(file, UsageError).entries(Entry) for file in args.files}
     if args.json:
         dumped = {name: [one.model_dump() for one in found] for name, found in listed.items()}
         say_json(dumped)
@@ -71,10 +71,3 @@ def _show(args: argparse.Namespace) -> int:
     if not listed:
         say(EXAMPLE.rstrip("\n"))
     return 0
-
-
-def _read(file: Path) -> list[Entry]:
-    try:
-        return read_entries(file, Entry)
-    except BadFile as error:
-        raise UsageError(error.message) from error

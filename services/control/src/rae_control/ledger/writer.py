@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,8 +14,9 @@ from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
 from rae_control.ledger.base import Changes, Outcome, Store, Tx, unavailable
-from rae_control.log import facts
+from rae_control.log import end_process
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 
 T = TypeVar("T")
 MAX_BATCH = 256
@@ -106,7 +106,7 @@ class LedgerWriter:
             # What memory holds may not be what the ledger holds any more: only a fresh start is
             # safe, and costs no task anything (leases are granted a full period).
             log.critical("writer_failed", exc_info=True, extra=facts())
-            os._exit(70)
+            end_process(70)
         for write, outcome in zip(batch, outcomes, strict=False):
             if outcome.error is not None:
                 write.answer.set_exception(outcome.error)

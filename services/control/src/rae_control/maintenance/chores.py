@@ -26,11 +26,11 @@ from rq.worker import BaseWorker
 
 from rae_control.config import ControlConfig
 from rae_control.errors import ChoreFailed, ConfigError, ControlError
-from rae_control.log import JsonFormatter, facts
 from rae_control.maintenance.backup import backup, check_folder
 from rae_control.queue.rq_queue import CHORES_QUEUE, redis_errors
 from rae_protocol.errors import in_words
 from rae_protocol.folders import make_folder
+from rae_protocol.log import JsonFormatter, facts
 
 RUN = "rae_control.chores.run"  # in jobs of every release
 SUFFIX = ".raebackup"

@@ -17,7 +17,7 @@ from rae_control.core.takeovers import Takeovers
 from rae_control.ledger import views
 from rae_control.ledger.base import Moved, Row
 from rae_control.ledger.tasks import LIVE
-from rae_control.log import facts
+from rae_control.log import end_process
 from rae_control.mesh.dispatcher import Dispatcher
 from rae_control.mesh.metrics import MeshCollector, Metrics
 from rae_control.mesh.reaper import Reaper
@@ -27,6 +27,7 @@ from rae_control.node_table import NodeEntry
 from rae_control.queue.keeper import QueueKeeper
 from rae_control.queue.rq_queue import Op, RqQueue
 from rae_protocol.clock import Clock
+from rae_protocol.log import facts
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Mesh(State):
 
     def __init__(
         self, data: Path, config: ControlConfig, clock: Clock, queue: RqQueue, roots: list[bytes],
-        registry: CollectorRegistry | None = None, end: Callable[[int], None] = os._exit,
+        registry: CollectorRegistry | None = None, end: Callable[[int], object] = end_process,
     ) -> None:  # fmt: skip
         super().__init__(data, config, clock, Metrics(registry or CollectorRegistry()))
         tokens = self.ledger.read(lambda db: views.all_rows(db, "tokens"))

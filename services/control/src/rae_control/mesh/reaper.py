@@ -14,9 +14,9 @@ from rae_control.core.steady import STEP_S
 from rae_control.ledger import due, results
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.log import facts
 from rae_control.mesh.state import State
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 
 log = logging.getLogger(__name__)
 PIECES_S, PAUSE_S = 0.5, 0.01

@@ -15,10 +15,10 @@ import gevent
 
 from rae_control.ledger import blobs, kept, retention
 from rae_control.ledger.base import BATCH_S, Db
-from rae_control.log import facts
 from rae_control.mesh.state import State
 from rae_control.storage.files import in_thread
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 
 log = logging.getLogger(__name__)
 DAY_S = 86400.0

@@ -35,7 +35,6 @@ from rae_control.ledger.readers import LedgerReaders
 from rae_control.ledger.sqlite import Ledger, keep_clock
 from rae_control.ledger.tasks import LIVE
 from rae_control.ledger.writer import LedgerWriter
-from rae_control.log import facts
 from rae_control.mesh.metrics import Metrics
 from rae_control.mesh.room import Room
 from rae_control.mesh.turns import Turns
@@ -43,6 +42,7 @@ from rae_control.node_table import NodeEntry, NodeTable
 from rae_control.storage.files import BlobStore, LogStore
 from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 from rae_protocol.models import Held
 
 T = TypeVar("T")

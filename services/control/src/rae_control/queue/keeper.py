@@ -21,9 +21,9 @@ from rae_control.core.leases import LeaseTable
 from rae_control.errors import QueueUnavailable
 from rae_control.ledger import views
 from rae_control.ledger.readers import LedgerReaders
-from rae_control.log import facts
 from rae_control.queue.rq_queue import Health, Op, RqQueue
 from rae_protocol.clock import Clock
+from rae_protocol.log import facts
 
 log = logging.getLogger(__name__)
 DRIFTED_EVERY = 6

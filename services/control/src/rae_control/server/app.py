@@ -11,19 +11,18 @@ from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
 from rae_control import wire
-from rae_control.api import admin, nodes, tasks, work
+from rae_control.api.routes import add_routes
 from rae_control.core.gate import Budget
 from rae_control.core.limits import Bucket
-from rae_control.log import facts
 from rae_control.storage.files import PIECE
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 from rae_protocol.models import canonical
 
 if TYPE_CHECKING:
     from rae_control.mesh.mesh import Mesh
 
 log = logging.getLogger(__name__)
-PREFIXES = ("", "/api/v1")
 
 
 def create_app(mesh: Mesh) -> Flask:
@@ -32,10 +31,7 @@ def create_app(mesh: Mesh) -> Flask:
     # Paths are taken as they are: a redirect would lose a POST's body and a signature's target.
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    for prefix in PREFIXES:
-        for module in (work, nodes, tasks, admin):
-            bp = module.blueprint(mesh)
-            app.register_blueprint(bp, url_prefix=prefix or None, name=f"{prefix or '/'}{bp.name}")
+    add_routes(app, mesh)
     app.register_error_handler(RaeError, partial(_known, mesh, Bucket(1.0, 50.0, 50.0, 0.0)))
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _unknown)

@@ -19,7 +19,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from rae_control.log import LOGGING
+from rae_control.log import LOGGING, write_in_a_thread
 from rae_protocol import notify
 
 PR_SET_PDEATHSIG = 1
@@ -106,6 +106,7 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def _post_fork(self, _server: Any, worker: Any) -> None:
         die_with_parent()
+        write_in_a_thread()
         # Connections at rest do not end by themselves; who waited has his answer long before.
         self.cfg.set("graceful_timeout", 1)
         # A full disk is no reason not to serve what can be read.

@@ -26,8 +26,8 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from rae_control.core.gate import Gate, Visit
 from rae_control.core.limits import Bucket
-from rae_control.log import facts
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 from rae_protocol.models import canonical
 from rae_protocol.names import MAX_BLOB_BYTES, MAX_RESULT_BYTES
 from rae_protocol.signing import REGISTER_SCHEME

@@ -14,12 +14,12 @@ from rae_control.ledger import results, views
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.base import Db, Row, Tx
 from rae_control.ledger.claims import resolve_input
-from rae_control.log import facts
 from rae_control.node_table import NodeEntry
 from rae_control.service.reads import Reads
 from rae_control.storage.files import PIECE, in_thread
 from rae_protocol import models
 from rae_protocol.errors import RaeError
+from rae_protocol.log import facts
 from rae_protocol.names import MAX_LOG_CHUNK, MAX_RESULT_BYTES
 from rae_protocol.tasks import BlobInput, TaskInput, TaskSpec
 
@@ -38,18 +38,21 @@ class Part:
 
 
 def ack(mesh: Mesh, entry: NodeEntry, ref: models.Ack) -> models.ResultAnswer:
-    """The node starts the task."""
+    """The node takes the task on."""
     return _on_lease(mesh, entry, ref, "ack", ledger_tasks.ack)
 
 
 def progress(mesh: Mesh, entry: NodeEntry, ref: models.Progress) -> models.ResultAnswer:
-    """Keep the task's latest progress."""
+    """How far the task is."""
     change = partial(ledger_tasks.progress, report=ref)
     return _on_lease(mesh, entry, ref, "progress", change)
 
 
 def write_log(mesh: Mesh, entry: NodeEntry, chunk: models.LogChunk) -> models.ResultAnswer:
-    """Add to the attempt's log. Raises RaeError `stale_lease`, `invalid_body`, `body_too_large`."""
+    """Bytes of the log.
+
+    Raises RaeError `stale_lease`, `invalid_body`, `body_too_large`.
+    """
     try:
         data = base64.b64decode(chunk.data, validate=True)
     except ValueError as error:  # binascii's own, or text that is not ASCII
@@ -127,7 +130,10 @@ def deliver(
 
 
 def hand_back(mesh: Mesh, entry: NodeEntry, ref: models.YieldRequest) -> models.ResultAnswer:
-    """The node gives the task back. Raises RaeError `stale_lease`."""
+    """The work was stopped and is handed back.
+
+    Raises RaeError `stale_lease`.
+    """
     state, cordoned = mesh.write(
         lambda tx: results.hand_back(tx, entry.node_id, ref, mesh.limits, mesh.config.cordon_after)
     )

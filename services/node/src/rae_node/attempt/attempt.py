@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 from rae_node.attempt.inputs import Inputs
 from rae_node.attempt.log_tail import LogTail
-from rae_node.attempt.outcome import artifacts_of, conclude, limits_of, sendable, time_limit
+from rae_node.attempt.outcome import (
+    artifacts_of,
+    conclude,
+    limits_of,
+    result_body,
+    sendable,
+    time_limit,
+    unknown_end,
+)
 from rae_node.context import AgentContext
 from rae_node.errors import (
     Dropped,
     HandBack,
-    NodeError,
     TaskFailure,
     Verdict,
     is_node_trouble,
@@ -156,7 +163,7 @@ class TaskRun:
         elif stop is None:
             self._bench.spool.discard_staging(self.lease)
             lost = TaskFailure("E_LOST", f"The program's outcome is unknown: {text}")
-            self._put("result", self._result("failed", error=lost))
+            self._put("result", result_body(self.lease, "failed", error=lost))
         elif stop.reason != "stale":
             self._hand_back(stop.reason, stop.detail)
 
@@ -187,7 +194,7 @@ class TaskRun:
         except TaskFailure as failure:
             ended = "FAILED"
             self._bench.spool.discard_staging(self.lease)
-            return self._result("failed", error=failure)
+            return result_body(self.lease, "failed", error=failure)
         finally:
             self._close(workspace, ended)
 
@@ -242,14 +249,8 @@ class TaskRun:
         self._follow(handle, workspace)
         outcome = handle.outcome
         self._check_stop(outcome)
-        if outcome is None and handle.ended_at_deadline(self._clock.boot()):
-            raise HandBack("deadline", "the supervisor was stopped while a deadline passed")
-        if outcome is None and self._ran():
-            why = "The supervisor of this task was killed; with it ended everything that the task"
-            harm = "Submit it again if doing it twice does no harm"
-            raise TaskFailure("E_LOST", f"{why} had started. {harm}")
         if outcome is None:
-            raise HandBack("infrastructure", "the supervisor ended before it started the task")
+            raise unknown_end(late=handle.ended_at_deadline(self._clock.boot()), ran=self._ran())
         if outcome.cause == "deadline":
             raise HandBack("deadline", "no heartbeat was answered in time")
         if outcome.cause in {"failed", "killed"}:
@@ -257,10 +258,10 @@ class TaskRun:
         self._enter("delivering", workspace)
         value, failure = conclude(outcome, plan, workspace, limit)
         if failure is not None:
-            return self._result("failed", value, failure, outcome)
+            return result_body(self.lease, "failed", value, failure, outcome)
         staging = self._bench.spool.staging(self.lease)
         artifacts = artifacts_of(self.task, workspace, staging)
-        return self._result("succeeded", value, None, outcome, artifacts)
+        return result_body(self.lease, "succeeded", value, None, outcome, artifacts)
 
     def _start(self, plan: Plan, workspace: Workspace, timeout_s: float) -> Handle:
         devices = slot_devices(self._context.machine, self.slot)
@@ -368,17 +369,6 @@ class TaskRun:
                 self._context.isolation.wipe(workspace.path)
         except OSError as error:
             self._log.error("workspace_not_wiped", task_id=self.task.task_id, error=str(error))
-
-    def _result(
-        self, status: str, value: Any = None, error: NodeError | None = None,
-        outcome: Outcome | None = None, artifacts: Sequence[dict[str, Any]] = (),
-    ) -> dict[str, Any]:  # fmt: skip
-        body: dict[str, Any] = {**self.lease.model_dump(), "status": status, "result": value}
-        if error is not None:
-            body["error"] = {"code": error.rc, "message": sendable(error.message[:4000])}
-        if outcome is not None:
-            body["duration_s"] = outcome.duration_s
-        return {**body, "artifacts": list(artifacts)}
 
     def _hand_back(self, reason: str, detail: str) -> None:
         body: dict[str, Any] = {"reason": reason, "detail": sendable(detail[:500])}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rae_node.config.files import RuntimeConfig
 from rae_node.context import AgentContext
-from rae_node.errors import HandBack, TaskFailure
+from rae_node.errors import HandBack, NodeError, TaskFailure
 from rae_node.isolation.base import Limits, rlimits
 from rae_node.isolation.supervisor_client import Outcome
 from rae_node.runners.base import MAX_RETURN_BYTES, Plan, note_failure
 from rae_node.runners.capabilities import memory_limit_mb
 from rae_node.workspace.workspace import NOTE, Workspace
 from rae_protocol.errors import RaeError
-from rae_protocol.models import LeasedTask, check_value
+from rae_protocol.models import LeasedTask, LeaseRef, check_value
 from rae_protocol.names import MAX_RESULT_BYTES
 
 MIB = 1024 * 1024
@@ -56,6 +57,17 @@ def limits_of(context: AgentContext, plan: Plan, timeout_s: float, *, gpu: bool)
         spare_memory_mb=(context.machine.memory_mb or 0) * _SPARE_SHARE,
         spare_disk_mb=settings.disk_low_mb,
     )
+
+
+def unknown_end(*, late: bool, ran: bool) -> NodeError:
+    """What it means that a supervisor is gone without an outcome. `late`: at its deadline."""
+    if late:
+        return HandBack("deadline", "the supervisor was stopped while a deadline passed")
+    if not ran:
+        return HandBack("infrastructure", "the supervisor ended before it started the task")
+    why = "The supervisor of this task was killed; with it ended everything that the task"
+    harm = "Submit it again if doing it twice does no harm"
+    return TaskFailure("E_LOST", f"{why} had started. {harm}")
 
 
 def conclude(
@@ -153,6 +165,19 @@ def artifacts_of(task: LeasedTask, workspace: Workspace, staging: Path) -> list[
             )
         described.append({"name": spec.name, "sha256": sha256, "size": size, "type": spec.type})
     return described
+
+
+def result_body(
+    lease: LeaseRef, status: str, value: Any = None, error: NodeError | None = None,
+    outcome: Outcome | None = None, artifacts: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """A result as control takes it."""
+    body: dict[str, Any] = {**lease.model_dump(), "status": status, "result": value}
+    if error is not None:
+        body["error"] = {"code": error.rc, "message": sendable(error.message[:4000])}
+    if outcome is not None:
+        body["duration_s"] = outcome.duration_s
+    return {**body, "artifacts": list(artifacts)}
 
 
 def signal_name(number: int) -> str:

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -15,16 +15,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
 )
 
 from rae_node.config.tuning import known_settings, seconds_of
 from rae_node.config.url_hosts import host_rule
-from rae_node.config.yamlfile import parse_yaml
-from rae_node.errors import ConfigError, first_problem, listed
+from rae_node.errors import ConfigError, listed
 from rae_protocol.names import NodeId, Word
-from rae_protocol.yamlfile import line_of
+from rae_protocol.yamlfile import read_yaml
 
 PLACEHOLDER = "100.x.x.x"
 _TAILSCALE = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
@@ -193,7 +191,6 @@ execution: {poll_interval_sec: 1, heartbeat_interval_sec: 30, task_timeout_minut
   retry_on_disconnect: true}
 """
 
-C = TypeVar("C", bound=_Section)
 SECTIONS: dict[str, type[_Section]] = {
     "automation": Automation,
     "safety": Safety,
@@ -231,17 +228,18 @@ def refuse_public_http(url: str, look_up: Callable[[str], list[str]] = resolve) 
 
 def load_runtime(file: Path, overrides: Mapping[str, object] | None = None) -> RuntimeConfig:
     """Read `runtime.yaml`, with `--set` values put over it. Raises ConfigError."""
-    data, tree = read_settings(file)
+    found = read_yaml(file, ConfigError)
+    data = found.settings()
     for section, model in SECTIONS.items():
         if isinstance(data.get(section), dict):
             data[section] |= _of(model, overrides)
-    return _validate(RuntimeConfig, data, file, tree)
+    return found.checked(RuntimeConfig, data, overrides or ())
 
 
 def load_node_config(file: Path, overrides: Mapping[str, object] | None = None) -> NodeConfig:
     """Read `config.yaml`, with `--set` values put over it. Raises ConfigError."""
-    data, tree = read_settings(file)
-    return _validate(NodeConfig, data | _of(NodeConfig, overrides), file, tree)
+    found, over = read_yaml(file, ConfigError), _of(NodeConfig, overrides)
+    return found.checked(NodeConfig, found.settings() | over, over)
 
 
 def load_both(
@@ -288,33 +286,6 @@ def dev_runtime() -> dict[str, Any]:
 def _of(model: type[_Section], overrides: Mapping[str, object] | None) -> dict[str, object]:
     """The overrides that a model knows."""
     return {name: value for name, value in (overrides or {}).items() if name in model.model_fields}
-
-
-def read_settings(file: Path) -> tuple[dict[str, Any], yaml.Node | None]:
-    data, tree = parse_yaml(file)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file} holds no settings; write `name: value` lines")
-    return data, tree
-
-
-def _validate(model: type[C], data: dict[str, Any], file: Path, tree: yaml.Node | None) -> C:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first, hint = error.errors(include_url=False)[0], ""
-        if first["type"] == "extra_forbidden":
-            inner: dict[str, type[_Section]] = {
-                **SECTIONS,
-                "capabilities": Declared,
-                "workspace": WorkspaceConfig,
-                "logging": Logging,
-            }
-            owner = inner.get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
-            names = (field.alias or name for name, field in owner.model_fields.items())
-            hint = f"; known here are {listed(names, limit=99)}"
-        line = line_of(tree, first["loc"])
-        where = f"{file}:{line}" if line else str(file)
-        raise ConfigError(f"{where}: {first_problem(error, 'the file')}{hint}") from error
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from rae_node.errors import ConfigError, listed
-from rae_protocol.yamlfile import BAD_YAML, load
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -57,20 +56,6 @@ class Settings:
     sweep_sec: float = 60.0
     spool_max_mb: float = 1024.0
     disk_low_mb: float = 256.0
-
-
-def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
-    """`name=value` words to values as YAML reads them. Raises ConfigError."""
-    found: dict[str, object] = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign or not name:
-            raise ConfigError(f"--set {pair}: write it as name=value")
-        try:
-            found[name.strip()] = load(text)[0]
-        except BAD_YAML as error:
-            raise ConfigError(f"--set {pair}: the value is no YAML; put it in quotes") from error
-    return found
 
 
 def apply_settings(

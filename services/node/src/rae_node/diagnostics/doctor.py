@@ -1,4 +1,4 @@
-"""`rae-node doctor`: looks at every precondition of an agent. The rules are in doctor_rules."""
+"""`rae-node doctor`: looks at every precondition of an agent. The rules are in `rules`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from rae_node.agent.startup import read_enrolment
@@ -17,8 +16,9 @@ from rae_node.config.files import NodeConfig, RuntimeConfig, load_both, refuse_p
 from rae_node.config.layout import Layout, socket_path
 from rae_node.diagnostics import rules
 from rae_node.diagnostics.checks import look
+from rae_node.diagnostics.findings import Finding, bad, good, note
 from rae_node.diagnostics.report import UNIT, isolation_of, lock_held, task_limits, unit_state
-from rae_node.diagnostics.rules import Finding, Owned
+from rae_node.diagnostics.rules import Owned
 from rae_node.errors import ConfigError, NodeError
 from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.owner_rules import STRICT
@@ -105,10 +105,10 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
         config, runtime = load_both(layout.config_file, layout.runtime_file)
     except NodeError as error:
         fix = "fix the file that is named; `rae-node check-config FILE` looks at one alone"
-        yield rules.bad("config", error.message, fix)
-        yield rules.note("the rest", "secret, control, guard, models and tasks wait for the files")
+        yield bad("config", error.message, fix)
+        yield note("the rest", "secret, control, guard, models and tasks wait for the files")
         return
-    yield rules.good("config", f"{layout.config_file} and runtime.yaml agree")
+    yield good("config", f"{layout.config_file} and runtime.yaml agree")
     yield _owner(layout.owner_file, agent_uid)
     yield _secret(layout, config, agent_uid, eyes)
     yield from _control(config, eyes)
@@ -121,10 +121,10 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
         if isinstance(error, NodeError) and error.rc == NOT_SHOWN:
             yield rules.not_shown(error.message)
         elif isinstance(error, ConfigError):
-            yield rules.note("isolation", "waits for the allow-list, below")
+            yield note("isolation", "waits for the allow-list, below")
         else:
             fix = "start the agent again; it does not say how it keeps tasks apart"
-            yield rules.bad("isolation", f"the agent does not answer: {error}", fix)
+            yield bad("isolation", f"the agent does not answer: {error}", fix)
     switches = {file: eyes.text(file) for file in (*rules.NAMESPACE_FILES, *rules.USERNS_PROFILES)}
     yield rules.namespaces(switches, config.min_isolation != "process")
     declared = config.capabilities.gpu
@@ -136,7 +136,7 @@ def examine(layout: Layout, *, dev: bool, eyes: Eyes = Eyes()) -> Iterator[Findi
     models = eyes.models(config.ollama_url, 2.0, uids)
     if models is None and (problem := eyes.port_problem(config.ollama_url, uids)):
         what, _, fix = problem.partition("; ")
-        yield rules.bad("ollama", what, fix)
+        yield bad("ollama", what, fix)
     else:
         yield from rules.models(config, runtime.safety.max_vram_gb, models, lent=lent, dev=dev)
     yield from _tasks(layout, config)
@@ -176,23 +176,19 @@ def _task_limit(runtime: RuntimeConfig, eyes: Eyes) -> Finding:
     try:
         unit_s = min(map(rules.seconds_of_span, filter(None, eyes.task_limits().splitlines())))
     except (NodeError, ValueError) as error:
-        return rules.note(
-            "task limit", f"systemd does not say how long a task's unit lasts: {error}"
-        )
+        return note("task limit", f"systemd does not say how long a task's unit lasts: {error}")
     return rules.task_limit(runtime.execution.task_timeout_minutes, unit_s)
 
 
 def _secret(layout: Layout, config: NodeConfig, agent_uid: int, eyes: Eyes) -> Finding:
     source = config.enrolment_file or str(layout.agent / "enrolment.json")
     if source.startswith(("env:", "credential:")):
-        return rules.note(
-            "enrolment", f"{source} comes with the agent's unit; only the agent sees it"
-        )
+        return note("enrolment", f"{source} comes with the agent's unit; only the agent sees it")
     file = Path(source)
     seen, problem = eyes.owned(file), ""
     if seen is not None and eyes.uid not in {0, seen.uid, agent_uid}:
         what = f"{file} is not yours to read; ask as root or as the agent's user"
-        return rules.note("enrolment", what)
+        return note("enrolment", what)
     try:
         read_enrolment(source, dict(os.environ))
     except NodeError as error:
@@ -230,14 +226,14 @@ def _guard(
             reading = next(one for one in readings if one.source == name)
             problem = problems.get(name, "")
         if name == "input" and not lent and eyes.owned(Path(config.input_socket)) is None:
-            yield rules.note("guard input", "waits: it starts with enable-node, as the agent does")
+            yield note("guard input", "waits: it starts with enable-node, as the agent does")
         else:
             yield rules.source(name, reading, problem)
     readings, _ = eyes.look(layout, config, runtime, ())
     for one in readings:
         if one.source in {"owner", "pause"} and one.present:
             what = "; ".join(map(str, one.holders))
-            yield rules.note("owner's word", f"no work now: {what}")
+            yield note("owner's word", f"no work now: {what}")
 
 
 def _owner(file: Path, agent_uid: int) -> Finding:
@@ -248,23 +244,23 @@ def _owner(file: Path, agent_uid: int) -> Finding:
             raise ConfigError(f"{file} may not be read by the agent; run `chmod a+r {file}`")
     except ConfigError as error:
         fix = "correct what is named; until then this node takes no work"
-        return rules.bad("owner.yaml", error.message, fix)
-    return rules.good("owner.yaml", f"{file} is in force" if valid else "not there: the defaults")
+        return bad("owner.yaml", error.message, fix)
+    return good("owner.yaml", f"{file} is in force" if valid else "not there: the defaults")
 
 
 def _tasks(layout: Layout, config: NodeConfig) -> Iterator[Finding]:
     try:
         found = allow_list(config, layout)
     except NodeError as error:
-        yield rules.bad("allow-list", error.message, "fix the entry, or take the file away")
+        yield bad("allow-list", error.message, "fix the entry, or take the file away")
     else:
         absent = found.missing()
-        yield rules.good("allow-list", f"{len(found.offered())} commands may run")
+        yield good("allow-list", f"{len(found.offered())} commands may run")
         if absent:
             what = f"not installed, so not offered: {', '.join(absent)}"
-            yield rules.note("allow-list", what)
+            yield note("allow-list", what)
         if why := "; ".join(found.distrusted()):
-            yield rules.bad("programs", why, "fix what is named, or take the entry away")
+            yield bad("programs", why, "fix what is named, or take the entry away")
     yield rules.trusted(_distrusted(layout, config))
 
 
@@ -281,24 +277,3 @@ def _distrusted(layout: Layout, config: NodeConfig) -> Iterator[str]:
                 why = error.message
             if why is not None:
                 yield why
-
-
-def healthy(findings: Sequence[Finding]) -> bool:
-    """Whether nothing failed."""
-    return all(one.state != "FAIL" for one in findings)
-
-
-def rendered(findings: Sequence[Finding]) -> str:
-    """For people."""
-    lines = []
-    for one in findings:
-        lines.append(f"{one.state:4}  {one.name:22} {one.what}")
-        lines += [f"      fix: {one.fix}"] if one.fix else []
-    failed = sum(one.state == "FAIL" for one in findings)
-    end = f"{failed} of {len(findings)} failed." if failed else "Nothing failed."
-    return "\n".join([*lines, "", end])
-
-
-def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """For programs."""
-    return {"ok": healthy(findings), "checks": [asdict(one) for one in findings]}

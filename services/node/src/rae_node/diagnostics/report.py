@@ -5,14 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from rae_node.agent.startup import read_enrolment
 from rae_node.build import allow_list, isolation_here
 from rae_node.config.files import PLACEHOLDER, NodeConfig, RuntimeConfig, SourceName, load_both
 from rae_node.config.layout import Layout, socket_path
 from rae_node.diagnostics.checks import look
+from rae_node.diagnostics.findings import Finding, bad, good
 from rae_node.errors import NodeError
 from rae_node.guard.policy import Reading
 from rae_node.host.processes import english
@@ -23,24 +23,15 @@ from rae_node.owner.socket import ask
 UNIT = "rae-node.service"
 _TIMEOUT_S = 5.0
 _TITLE = "RAE COMPUTE NODE \N{EN DASH} AUTOMATION STATUS\n----------------------------------"
-_LABELS = (
-    ("Automation enabled", "YES", "NO"),
-    ("Auto-start on boot", "YES", "NO"),
-    ("User activity protection", "ACTIVE", "INACTIVE"),
-    ("GPU protection", "ACTIVE", "INACTIVE"),
-    ("Safe for unattended operation", "YES", "NO"),
-)
+_LABELS = {
+    "Automation enabled": ("YES", "NO"),
+    "Auto-start on boot": ("YES", "NO"),
+    "User activity protection": ("ACTIVE", "INACTIVE"),
+    "GPU protection": ("ACTIVE", "INACTIVE"),
+    "Safe for unattended operation": ("YES", "NO"),
+}
 
 Problems = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the report; it holds when it has no problems."""
-
-    label: str
-    word: str
-    problems: Problems
 
 
 def unit_state() -> str:
@@ -82,7 +73,7 @@ def isolation_of(layout: Layout, config: NodeConfig) -> tuple[Level, str]:
     return found.level, found.why
 
 
-def collect(layout: Layout, *, reader: Callable[[], str] = unit_state) -> list[Line]:
+def collect(layout: Layout, *, reader: Callable[[], str] = unit_state) -> list[Finding]:
     """Look at everything. `reader`: the unit's state at boot."""
     found: list[Problems]
     unsafe: Problems = ()
@@ -101,22 +92,21 @@ def collect(layout: Layout, *, reader: Callable[[], str] = unit_state) -> list[L
     if any(found):
         unsafe = ("what is above does not hold; fix that first", *unsafe)
     return [
-        Line(label, no if problem else yes, problem)
-        for (label, yes, no), problem in zip(_LABELS, [*found, unsafe], strict=True)
+        one
+        for label, problems in zip(_LABELS, [*found, unsafe], strict=True)
+        for one in [bad(label, problem) for problem in problems] or [good(label)]
     ]
 
 
-def ready(lines: list[Line]) -> bool:
-    """Whether everything holds."""
-    return not any(line.problems for line in lines)
-
-
-def rendered(lines: list[Line]) -> str:
+def rendered(findings: Sequence[Finding]) -> str:
     """The report as B8 has it; with what is wrong instead of the last line."""
-    text = "\n".join([_TITLE, *(f"{line.label}: {line.word}" for line in lines)])
-    if ready(lines):
+    failed = [one for one in findings if one.state == "FAIL"]
+    names = {one.name for one in failed}
+    words = (f"{label}: {no if label in names else yes}" for label, (yes, no) in _LABELS.items())
+    text = "\n".join([_TITLE, *words])
+    if not failed:
         return f"{text}\n\nREADY FOR CENTRAL CONTROL"
-    wrong = [f"{line.label}: {problem}" for line in lines for problem in line.problems]
+    wrong = [f"{one.name}: {one.what}" for one in failed]
     return "\n".join([text, "", "FAILURE REPORT", *wrong])
 
 

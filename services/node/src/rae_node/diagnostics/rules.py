@@ -8,9 +8,9 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rae_node.config.files import NodeConfig, SourceName
+from rae_node.diagnostics.findings import Finding, bad, good, note
 from rae_node.guard.policy import Reading
 from rae_node.guard.words import in_words
 from rae_node.host.nvml import Gpu
@@ -33,31 +33,6 @@ STAND_INS = {
     "io": "io_class and io_level take the place of I/O weights",
     "pids": "RLIMIT_NPROC limits a task's processes, except those of root",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line. A FAIL says what and why, and how to fix it."""
-
-    name: str
-    state: Literal["ok", "FAIL", "note"]
-    what: str
-    fix: str = ""
-
-
-def good(name: str, what: str) -> Finding:
-    """It holds."""
-    return Finding(name, "ok", what)
-
-
-def note(name: str, what: str) -> Finding:
-    """Worth knowing; nothing has to be done."""
-    return Finding(name, "note", what)
-
-
-def bad(name: str, what: str, fix: str) -> Finding:
-    """It keeps the node from working."""
-    return Finding(name, "FAIL", what, fix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,11 @@ from pydantic import (
     field_validator,
 )
 
-from rae_node.config.yamlfile import parse_yaml
 from rae_node.errors import ConfigError, first_problem, listed
 from rae_node.guard.gpu_rules import Resting
 from rae_node.guard.owner_rules import STRICT, Mode, OwnerRules, Window, days_of, minutes_of
 from rae_protocol.errors import in_words
-from rae_protocol.yamlfile import line_of
+from rae_protocol.yamlfile import read_yaml
 
 _MODES: dict[str, Mode] = {"auto": "auto", "always": "always", "never": "never"}
 _LEND = "write auto, always or never, or such as `never until 2030-12-24 18:00`"
@@ -131,8 +130,9 @@ def load_owner(file: Path) -> OwnerRules:
 
 def parse_owner(file: Path) -> OwnerRules:
     """What a file says, whoever may write it. Raises ConfigError, with the line."""
-    data, tree = parse_yaml(file)
-    if data is None and (tree is not None or "#" not in file.read_text(encoding="utf-8")):
+    found = read_yaml(file, ConfigError)
+    data = found.value
+    if data is None and (found.tree is not None or "#" not in file.read_text(encoding="utf-8")):
         raise ConfigError(f"{file} is empty; write `lend: auto` into it, or remove it")
     data = {} if data is None else data
     if not isinstance(data, dict):
@@ -144,9 +144,7 @@ def parse_owner(file: Path) -> OwnerRules:
     except ValidationError as error:
         known = {*map(str, data), *(str(name) for one in _inner(data) for name in one)}
         place = [one for one in error.errors()[0]["loc"] if isinstance(one, int) or one in known]
-        line = line_of(tree, place)
-        where = f"{file}:{line}" if line else str(file)
-        raise ConfigError(f"{where}: {_problem(error)}") from error
+        raise ConfigError(f"{found.where(place)}: {_problem(error)}") from error
     zone = _zone_of(said.time_zone)
     lend, until = ("auto", None) if said.lend is None else _lend_of(said.lend, zone)
     limits = said.limits.model_dump(include={"cpu_percent", "gpu_percent", "vram_gb"})

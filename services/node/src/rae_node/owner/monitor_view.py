@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rae_node.agent.agent import Agent
 from rae_node.telemetry.http import Monitor, Page
-from rae_node.telemetry.metrics import View, healthz, prometheus
+from rae_node.telemetry.metrics import CONTENT_TYPE, View, healthz, prometheus
 
 
 def view(agent: Agent) -> View:
@@ -28,7 +28,7 @@ def view(agent: Agent) -> View:
         spool_bytes=_bytes_below(agent.context.layout.spool),
         heartbeat_age_s=None if answered is None else clock.boot() - answered,
         clock_offset_s=agent.context.client.clock_offset_s,
-        counts=agent.tally.counts(),
+        tally=agent.tally,
     )
 
 
@@ -55,7 +55,7 @@ def open_monitor(agent: Agent) -> Monitor | None:
         return None
     pages: dict[str, Page] = {
         "/healthz": lambda: ("application/json", json.dumps(healthz(view(agent))) + "\n"),
-        "/metrics": lambda: ("text/plain; version=0.0.4; charset=utf-8", prometheus(view(agent))),
+        "/metrics": lambda: (CONTENT_TYPE, prometheus(view(agent))),
     }
     try:
         return Monitor(port, pages, log)

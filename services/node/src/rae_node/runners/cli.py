@@ -16,7 +16,7 @@ from rae_node.workspace.workspace import Workspace
 from rae_protocol.allowlist import Entry, Refusal, select
 from rae_protocol.errors import in_words
 from rae_protocol.models import LeasedTask
-from rae_protocol.yamlfile import BadFile, read_entries
+from rae_protocol.yamlfile import read_yaml
 
 
 class AllowList:
@@ -102,10 +102,8 @@ class AllowFolders(AllowList):
 
 
 def _entries(folders: Sequence[Path]) -> list[Entry]:
-    try:
-        return [entry for file in _files(folders) for entry in read_entries(file, Entry)]
-    except BadFile as error:
-        raise ConfigError(error.message) from error
+    files = [read_yaml(file, ConfigError) for file in _files(folders)]
+    return [entry for file in files for entry in file.entries(Entry)]
 
 
 def _files(folders: Sequence[Path]) -> list[Path]:

@@ -1,59 +1,69 @@
-"""What a monitor sees of the node: /healthz's keys and Prometheus' text. Pure; no task in it."""
+"""What a monitor sees of the node: /healthz's keys and Prometheus' text; no task in it."""
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from rae_node.guard.words import REASONS
 from rae_protocol.models import Availability, YieldRequest
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOMES = ("succeeded", "failed", "yielded", "dropped")
 YIELDS: tuple[str, ...] = get_args(YieldRequest.model_fields["reason"].annotation)
 STOPPED_MS = (50, 100, 250, 500, 1000, 2500, 5000)
 OTHER = "other"  # a label is always one of a closed list
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What the tally has counted since the agent began."""
-
-    outcomes: Mapping[str, int]
-    yields: Mapping[str, int]
-    stopped_ms: tuple[float, ...]  # for each bucket, how many were at most so slow, then all
-    stopped_sum: float
-
-
-class Tally:
+class Tally(Collector):
     """Counts how attempts end. Thread-safe."""
 
     def __init__(self) -> None:
-        self._outcomes, self._yields = Counter[str](), Counter[str]()
-        self._stopped, self._sum = [0] * (len(STOPPED_MS) + 1), 0.0
-        self._lock = threading.Lock()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._outcomes = Counter(
+            "rae_node_attempts", "Attempts that ended, by outcome.", ["outcome"], registry=None
+        )
+        self._yields = Counter(
+            "rae_node_yields", "Attempts that were handed back, by reason.", ["reason"],
+            registry=None,
+        )  # fmt: skip
+        self._stopped = Histogram(
+            "rae_node_stopped_ms", "From a stop's decision to the last process gone.",
+            buckets=STOPPED_MS, registry=None,
+        )  # fmt: skip
+        for counter, labels in ((self._outcomes, OUTCOMES), (self._yields, (*YIELDS, OTHER))):
+            for label in labels:
+                counter.labels(label)  # 0 from the start
 
     def ended(self, ending: str, stopped_ms: float | None) -> None:
         """An attempt is over. `ending`: the result's status, a yield's reason, or `dropped`."""
-        with self._lock:
-            if ending in OUTCOMES:
-                self._outcomes[ending] += 1
-            else:
-                self._outcomes["yielded"] += 1
-                self._yields[ending if ending in YIELDS else OTHER] += 1
-            if stopped_ms is not None:
-                self._sum += stopped_ms
-                self._stopped[-1] += 1
-                for number, bound in enumerate(STOPPED_MS):
-                    self._stopped[number] += stopped_ms <= bound
+        yielded = ending not in OUTCOMES
+        self._outcomes.labels("yielded" if yielded else ending).inc()
+        if yielded:
+            self._yields.labels(ending if ending in YIELDS else OTHER).inc()
+        if stopped_ms is not None:
+            self._stopped.observe(stopped_ms)
 
-    def counts(self) -> Counts:
+    def collect(self) -> Iterator[Metric]:
         """Now."""
-        with self._lock:
-            stopped = tuple(self._stopped)
-            return Counts(dict(self._outcomes), dict(self._yields), stopped, self._sum)
+        yield from self._outcomes.collect()
+        yield from self._yields.collect()
+        for metric in self._stopped.collect():
+            for sample in metric.samples:
+                if "le" in sample.labels:  # `50`, not `50.0`
+                    sample.labels["le"] = sample.labels["le"].removesuffix(".0")
+            yield metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ class View:
     spool_bytes: int
     heartbeat_age_s: float | None
     clock_offset_s: float
-    counts: Counts
+    tally: Tally
 
 
 def healthz(view: View) -> dict[str, float | None]:
@@ -85,58 +95,41 @@ def healthz(view: View) -> dict[str, float | None]:
 
 def prometheus(view: View) -> str:
     """The exposition format, version 0.0.4. What is unknown is left out."""
-    lines: list[str] = []
+    registry = CollectorRegistry()
+    registry.register(_Page(view))
+    return generate_latest(registry).decode()
 
-    def add(name: str, kind: str, text: str, samples: Iterable[tuple[str, float | None]]) -> None:
-        known = [
-            f"rae_node_{name}{key} {value:.15g}" for key, value in samples if value is not None
-        ]
-        if known:
-            lines.extend((f"# HELP rae_node_{name} {text}", f"# TYPE rae_node_{name} {kind}"))
-            lines.extend(known)
 
-    def gauge(name: str, text: str, value: float | None) -> None:
-        add(name, "gauge", text, [("", value)])
+class _Page(Collector):
+    def __init__(self, view: View) -> None:
+        self._view = view
 
-    def flags(name: str, text: str, label: str, on: Iterable[str], known: Iterable[str]) -> None:
-        wanted, every = set(on), list(known)
-        if wanted - set(every):
-            wanted.add(OTHER)
-        labels = dict.fromkeys([*every, OTHER])
-        add(name, "gauge", text, [(f'{{{label}="{one}"}}', one in wanted) for one in labels])
+    def collect(self) -> Iterator[Metric]:
+        view, vram = self._view, self._view.vram_free_mb
+        free = None if vram is None else vram * 1048576
+        for name, text, value in (
+            ("queue", "Tasks that do not run yet, and messages that control has not.", view.queued),
+            ("running", "Tasks that run.", view.running),
+            ("vram_free_bytes", "Free memory of all GPUs.", free),
+            ("cpu_load", "The kernel's load average over one minute.", view.cpu_load),
+            ("spool_entries", "Messages that control has not.", view.spool_entries),
+            ("spool_bytes", "What they take on the disk.", view.spool_bytes),
+            ("heartbeat_age_seconds", "Since control's last answer.", view.heartbeat_age_s),
+            ("clock_offset_seconds", "How far control's clock is ahead.", view.clock_offset_s),
+        ):
+            if value is not None:
+                yield GaugeMetricFamily(f"rae_node_{name}", text, value=value)
+        states, word = [one.value for one in Availability], view.availability.value
+        yield _flags("guard_state", "1 for the guard's word, 0 for the others.", "state",
+                     {word}, states)  # fmt: skip
+        reasons = {reason if reason in REASONS else OTHER for reason in view.reasons}
+        yield _flags("guard_reason", "1 for each reason not to work.", "reason",
+                     reasons, dict.fromkeys([*REASONS, OTHER]))  # fmt: skip
+        yield from view.tally.collect()
 
-    vram, counts = view.vram_free_mb, view.counts
-    gauge("queue", "Tasks that do not run yet, and messages that control has not.", view.queued)
-    gauge("running", "Tasks that run.", view.running)
-    free = None if vram is None else vram * 1048576
-    gauge("vram_free_bytes", "Free memory of all GPUs.", free)
-    gauge("cpu_load", "The kernel's load average over one minute.", view.cpu_load)
-    states = [one.value for one in Availability]
-    add(
-        "guard_state", "gauge", "1 for the guard's word, 0 for the others.",
-        [(f'{{state="{one}"}}', one == view.availability.value) for one in states],
-    )  # fmt: skip
-    flags("guard_reason", "1 for each reason not to work.", "reason", view.reasons, REASONS)
-    add(
-        "attempts_total", "counter", "Attempts that ended, by outcome.",
-        [(f'{{outcome="{one}"}}', counts.outcomes.get(one, 0)) for one in OUTCOMES],
-    )  # fmt: skip
-    add(
-        "yields_total", "counter", "Attempts that were handed back, by reason.",
-        [(f'{{reason="{one}"}}', counts.yields.get(one, 0)) for one in (*YIELDS, OTHER)],
-    )  # fmt: skip
-    gauge("spool_entries", "Messages that control has not.", view.spool_entries)
-    gauge("spool_bytes", "What they take on the disk.", view.spool_bytes)
-    gauge("heartbeat_age_seconds", "Since control's last answer.", view.heartbeat_age_s)
-    gauge("clock_offset_seconds", "How far control's clock is ahead.", view.clock_offset_s)
-    bounds = [*map(str, STOPPED_MS), "+Inf"]
-    add(
-        "stopped_ms", "histogram", "From a stop's decision to the last process gone.",
-        [
-            *((f'_bucket{{le="{bound}"}}', value)
-              for bound, value in zip(bounds, counts.stopped_ms, strict=True)),
-            ("_sum", counts.stopped_sum),
-            ("_count", counts.stopped_ms[-1]),
-        ],
-    )  # fmt: skip
-    return "\n".join(lines) + "\n"
+
+def _flags(name: str, text: str, label: str, on: set[str], every: Iterable[str]) -> Metric:
+    family = GaugeMetricFamily(f"rae_node_{name}", text, labels=[label])
+    for one in every:
+        family.add_metric([one], one in on)
+    return family
