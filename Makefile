@@ -59,7 +59,7 @@ vault: venv  ## fresh secrets for an inventory, encrypted; INVENTORY=inventory/m
 demo:  ## control, two nodes, real work, an owner who comes back, an agent that dies
 	$(call preflight,demo)
 	@$(MAKE) --no-print-directory venv
-	@$(BIN)/python -m tools.demo
+	@$(BIN)/python -m tools.scenarios demo
 
 test:  ## all that needs no booted host: lint, chaos, escape suite, unit and integration tests (12 minutes)
 	$(call preflight,test)
@@ -120,11 +120,11 @@ unit: venv  ## unit tests, WORKERS=2 at a time
 integration: venv  ## tests with real Redis, gunicorn and agents, WORKERS=2 at a time; 0 for --pdb
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
 
-CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
+CHAOS := $(BIN)/python -m tools.scenarios chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
 chaos: venv  ## faults of every kind under load, then 5 minutes without control; ROUNDS=n SEED=n FAULTS=kill,stop,disk,clock,aof,intermediary,copy
 	$(CHAOS) --rounds $(ROUNDS)
-	$(BIN)/python -m tools.outage
+	$(BIN)/python -m tools.scenarios outage
 
 test-gpu: venv  ## the guard's GPU source before a real CUDA and a real graphics program; says so where no NVIDIA GPU is
 	@$(BIN)/python -m tests.gpu
@@ -151,7 +151,7 @@ bench:  ## measure latency, throughput, rest and growth beside rq, Celery and Ra
 	touch $@
 
 soak: venv  ## four nodes, steady work, cancels, yields, restarts; MINUTES=60 for the long one
-	$(BIN)/python -m tools.soak --minutes $(MINUTES)
+	$(BIN)/python -m tools.scenarios soak --minutes $(MINUTES)
 
 lab: venv  ## four booted Debian hosts, a tailnet, and an inventory for Ansible (root; docs/testing.md)
 	@$(BIN)/python -m tests.lab up
@@ -163,7 +163,7 @@ lab-down: venv  ## end them
 	@$(BIN)/python -m tests.lab down
 
 fuzz: venv  ## 100,000 random requests, then thousands that follow /openapi.json; SEED=n
-	$(BIN)/python -m tools.fuzz $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tools.scenarios fuzz $(if $(SEED),--seed $(SEED))
 	RAE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest -q tests/integration/control/test_openapi_fuzz.py
 
 docs: venv  ## write the roles' README.md anew, from their argument_specs

@@ -17,7 +17,7 @@ from typing import Any
 
 from tools.bench_load import TRUE
 from tools.devmesh import DevMesh, MeshError, wait_until
-from tools.outage import CONTRACT
+from tools.scenarios.outage import CONTRACT
 
 TICKS = os.sysconf("SC_CLK_TCK")
 # The contract's periods; only the limits that a generator of load would meet are lifted.

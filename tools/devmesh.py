@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from rae_node.isolation.base import PROGRAM
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
@@ -93,36 +95,33 @@ def wait_until(
 def processes_of(folder: Path) -> dict[int, str]:
     """Live processes that have the folder in their arguments, environment or working directory."""
     found: dict[int, str] = {}
-    needle = os.fsencode(folder)
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    for process in psutil.process_iter():
         # A process may end, or belong to somebody else, while we look.
-        with contextlib.suppress(OSError):
-            arguments = (entry / "cmdline").read_bytes()
-            inside = os.fsencode((entry / "cwd").readlink()).startswith(needle)
-            if inside or needle in arguments or needle in (entry / "environ").read_bytes():
-                found[int(entry.name)] = arguments.replace(b"\0", b" ").decode(errors="replace")
+        with contextlib.suppress(psutil.Error, OSError):
+            words, needle = process.cmdline(), str(folder)
+            inside = process.cwd().startswith(needle) or needle in " ".join(words)
+            if process.pid != os.getpid() and (
+                inside or any(needle in value for value in process.environ().values())
+            ):
+                found[process.pid] = " ".join(words)
     return found
 
 
 def is_alive(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
-    return _state_of(pid) not in {"", "Z", "X"}
+    return _state_of(pid) not in {"", psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 
 
 def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped the process."""
-    return _state_of(pid) == "T"
+    return _state_of(pid) == psutil.STATUS_STOPPED
 
 
 def _state_of(pid: int) -> str:
-    """Its letter as in proc(5); empty when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[0]
+    """As psutil names it; empty when there is no such process."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status()
+    return ""
 
 
 @dataclass(slots=True)

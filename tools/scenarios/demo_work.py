@@ -18,7 +18,7 @@ import rae_node
 from tools.devmesh import MeshError
 
 LICENCES = Path("/usr/share/common-licenses")
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 OLLAMAS = ("http://127.0.0.1:11435", "http://127.0.0.1:11434")
 SLOW_S = 4.0
 Body = dict[str, Any]
