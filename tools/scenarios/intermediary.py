@@ -1,24 +1,28 @@
 """A proxy between clients and control that answers in control's place, as captive portals do.
 
-It passes every byte on unchanged. For each request a rule may choose a replacement of the answer:
-the request never reaches control, or control acts on it and only its answer is replaced.
+It passes requests and answers on unchanged. For each request a rule may choose a replacement of
+the answer: the request never reaches control, or control acts on it and only its answer is
+replaced.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import random
+import select
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any
 from urllib.parse import urlsplit
 
-T = TypeVar("T")
-_PIECE, _HEAD, _ENDLESS = 64 * 1024, 2**20, 2**62
+_PIECE = 64 * 1024
 _PORTAL = b"<!doctype html><html><title>Log in</title><p>Accept the terms to go on.</html>"
 ANSWERS: dict[str, tuple[str, bytes]] = {
     "302": ("302 Found", b""),
@@ -91,24 +95,6 @@ class Script:
             return self.left.pop(0) if self.left and self._concerns(request) else None
 
 
-class _Reader(asyncio.StreamReader):
-    """What one side sends; `gone` is set when that side has hung up."""
-
-    def __init__(self) -> None:
-        super().__init__(_HEAD)
-        self.gone = asyncio.Event()
-
-    def feed_eof(self) -> None:
-        """Called at the end of the stream."""
-        super().feed_eof()
-        self.gone.set()
-
-    def set_exception(self, exc: Exception) -> None:
-        """Called when the connection is lost."""
-        super().set_exception(exc)
-        self.gone.set()
-
-
 class Intermediary:
     """Listens on a port of its own for control's URL; use it as a context manager.
 
@@ -116,126 +102,93 @@ class Intermediary:
     """
 
     def __init__(self, control: str, rule: Rule = pass_on) -> None:
-        parts = urlsplit(control)
-        self._control = (str(parts.hostname), int(parts.port or 80))
-        self.rule, self.replaced = rule, Counter[str]()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="intermediary", daemon=True)
+        self.control, self.rule = urlsplit(control).netloc, rule
+        self.replaced, self.lock = Counter[str](), threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), partial(_Exchange, self))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Intermediary:
-        self._thread.start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._server.shutdown()
+        self._server.server_close()
 
-    def _run(self) -> None:
-        loop = self._loop
-        asyncio.set_event_loop(loop)
 
-        def accepted() -> asyncio.StreamReaderProtocol:
-            return asyncio.StreamReaderProtocol(_Reader(), self._serve)
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
 
-        server = loop.run_until_complete(loop.create_server(accepted, sock=self._listener))
-        loop.run_forever()
-        server.close()
-        open_ones = asyncio.all_tasks(loop)
-        for task in open_ones:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*open_ones, return_exceptions=True))
-        loop.close()
 
-    async def _serve(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
-        """One connection of a client, with one of its own to control."""
-        control = _Reader()
-        protocol = asyncio.StreamReaderProtocol(control)
+class _Exchange(BaseHTTPRequestHandler):
+    """The requests of one connection; each goes to control on a connection of its own."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def __init__(self, between: Intermediary, *given: Any) -> None:
+        self._between = between
+        super().__init__(*given)
+
+    def log_message(self, *_words: object) -> None:
+        """What passes is not worth a line."""
+
+    def handle(self) -> None:
+        """Until the client hangs up, however it does."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
+    def _request(self) -> None:
+        control = HTTPConnection(self._between.control)
         try:
-            transport, _ = await self._loop.create_connection(lambda: protocol, *self._control)
-            asks = asyncio.StreamWriter(transport, protocol, control, self._loop)
-            try:
-                while await self._exchange(cast("_Reader", client), answers, control, asks):
-                    pass
-            finally:
-                asks.close()
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # at the end, or both are closed, so that each side sees what became of the other
+            self._answer(control)
+        except (OSError, HTTPException):
+            self.close_connection = True  # each side sees what became of the other
         finally:
-            answers.close()
+            control.close()
 
-    async def _exchange(
-        self, client: _Reader, answers: asyncio.StreamWriter, control: _Reader,
-        asks: asyncio.StreamWriter,
-    ) -> bool:  # fmt: skip
-        """One request and its answer; whether another may follow on these connections."""
-        head, body = await _unless_gone(_whole(client), control)
-        method, target = head.split(b" ", 2)[:2]
-        request = Request(method.decode("latin-1"), target.decode("latin-1").partition("?")[0])
-        instead, goes_on = self.rule(request), True
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = _request
+
+    def _answer(self, control: HTTPConnection) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        instead = self._between.rule(Request(self.command, self.path.partition("?")[0]))
         if instead is not None:
-            self.replaced[instead.answer] += 1
+            with self._between.lock:
+                self._between.replaced[instead.answer] += 1
         if instead is None or instead.reaches:
-            asks.write(head + body)
-            await asks.drain()
-            answer = await _unless_gone(control.readuntil(b"\r\n\r\n"), client)
-            goes_on = b"connection: close" not in answer.lower()
+            control.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                control.putheader(name, value)
+            control.endheaders(body or None)
+            self._wait(control)
+            answer = control.getresponse()
             if instead is None:
-                answers.write(answer)
-            async for piece in _body(control, answer, of_head=request.method == "HEAD"):
-                if instead is None:
-                    answers.write(piece)
-                    await answers.drain()
-        if instead is not None:
-            answers.write(instead.raw(request.method))
-        await answers.drain()
-        return goes_on
+                self._pass_on(answer)
+                return
+            answer.read()
+        self.wfile.write(instead.raw(self.command))
 
+    def _wait(self, control: HTTPConnection) -> None:
+        """Until control answers, or the client hangs up. Raises ConnectionResetError."""
+        poll = select.poll()
+        poll.register(control.sock, select.POLLIN)
+        poll.register(self.connection, select.POLLIN)
+        while control.sock.fileno() not in {number for number, _ in poll.poll()}:
+            # Only its end is of interest: bytes of its next request wait for their turn.
+            if not self.connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionResetError
+            poll.unregister(self.connection)
 
-async def _unless_gone(work: Coroutine[Any, Any, T], other: _Reader) -> T:
-    """What comes, as long as the other side does not hang up. Raises ConnectionResetError."""
-    coming, gone = asyncio.create_task(work), asyncio.create_task(other.gone.wait())
-    try:
-        await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not coming.done():
-            raise ConnectionResetError
-        return coming.result()
-    finally:
-        coming.cancel()
-        gone.cancel()
-
-
-async def _whole(client: _Reader) -> tuple[bytes, bytes]:
-    """A request: the first line with the headers, and its body."""
-    head = await client.readuntil(b"\r\n\r\n")
-    return head, b"".join([piece async for piece in _body(client, head)])
-
-
-async def _body(reader: _Reader, head: bytes, *, of_head: bool = False) -> AsyncIterator[bytes]:
-    """What comes after the headers, as it comes and as it is framed."""
-    first, *lines = head.split(b"\r\n")
-    fields = {
-        name.strip().lower(): value.strip()
-        for name, _, value in (line.partition(b":") for line in lines)
-    }
-    if of_head or first.split(b" ", 2)[1] in {b"204", b"304"}:
-        return
-    if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
-        size = 1
-        while size:
-            line = await reader.readuntil(b"\r\n")
-            size = int(line.partition(b";")[0], 16)
-            yield line + await reader.readexactly(size + 2)
-        return
-    # An answer without a length goes on until control closes the connection.
-    left = int(fields.get(b"content-length", _ENDLESS if first.startswith(b"HTTP/") else 0))
-    while left:
-        piece = await reader.read(min(left, _PIECE))
-        if not piece:
-            raise ConnectionResetError
-        left -= len(piece)
-        yield piece
+    def _pass_on(self, answer: HTTPResponse) -> None:
+        lines = [f"HTTP/1.1 {answer.status} {answer.reason}"]
+        lines += [f"{name}: {value}" for name, value in answer.getheaders()]
+        self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        while piece := answer.read1(_PIECE):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if answer.chunked else piece)
+        if answer.chunked:
+            self.wfile.write(b"0\r\n\r\n")
+        # An answer without a length, or one that was cut off, ends with the connection.
+        self.close_connection |= answer.will_close or bool(answer.length)
