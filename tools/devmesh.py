@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import psutil
@@ -455,10 +455,24 @@ def install_stamp(folder: Path) -> Path:
 
 
 def exit_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the program the way Ctrl-C does, so that `with` blocks close."""
+    """Let SIGTERM and SIGHUP end the program the way Ctrl-C does, so that `with` blocks close.
 
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
+    None of them raises where a block begins or ends: its lock would stay taken, and the end of the
+    program, which closes connections, would wait for it.
+    """
+    late = signal.SIGINT
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, end)
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal late
+        late = late if number == signal.SIGALRM else signal.Signals(number)
+        if frame is not None and frame.f_code.co_name in {"__enter__", "__exit__"}:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        elif late == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(128 + late)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, end)

@@ -13,22 +13,9 @@ from datetime import timezone
 import psutil
 
 from tools.bench import detectors as guard
+from tools.bench import measure as m
 from tools.bench.grows import grows
 from tools.bench.load import TRUE
-from tools.bench.measure import (
-    CONTROL,
-    NODE,
-    control_processes,
-    cpu_s,
-    enrol,
-    generator,
-    in_ms,
-    in_redis,
-    load,
-    percentile,
-    pss_mb,
-    tree,
-)
 from tools.bench.peers import NAMES
 from tools.bench.report import Part, Report, Run
 from tools.devmesh import DevMesh, MeshError, wait_until
@@ -39,11 +26,11 @@ DATE = "- path: /usr/bin/date\n  args: [['\\+%s\\.%N']]\n  max_runtime_s: 10\n"
 def latency(report: Report, run: Run) -> None:
     """Submit to running on an idle node, one task at a time, beside the peers."""
     running, begins, done = [], [], []
-    with DevMesh((), control=CONTROL) as mesh:
+    with DevMesh((), control=m.CONTROL) as mesh:
         allowed = mesh.data / "nodes" / "n1" / "agent" / "allowlist.d"
         allowed.mkdir(parents=True)
         (allowed / "bench.yaml").write_text(DATE, encoding="utf-8")
-        mesh.add_node("n1", NODE)
+        mesh.add_node("n1", m.NODE)
         mesh.wait_node("n1", "online")
         rae = mesh.rae
         body = {"kind": "cli", "params": {"command": "date", "args": ["+%s.%N"]}}
@@ -65,18 +52,18 @@ def latency(report: Report, run: Run) -> None:
     report.section(
         "From submit to running, one idle worker, 200 samples", "", "p50", "p99", "ours is"
     )
-    report.row("**ours**: control took the node's ack", *in_ms(running), "")
-    report.row("ours: the process says its first word", *in_ms(begins), "")
-    report.row("ours: the submitter has the result", *in_ms(done), "")
+    report.row("**ours**: control took the node's ack", *m.in_ms(running), "")
+    report.row("ours: the process says its first word", *m.in_ms(begins), "")
+    report.row("ours: the submitter has the result", *m.in_ms(done), "")
     ratio = {}
     for name in NAMES:
         start = run.peers.measure(name)["start_ms"]
         ratio[name] = statistics.median(running) / statistics.median(start)
-        report.row(f"{name}: the job's first line", *in_ms(start), f"{ratio[name]:.2f} x")
+        report.row(f"{name}: the job's first line", *m.in_ms(start), f"{ratio[name]:.2f} x")
     report.goals("Goals of latency")
     report.goal("p50 beside rq Worker", ratio["rq Worker"], "{:.2f} x", most=1)
     report.goal("p50 beside rq SimpleWorker", ratio["rq SimpleWorker"], "{:.2f} x", most=4)
-    report.goal("p99", percentile(running, 99), "{:.0f} ms", most=500)
+    report.goal("p99", m.percentile(running, 99), "{:.0f} ms", most=500)
 
 
 def lifecycles(report: Report, run: Run) -> None:
@@ -88,12 +75,12 @@ def lifecycles(report: Report, run: Run) -> None:
     )  # fmt: skip
     rates = []
     for name, batch in (("submitted singly", 1), ("submitted by the hundred", 100)):
-        with DevMesh((), control=CONTROL) as mesh:
-            nodes, redis = enrol(mesh, 16), [psutil.Process(mesh.pid("redis"))]
-            control = control_processes(mesh)
-            before = cpu_s(control), cpu_s(redis)
-            done = load("lifecycles", mesh, nodes, number=number, batch=batch)
-            used = (cpu_s(control) - before[0], cpu_s(redis) - before[1], done["cpu_s"])
+        with DevMesh((), control=m.CONTROL) as mesh:
+            nodes, redis = m.enrol(mesh, 16), [psutil.Process(mesh.pid("redis"))]
+            control = m.control_processes(mesh)
+            before = m.cpu_s(control), m.cpu_s(redis)
+            done = m.load("lifecycles", mesh, nodes, number=number, batch=batch)
+            used = (m.cpu_s(control) - before[0], m.cpu_s(redis) - before[1], done["cpu_s"])
         rates.append(number / done["seconds"])
         each = [f"{1000 * seconds / number:.2f} ms each" for seconds in used]
         report.row(name, f"{rates[-1]:.0f}", *each)
@@ -112,8 +99,8 @@ def lifecycles(report: Report, run: Run) -> None:
 
 def real_tasks(number: int) -> float:
     """Real `true` processes a second through one agent with two slots, submitted in one call."""
-    with DevMesh((), control=CONTROL) as mesh:
-        mesh.add_node("n1", {**NODE, "max_concurrent_cpu": 2})
+    with DevMesh((), control=m.CONTROL) as mesh:
+        mesh.add_node("n1", {**m.NODE, "max_concurrent_cpu": 2})
         mesh.wait_node("n1", "online")
         rae = mesh.rae
         rae.wait(rae.submit([TRUE])[0].task_id, 30)
@@ -128,18 +115,18 @@ def claims(report: Report, run: Run) -> None:
     sizes = [1000, 3000, 10_000] if run.quick else [1000, 10_000, 100_000]
     samples, medians, queued = 100 if run.quick else 300, [], 0
     report.section("A poll that gets a task, ten lanes", "queued", "p50", "p99")
-    with DevMesh((), control=CONTROL) as mesh:
-        nodes, rae = enrol(mesh, 1), mesh.rae
+    with DevMesh((), control=m.CONTROL) as mesh:
+        nodes, rae = m.enrol(mesh, 1), mesh.rae
         for size in sizes:
             while queued < size:
                 step = min(1000, size - queued)
                 rae.submit([{**TRUE, "priority": k % 10} for k in range(step)])
                 queued += step
-            wait_until(lambda: in_redis(mesh) >= size, 120, "the queue has them all")  # noqa: B023
-            found = load("claims", mesh, nodes, number=samples)["ms"]
+            wait_until(lambda: m.in_redis(mesh) >= size, 120, "the queue has them all")  # noqa: B023
+            found = m.load("claims", mesh, nodes, number=samples)["ms"]
             queued -= samples
             medians.append(statistics.median(found))
-            report.row(f"{size:,}", *in_ms(found, 2))
+            report.row(f"{size:,}", *m.in_ms(found, 2))
     report.goals("Goals of claims")
     report.goal(f"{sizes[0]:,} → {sizes[-1]:,}", medians[-1] / medians[0], "{:.2f} x", most=1.3)
 
@@ -147,20 +134,20 @@ def claims(report: Report, run: Run) -> None:
 def moving(report: Report, run: Run) -> None:
     """Empty polls, quiet and while artifacts arrive."""
     mib, number = 50, 2 if run.quick else 10
-    with DevMesh((), control=CONTROL) as mesh:
-        nodes = enrol(mesh, 3)
+    with DevMesh((), control=m.CONTROL) as mesh:
+        nodes = m.enrol(mesh, 3)
         watcher = {"bench0": nodes.pop("bench0")}
-        quiet = load("polls", mesh, watcher, seconds=10)["ms"]
+        quiet = m.load("polls", mesh, watcher, seconds=10)["ms"]
         body = {**TRUE, "artifacts": [{"name": "bytes", "max_mb": mib}]}
         mesh.rae.submit([{**body, "requirements": {"nodes": list(nodes)}}] * (number + 4))
-        with generator("polls", mesh, watcher, seconds=10, until_eof=True) as polling:
-            seconds = load("upload", mesh, nodes, number=number, mib=mib)["seconds"]
+        with m.generator("polls", mesh, watcher, seconds=10, until_eof=True) as polling:
+            seconds = m.load("upload", mesh, nodes, number=number, mib=mib)["seconds"]
             busy = polling.finish()["ms"]
     report.section(
         f"Empty polls while two nodes deliver {mib * number} MB of artifacts", "", "latency"
     )
     for name, values in (("quiet", quiet), (f"{mib * number} MB in {seconds:.1f} s", busy)):
-        p50, p99 = in_ms(values)
+        p50, p99 = m.in_ms(values)
         report.row(name, f"p50 {p50}, p99 {p99.split()[0]}, max {max(values):.1f}")
 
 
@@ -174,46 +161,36 @@ def box(report: Report, run: Run) -> None:
     found = json.loads(said)
     report.section(f"From the order to a program's first word, {samples} samples", "", "p50", "p99")
     for name in ("plain", "boxed"):
-        report.row(name, *in_ms(found[name]))
+        report.row(name, *m.in_ms(found[name]))
     report.goals("Goals of the box")
     cost = statistics.median(found["boxed"]) - statistics.median(found["plain"])
     report.goal("a box's cost at the start, p50", cost, "{:.1f} ms", most=40)
     what = f"kill to the end of 500 processes in 3 sessions, p95 of {kills}"
-    report.goal(what, percentile(found["kills"], 95), "{:.1f} ms", most=100)
+    report.goal(what, m.percentile(found["kills"], 95), "{:.1f} ms", most=100)
 
 
 def rest(report: Report, run: Run) -> None:
     """What idleness costs: of an agent and an rq worker, and of control with open long polls."""
     seconds, polls = (20.0, 200) if run.quick else (300.0, 2000)
-    with DevMesh((), control=CONTROL) as mesh, DevMesh((), control=CONTROL) as busy:
-        nodes = enrol(busy, polls)
-        with generator("hold", busy, nodes) as holding:
+    with DevMesh((), control=m.CONTROL) as mesh, DevMesh((), control=m.CONTROL) as busy:
+        nodes = m.enrol(busy, polls)
+        with m.generator("hold", busy, nodes) as holding:
             if holding.line() != {"ready": polls}:
                 raise MeshError("the load generator did not get its polls open")
-            mesh.add_node("n1", NODE)
+            mesh.add_node("n1", m.NODE)
             mesh.wait_node("n1", "online")
-            peer = subprocess.Popen(
-                [
-                    run.peers.python,
-                    "-m",
-                    "rq.cli",
-                    "worker",
-                    "--quiet",
-                    "-u",
-                    mesh.redis_url,
-                    "nothing",
-                ]
-            )
+            words = ["-m", "rq.cli", "worker", "--quiet", "-u", mesh.redis_url, "nothing"]
+            peer = subprocess.Popen([run.peers.python, *words])
             try:
                 time.sleep(15)  # what everybody does once is not rest
-                groups = (tree(mesh.nodes["n1"].pid), tree(peer.pid), control_processes(busy))
-                before, began = [cpu_s(group) for group in groups], time.monotonic()
+                groups = (m.tree(mesh.nodes["n1"].pid), m.tree(peer.pid), m.control_processes(busy))
+                before, began = [m.cpu_s(group) for group in groups], time.monotonic()
                 time.sleep(seconds)
                 took = time.monotonic() - began
-                cpu = [100 * (cpu_s(group) - was) / took
+                cpu = [100 * (m.cpu_s(group) - was) / took
                        for group, was in zip(groups, before, strict=True)]  # fmt: skip
-                agents = tree(mesh.nodes["n1"].pid)
-                memory = [pss_mb(group) for group in (agents, *groups[1:])]
+                agents = m.tree(mesh.nodes["n1"].pid)
+                memory = [m.pss_mb(group) for group in (agents, *groups[1:])]
             finally:
                 peer.terminate()
                 peer.wait(20)

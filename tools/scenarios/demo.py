@@ -18,7 +18,7 @@ from pathlib import Path
 from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.names import TaskState
-from tools.devmesh import SCALE, DevMesh, MeshError
+from tools.devmesh import SCALE, DevMesh, MeshError, wait_until
 from tools.scenarios.demo_work import (
     Work,
     find_ollama,
@@ -51,11 +51,12 @@ class Board:
 
     def wait(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
         """Follow the feed until the condition holds. Raises MeshError."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > end:
-                raise MeshError(f"after {timeout_s:g} s still not: {what}")
+
+        def holds() -> bool:
             self.follow(0.25)
+            return condition()
+
+        wait_until(holds, timeout_s, what)
 
     def follow(self, wait_s: float = 0.0) -> None:
         """Take in what is new."""
