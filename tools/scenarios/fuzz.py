@@ -38,16 +38,7 @@ MAX_GROWTH = 1.2
 SLACK_MIB = 16
 READ_S = 5.0
 SLOW_MAX = 64
-ODD_TEXT = (
-    "\u0000",
-    "\ud800".encode("utf-8", "surrogatepass"),
-    "é",
-    "𝄞",
-    "%00",
-    "../",
-    "\r\n",
-    " ",
-)
+ODD_TEXT = (b"\0", b"\xed\xa0\x80", "é𝄞".encode(), b"%00", b"../", b"\r\n", b" ")
 METHODS = (b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT",
            b"get", b"BREW", b"G\x00T")  # fmt: skip
 
@@ -71,24 +62,17 @@ class Request:
 
 
 # What submitters and admins ask; one id for all: what gets through must not fill the queue.
-READS = (
-    "/tasks", "/tasks?limit=3", "/tasks/x", "/events?after=1", "/nodes?all=1", "/tokens",
-    "/healthz", "/readyz", "/openapi.json", "/tasks/x/log?offset=1", "/blobs/" + "0" * 64,
-    "/nodes/fuzz", "/api/v1/tasks/x/result", "/tasks/x/artifacts/a%2Fb",
-)  # fmt: skip
-WRITES = ("/tasks", "/tasks/fuzz/cancel", "/nodes/enrol", "/tokens", "/nodes/fuzz/resume",
-          "/api/v1/tasks")  # fmt: skip
+READS = ("/tasks?limit=3", "/events?after=1", "/healthz", "/tasks/x/log?offset=1", "/nodes/fuzz",
+         "/blobs/" + "0" * 64, "/tasks/x/artifacts/a%2Fb")  # fmt: skip
+WRITES = ("/tasks", "/tasks/fuzz/cancel", "/nodes/enrol", "/tokens", "/nodes/fuzz/resume")
 # What a node says, of a lease that it does not have.
 REF = {"task_id": "fuzz", "attempt": 1, "lease_id": "0000000000000000"}
 CALLS: Sequence[tuple[str, str, dict[str, object] | None]] = (
     ("POST", "/nodes/heartbeat", {"node_id": "fuzz", "leases": [REF]}),
-    ("POST", "/nodes/heartbeat", {"node_id": "fuzz"}),
     ("GET", "/tasks/poll?wait=0.01&slots=", None),
     ("POST", "/tasks/ack", {**REF}),
-    ("POST", "/tasks/progress", {**REF, "pct": 5}),
     ("POST", "/tasks/log", {**REF, "offset": 0, "data": "aGk="}),
     ("POST", "/tasks/result", {**REF, "status": "succeeded", "result": [1]}),
-    ("POST", "/tasks/yield", {**REF, "reason": "owner"}),
     ("GET", "/tasks/fuzz/inputs/f?lease_id=0000000000000000", None),
 )
 
@@ -137,18 +121,15 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
     out = bytearray(data or b"\0")
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(out) + 1)
-        kind = rng.randrange(5)
+        kind = rng.randrange(4)
         if kind == 0 and at < len(out):
             out[at] ^= 1 << rng.randrange(8)
         elif kind == 1:
             del out[at : at + rng.randint(1, 20)]
         elif kind == 2:
             out[at:at] = out[max(0, at - rng.randint(1, 40)) : at]
-        elif kind == 3:
-            odd = rng.choice(ODD_TEXT)
-            out[at:at] = odd if isinstance(odd, bytes) else odd.encode()
         else:
-            out[at:at] = rng.randbytes(rng.randint(1, 8))
+            out[at:at] = rng.choice((*ODD_TEXT, rng.randbytes(rng.randint(1, 8))))
     return bytes(out)
 
 
@@ -181,8 +162,8 @@ def odd_head(rng: random.Random, request: Request) -> bytes:
     if kind == 2:
         return rng.choice(METHODS) + wire[wire.index(b" ") :]
     if kind == 3:
-        odd = rng.choice([b"*", b"/" * 5000, b"//tasks", b"/%ff%fe", b"/tasks/%2e%2e/x", b"http://x/",
-                          b"/tasks?limit=" + b"9" * 400, b"/tasks?a=1&a=1", b"/\xff"])  # fmt: skip
+        odd = rng.choice([b"*", b"/" * 5000, b"//tasks", b"/%ff%fe", b"/tasks/%2e%2e/x",
+                          b"http://x/", b"/\xff"])  # fmt: skip
         return wire.replace(request.target.encode(), odd, 1)
     return wire.replace(b"HTTP/1.1", rng.choice([b"HTTP/9.9", b"HTTP/1.0", b"HTTQ/1.1", b""]), 1)
 
@@ -203,7 +184,6 @@ def odd_json(rng: random.Random, request: Request) -> bytes:
 
 Mutator = Callable[[random.Random, Request], bytes]
 MUTATORS: Sequence[Mutator] = (
-    lambda rng, request: request.wire(),
     lambda rng, request: mutate(rng, request.wire()),
     lambda rng, request: request.wire()[: rng.randrange(1, len(request.wire()))],
     lambda rng, request: Request(
@@ -216,7 +196,7 @@ MUTATORS: Sequence[Mutator] = (
     odd_json,
 )
 # Deep and large JSON costs a hundred times what the others cost.
-WEIGHTS = (4, 6, 2, 6, 2, 2, 3, 3, 1)
+WEIGHTS = (6, 2, 6, 2, 2, 3, 3, 1)
 
 
 @dataclass(slots=True)
