@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.devmesh import processes_of, wait_until
+from tools.devmesh import wait_until
+from tools.processes import processes_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,7 @@ from rae_control.queue.dev_redis import find_server
 from tools.bench.parts import PARTS
 from tools.bench.peers import Peers
 from tools.bench.report import Kept, Part, Result, Run, measure
-from tools.devmesh import exit_on_signals
+from tools.processes import exit_on_signals
 
 KEPT = Path("build")
 MISSED = "## Goals missed in this run"

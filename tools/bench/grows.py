@@ -22,8 +22,9 @@ import requests
 from tools.bench.load import TRUE, Wire
 from tools.bench.measure import CONTROL, generator, in_ms, in_redis, percentile
 from tools.bench.report import Report, Run
-from tools.devmesh import DevMesh, MeshError, wait_until
+from tools.devmesh import DevMesh, wait_until
 from tools.ledger_rows import Rows, fill
+from tools.processes import MeshError
 from tools.scenarios.load import beside
 
 SETTINGS: Mapping[str, object] = {

@@ -15,7 +15,8 @@ from typing import IO, Any, cast
 import psutil
 from redis import Redis
 
-from tools.devmesh import DevMesh, MeshError
+from tools.devmesh import DevMesh
+from tools.processes import MeshError
 from tools.scenarios.outage import CONTRACT
 
 # The contract's periods; only the limits that a generator of load would meet are lifted.

@@ -18,7 +18,8 @@ from tools.bench.grows import grows
 from tools.bench.load import TRUE
 from tools.bench.peers import NAMES
 from tools.bench.report import Part, Report, Run
-from tools.devmesh import DevMesh, MeshError, wait_until
+from tools.devmesh import DevMesh, wait_until
+from tools.processes import MeshError
 
 DATE = "- path: /usr/bin/date\n  args: [['\\+%s\\.%N']]\n  max_runtime_s: 10\n"
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rae_control.queue.dev_redis import find_server
-from tools.devmesh import MeshError, wait_until
+from tools.devmesh import wait_until
+from tools.processes import MeshError
 
 NAMES = ("rq Worker", "rq SimpleWorker", "Celery", "Ray")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rae_protocol.errors import RaeError
 from tools.bench.peers import Peers
-from tools.devmesh import MeshError
+from tools.processes import MeshError
 
 # What a part that cannot be measured raises; its programs, files and answers are at fault.
 _FAILURES = (MeshError, RaeError, subprocess.SubprocessError, OSError, ValueError)

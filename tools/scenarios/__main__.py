@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from rae_protocol.terminal import CLOSED_PIPE, INTERRUPTED, complain
-from tools.devmesh import MeshError, exit_on_signals
+from tools.processes import MeshError, exit_on_signals
 from tools.scenarios import chaos, demo, fuzz, outage, soak
 
 

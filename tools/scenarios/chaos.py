@@ -29,7 +29,8 @@ from rae_protocol.errors import RaeError, RemoteError
 from rae_protocol.names import TaskState
 from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
-from tools.devmesh import DevMesh, processes_of, wait_until
+from tools.devmesh import DevMesh, wait_until
+from tools.processes import processes_of
 from tools.scenarios import faults
 from tools.scenarios.audit import Record, audit, drain
 from tools.scenarios.disks import LOW_WATER, Disks, enter_namespace

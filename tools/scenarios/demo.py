@@ -18,7 +18,8 @@ from pathlib import Path
 from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.names import TaskState
-from tools.devmesh import SCALE, DevMesh, MeshError, wait_until
+from tools.devmesh import SCALE, DevMesh, wait_until
+from tools.processes import MeshError
 from tools.scenarios.demo_work import (
     Work,
     find_ollama,

@@ -14,7 +14,7 @@ from typing import Any
 import requests
 
 from rae_node.data.tasks import text_stats
-from tools.devmesh import MeshError
+from tools.processes import MeshError
 
 LICENCES = Path("/usr/share/common-licenses")
 PROJECT = Path(__file__).resolve().parents[2]

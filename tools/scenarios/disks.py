@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.devmesh import MeshError
+from tools.processes import MeshError
 
 MIB = 1024 * 1024
 LOW_WATER = 8 * MIB

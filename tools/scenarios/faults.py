@@ -18,7 +18,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rae_protocol.errors import RaeError
-from tools.devmesh import DevMesh, MeshError, is_alive, is_stopped, wait_until
+from tools.devmesh import DevMesh, wait_until
+from tools.processes import MeshError, is_alive, is_stopped
 from tools.scenarios.disks import Disks, fill
 from tools.scenarios.intermediary import Intermediary, at_random, pass_on
 

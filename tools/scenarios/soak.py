@@ -29,7 +29,8 @@ from redis import Redis, RedisError
 
 from rae_protocol.client import RaeClient, uuid7
 from rae_protocol.errors import RaeError
-from tools.devmesh import DevMesh, MeshError
+from tools.devmesh import DevMesh
+from tools.processes import MeshError
 from tools.scenarios import faults
 from tools.scenarios.audit import Record, drain, ledger_problems
 from tools.scenarios.load import (

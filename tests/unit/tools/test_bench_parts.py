@@ -12,7 +12,7 @@ from tools.bench.__main__ import main, page
 from tools.bench.parts import PARTS
 from tools.bench.peers import Peers
 from tools.bench.report import Kept, Part, Report, Run, measure
-from tools.devmesh import MeshError
+from tools.processes import MeshError
 
 WHERE = "this machine"
 

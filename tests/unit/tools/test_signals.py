@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, queue, signal, threading, time
-from tools.devmesh import exit_on_signals
+from tools.processes import exit_on_signals
 
 exit_on_signals()
 pool, (heard, asked) = queue.LifoQueue(), os.pipe()
