@@ -59,7 +59,7 @@ vault: venv  ## create the encrypted secrets of an inventory; INVENTORY=inventor
 demo:  ## run control, two nodes and real tasks, with an owner who returns and an agent that is killed
 	$(call preflight,demo)
 	@$(MAKE) --no-print-directory venv
-	@$(BIN)/python -m tools.demo
+	@$(BIN)/python -m tools.scenarios demo
 
 test:  ## everything without booted hosts: lint, chaos, escape suite, unit and integration tests (12 minutes)
 	$(call preflight,test)
@@ -120,11 +120,11 @@ unit: venv  ## unit tests, WORKERS=2 at a time
 integration: venv  ## tests with real Redis, gunicorn and agents, WORKERS=2 at a time; 0 for --pdb
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
 
-CHAOS := $(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
+CHAOS := $(BIN)/python -m tools.scenarios chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
 chaos: venv  ## all kinds of faults under load, then 5 minutes without control; ROUNDS=n SEED=n FAULTS=kill,stop,disk,clock,aof,intermediary,copy
 	$(CHAOS) --rounds $(ROUNDS)
-	$(BIN)/python -m tools.outage
+	$(BIN)/python -m tools.scenarios outage
 
 test-gpu: venv  ## the guard's GPU source with a real CUDA and a real graphics program; without an NVIDIA GPU it runs nothing
 	@$(BIN)/python -m tests.gpu
@@ -151,7 +151,7 @@ bench:  ## measure latency, throughput, idle cost and growth, compared with rq, 
 	touch $@
 
 soak: venv  ## four nodes, steady work, cancels, yields, restarts; MINUTES=60 for a long run
-	$(BIN)/python -m tools.soak --minutes $(MINUTES)
+	$(BIN)/python -m tools.scenarios soak --minutes $(MINUTES)
 
 lab: venv  ## boot four Debian hosts with a tailnet, and write an inventory for Ansible (root; docs/testing.md)
 	@$(BIN)/python -m tests.lab up
@@ -163,7 +163,7 @@ lab-down: venv  ## stop them
 	@$(BIN)/python -m tests.lab down
 
 fuzz: venv  ## 100,000 random requests, then thousands that follow /openapi.json; SEED=n
-	$(BIN)/python -m tools.fuzz $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tools.scenarios fuzz $(if $(SEED),--seed $(SEED))
 	RAE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest -q tests/integration/control/test_openapi_fuzz.py
 
 docs: venv  ## generate the roles' README.md from their argument_specs

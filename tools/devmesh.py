@@ -26,6 +26,7 @@ from typing import Any
 from rae_node.isolation.base import PROGRAM
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import RaeError
+from tools.processes import MeshError, Process, processes_of
 
 # One twentieth of the contract's periods. The ack and the margin are longer than that, because a
 # busy machine takes its time; the cooldown is shorter, because nobody sits at these nodes.
@@ -61,20 +62,6 @@ _PROGRAMS = {
     "redis": "unixsocket",
 }
 
-# exec keeps the signal's setting, so any program can be tied without its help. SIGKILL, because
-# each part of the mesh is made to take along what it started.
-_TIE = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, int(sys.argv[1]))
-if os.getppid() != int(sys.argv[2]):
-    sys.exit(1)
-os.execvp(sys.argv[3], sys.argv[3:])
-"""
-
-
-class MeshError(Exception):
-    """A part of the mesh did not do what it should; the text ends with its log."""
-
 
 def wait_until(
     condition: Callable[[], Any], timeout_s: float, what: str, *, every_s: float = 0.02
@@ -88,108 +75,6 @@ def wait_until(
         if time.monotonic() >= end:
             raise MeshError(f"after {timeout_s:g} s still not: {what}")
         time.sleep(every_s)
-
-
-def processes_of(folder: Path) -> dict[int, str]:
-    """Live processes that have the folder in their arguments, environment or working directory."""
-    found: dict[int, str] = {}
-    needle = os.fsencode(folder)
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        # A process may end, or belong to somebody else, while we look.
-        with contextlib.suppress(OSError):
-            arguments = (entry / "cmdline").read_bytes()
-            inside = os.fsencode((entry / "cwd").readlink()).startswith(needle)
-            if inside or needle in arguments or needle in (entry / "environ").read_bytes():
-                found[int(entry.name)] = arguments.replace(b"\0", b" ").decode(errors="replace")
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs (a zombie does not)."""
-    return _state_of(pid) not in {"", "Z", "X"}
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a signal has stopped the process."""
-    return _state_of(pid) == "T"
-
-
-def _state_of(pid: int) -> str:
-    """Its letter as in proc(5); empty when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[0]
-
-
-@dataclass(slots=True)
-class Process:
-    """One program of the mesh that can be started, killed and started again."""
-
-    name: str
-    command: Sequence[str]
-    log: Path
-    spawner: ThreadPoolExecutor
-    popen: subprocess.Popen[bytes] | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def pid(self) -> int:
-        """The process id. Raises MeshError when it was never started."""
-        if self.popen is None:
-            raise MeshError(f"{self.name} was not started")
-        return self.popen.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether it runs."""
-        return self.popen is not None and self.popen.poll() is None
-
-    def start(self) -> None:
-        """Start it, tied to this process."""
-        # The tie is to the *thread* that starts a child, so one thread, which stays, starts all.
-        self.popen = self.spawner.submit(self._spawn).result()
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        tie = [sys.executable, "-c", _TIE, str(int(signal.SIGKILL)), str(os.getpid())]
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [*tie, *self.command], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **self.env},
-            )  # fmt: skip
-
-    def signal(self, number: int) -> None:
-        """Send a signal; nothing happens to a process that has ended."""
-        if self.running and self.popen is not None:
-            self.popen.send_signal(number)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
-        if self.popen is not None:
-            self.popen.kill()
-            self.popen.wait(10)
-
-    def stop(self, grace_s: float = 10.0) -> None:
-        """SIGTERM, and SIGKILL to what does not listen."""
-        if self.popen is None:
-            return
-        self.signal(signal.SIGTERM)
-        self.signal(signal.SIGCONT)  # a stopped process hears the other one only then
-        try:
-            self.popen.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def tail(self, lines: int = 30) -> str:
-        """The end of its log."""
-        try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            return f"--- {self.name}: no log ({error.strerror})"
-        return f"--- {self.name}\n" + "\n".join(text.splitlines()[-lines:])
 
 
 @dataclass(slots=True)
@@ -453,13 +338,3 @@ def install_stamp(folder: Path) -> Path:
     tasks.chmod(0o755)
     (tasks / "stamp.py").chmod(0o644)
     return tasks
-
-
-def exit_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the program the way Ctrl-C does, so that `with` blocks close."""
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, end)

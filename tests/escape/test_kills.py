@@ -15,7 +15,8 @@ import pytest
 from rae_protocol.errors import RaeError
 from tests.escape.conftest import LEVEL, NODE, make_mesh
 from tests.escape.test_escape import harm, running
-from tools.devmesh import DevMesh, MeshError, Node, processes_of, wait_until
+from tools.devmesh import DevMesh, Node, wait_until
+from tools.processes import MeshError, processes_of
 
 MARKER = f"86418.{os.getpid()}"  # another checkout may run the same tests now
 QUICK = {"kind": "cli", "params": {"command": "true"}}

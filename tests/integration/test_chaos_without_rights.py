@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_user_without_rights_gets_chaos_with_full_disks() -> None:
-    words = ["-m", "tools.chaos", "--rounds", "1", "--faults", "disk"]
+    words = ["-m", "tools.scenarios", "chaos", "--rounds", "1", "--faults", "disk"]
     done = subprocess.run(
         [sys.executable, "-m", "tools.guest", sys.executable, *words], cwd=ROOT,
         capture_output=True, text=True, timeout=240, check=False,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.devmesh import processes_of, wait_until
+from tools.devmesh import wait_until
+from tools.processes import processes_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,7 @@ def folder() -> Iterator[Path]:
 
 def start(folder: Path) -> subprocess.Popen[str]:
     # A shell that runs the tests in the background has it ignored, and so would the demo.
-    heedful = ["env", "--default-signal=INT", sys.executable, "-m", "tools.demo"]
+    heedful = ["env", "--default-signal=INT", sys.executable, "-m", "tools.scenarios", "demo"]
     return subprocess.Popen(
         heedful, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,

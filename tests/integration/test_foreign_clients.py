@@ -12,7 +12,7 @@ import pytest
 from rae_protocol import models
 from rae_protocol.names import TaskState
 from tools.devmesh import DevMesh
-from tools.intermediary import EVERY, Intermediary, Request, Script
+from tools.scenarios.intermediary import EVERY, Intermediary, Request, Script
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tools import fuzz
+from tools.scenarios import fuzz
 
 
 def test_control_stands_two_thousand_random_requests_and_works_beside_strangers() -> None:
-    assert fuzz.run(2000, seed=1, strangers_s=10) == []
+    assert fuzz.campaign(2000, seed=1, strangers_s=10) == []

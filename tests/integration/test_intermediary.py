@@ -1,7 +1,7 @@
 """A captive portal or proxy between agents and control is never taken for control.
 
-Real control, agents and programs, with `tools/intermediary.py` in between. The tasks write down
-themselves when they live, on CLOCK_BOOTTIME.
+Real control, agents and programs, with `tools/scenarios/intermediary.py` in between. The tasks
+write down themselves when they live, on CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.conftest import MakeMesh
 from tests.integration.stamps import Stamps, started
 from tests.integration.test_fencing import TTL
 from tools.devmesh import DevMesh, wait_until
-from tools.intermediary import EVERY, Instead, Intermediary, Request, Rule, Script
+from tools.scenarios.intermediary import EVERY, Instead, Intermediary, Request, Rule, Script
 
 Between = Callable[[DevMesh], Intermediary]
 BELIEVED = ("302", "empty 200")  # once, as answers to an ack

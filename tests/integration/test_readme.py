@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.devmesh import Process, wait_until
+from tools.devmesh import wait_until
+from tools.processes import Process
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 
 from tests.conftest import MakeMesh
-from tools.devmesh import is_alive, wait_until
+from tools.devmesh import wait_until
+from tools.processes import is_alive
 
 
 def test_a_damaged_append_only_file_costs_nothing(make_mesh: MakeMesh) -> None:

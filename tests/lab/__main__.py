@@ -24,7 +24,8 @@ from tests.lab.lab import CHECKOUT, INVENTORY, STATE, VAULT_PASSWORD, Lab, owned
 from tests.lab.preflight import LabError
 from tests.lab.tailnet import Tailnet
 from tools import wheelhouse
-from tools.devmesh import exit_on_signals, is_alive, wait_until
+from tools.devmesh import wait_until
+from tools.processes import exit_on_signals, is_alive
 
 _UP = "the lab is up"
 _HOSTS = ["control", "node1", "node2", "outsider"]

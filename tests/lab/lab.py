@@ -32,7 +32,8 @@ from tests.lab.host import Host, leader_of
 from tests.lab.inventory import inventory
 from tests.lab.preflight import LabError
 from tests.lab.tailnet import Tailnet
-from tools.devmesh import MeshError, wait_until
+from tools.devmesh import wait_until
+from tools.processes import MeshError
 
 STATE = Path("/var/lib/rae-lab")  # one place for the whole machine: so are bridges and addresses
 CHECKOUT = Path(__file__).resolve().parents[2]

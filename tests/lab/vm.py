@@ -22,7 +22,8 @@ from tests.lab import preflight
 from tests.lab.host import Done, run_command
 from tests.lab.preflight import LabError
 from tests.lab.qmp import Qmp
-from tools.devmesh import MeshError, Process, wait_until
+from tools.devmesh import wait_until
+from tools.processes import MeshError, Process
 
 _TAG = "lab"  # of the snapshot inside its file
 # nokaslr and the rest: seconds of the boot. tsc: acpi_pm stands still after a suspend, and hpet

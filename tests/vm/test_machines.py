@@ -16,7 +16,8 @@ from tests.lab.lab import CHECKOUT
 from tests.lab.vm import Vm
 from tests.vm.conftest import MakeGuest
 from tests.vm.guest import KEYS, NODE, Guest, inside, running_task, stopped_after_ms
-from tools.devmesh import processes_of, wait_until
+from tools.devmesh import wait_until
+from tools.processes import processes_of
 
 SEEN = {
     "text": ("user", "tty"), "x11": ("user", "x11"), "wayland": ("user", "wayland"),

@@ -16,7 +16,7 @@ import yaml
 
 from tests.lab import Host, Lab, LabError
 from tests.lab.lab import CHECKOUT, STATE, hold
-from tools.devmesh import is_alive
+from tools.processes import is_alive
 
 REACH = "import socket, sys; socket.create_connection((sys.argv[1], 22), 10)"
 

@@ -8,36 +8,38 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench import Peers, page
-from tools.bench_parts import Kept, Measure, Report, measure
-from tools.devmesh import MeshError
+from tools.bench.__main__ import main, page
+from tools.bench.parts import PARTS
+from tools.bench.peers import Peers
+from tools.bench.report import Kept, Part, Report, Run, measure
+from tools.processes import MeshError
 
 WHERE = "this machine"
 
 
-def finds(title: str) -> Measure:
+def finds(title: str) -> Part:
     """A part that has a result."""
 
-    def part(report: Report) -> None:
+    def part(report: Report, _run: Run) -> None:
         report.section(title, "what")
-        report.goal(title, "5 ms", "≤ 4 ms", met=False)
+        report.goal(title, 5, "{:.0f} ms", most=4)
 
     return part
 
 
-def fails(report: Report) -> None:
+def fails(report: Report, _run: Run) -> None:
     """A part that stops after its first row."""
     report.row("half")
     raise MeshError("bubblewrap is not installed")
 
 
-def never(_report: Report) -> None:
+def never(_report: Report, _run: Run) -> None:
     """A part that must not run again."""
     raise AssertionError("measured twice")
 
 
-def run(parts: Mapping[str, Measure], kept: Kept) -> list[str]:
-    return measure(parts, parts, kept, itertools.count(0.0, 7.0).__next__)
+def run(parts: Mapping[str, Part], kept: Kept) -> list[str]:
+    return measure(Run(Peers(None)), parts, parts, kept, itertools.count(0.0, 7.0).__next__)
 
 
 def test_the_parts_beside_one_that_fails_are_kept_and_it_is_named(
@@ -57,7 +59,7 @@ def test_the_parts_beside_one_that_fails_are_kept_and_it_is_named(
 def test_a_result_is_in_the_file_before_the_next_part_begins(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "kept.json", WHERE)
 
-    def looks(_report: Report) -> None:
+    def looks(_report: Report, _run: Run) -> None:
         on_disk = Kept(kept.file, WHERE)
         on_disk.load()
         assert list(on_disk.results) == ["first"]
@@ -100,3 +102,24 @@ def test_a_fresh_run_forgets_what_was_kept(tmp_path: Path) -> None:
     kept.clear()
     assert not kept.file.exists()
     assert kept.advice() == "No part has a result."
+
+
+def test_a_whole_run_writes_every_part_into_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # results are kept below the working directory
+    written = tmp_path / "benchmarks.md"
+    assert "grows" in PARTS
+    assert main(["--write", str(written)], {name: finds(f"part {name}") for name in PARTS}) == 0
+    heads = [line for line in written.read_text().splitlines() if line.startswith("## part ")]
+    assert heads == [f"## part {name}" for name in PARTS]
+
+
+def test_a_goal_is_met_by_the_number_that_stands_in_its_row() -> None:
+    report = Report()
+    report.goal("p99", 500.4, "{:.0f} ms", most=500)
+    report.goal("singly", 150.0, "{:.0f} /s", least=150)
+    assert report.lines == [
+        "| p99 | 500 ms | \u2264 500 ms | **no** |", "| singly | 150 /s | \u2265 150 /s | yes |",
+    ]  # fmt: skip
+    assert report.missed == ["p99: 500 ms, wanted \u2264 500 ms"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rae_protocol import models
-from tools.chaos_audit import Record, lives_of, result_problems, task_problems
+from tools.scenarios.audit import Record, lives_of, result_problems, task_problems
 from tools.stamp import stamps_in
 
 Stamp = tuple[str, int, float]

@@ -1,4 +1,4 @@
-"""The load of `make bench`, in a process of its own (`python -m tools.bench_load JOB < JSON`).
+"""The load of `make bench`, in a process of its own (`python -m tools.bench.load JOB < JSON`).
 
 What it burns is counted apart from what it measures: the answer is one JSON line with `cpu_s`.
 Connections stay open and are signed by hand, because a slow generator would measure itself.
@@ -16,9 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
+
+from urllib3 import encode_multipart_formdata
 
 from rae_protocol import models, signing
 from rae_protocol.node_client import NodeClient
@@ -91,51 +94,55 @@ def nodes_of(job: dict[str, Any]) -> list[NodeWire]:
     return [NodeWire(job["url"], name, secret) for name, secret in job["nodes"].items()]
 
 
+def timed(call: Callable[[], Any], taken: list[float]) -> Any:
+    """What a call returns; the milliseconds that it took come to the others."""
+    began = time.perf_counter()
+    answer = call()
+    taken.append(1000 * (time.perf_counter() - began))
+    return answer
+
+
+def together(*work: Callable[[], Any]) -> list[Any]:
+    """What all these return, each run in a thread of its own."""
+    with ThreadPoolExecutor(len(work)) as pool:
+        return [one.result() for one in [pool.submit(call) for call in work]]
+
+
+def claimed(node: NodeWire) -> dict[str, Any]:
+    """Poll until there is a task."""
+    while (lease := node.poll(5)) is None:
+        pass
+    return lease
+
+
 def lifecycles(job: dict[str, Any]) -> dict[str, Any]:
     """`number` times submit, claim, ack, result; `batch` a submit; as many threads as nodes."""
-    wires = nodes_of(job)
-    left, lock = iter(range(job["number"])), threading.Lock()
+    wires, batch = nodes_of(job), job["batch"]
+    left = count()
 
-    def take() -> bool:
-        with lock:
-            return next(left, None) is not None
-
-    def singly(node: NodeWire) -> None:
+    def run(node: NodeWire) -> None:
         rae = Wire(job["url"], job["token"])
-        while take():
-            rae.call("POST", "/tasks", TRUE)
-            while (lease := node.poll(5)) is None:
-                pass
-            node.finish(lease)
-
-    def batched(node: NodeWire) -> None:
-        while take():
-            while (lease := node.poll(5)) is None:
-                pass
-            node.finish(lease)
+        while next(left) < job["number"]:
+            if batch == 1:
+                rae.call("POST", "/tasks", TRUE)
+            node.finish(claimed(node))
 
     def submit() -> None:
         rae = Wire(job["url"], job["token"])
-        for _ in range(job["number"] // job["batch"]):
-            rae.call("POST", "/tasks", {"tasks": [TRUE] * job["batch"]})
+        for _ in range(job["number"] // batch if batch > 1 else 0):
+            rae.call("POST", "/tasks", {"tasks": [TRUE] * batch})
 
-    with ThreadPoolExecutor(len(wires) + 1) as pool:
-        began = time.monotonic()
-        work: list[Any] = [pool.submit(submit)] if job["batch"] > 1 else []
-        work += [pool.submit(batched if job["batch"] > 1 else singly, wire) for wire in wires]
-        for one in work:
-            one.result()
-        return {"seconds": time.monotonic() - began}
+    began = time.monotonic()
+    together(submit, *(partial(run, wire) for wire in wires))
+    return {"seconds": time.monotonic() - began}
 
 
 def claims(job: dict[str, Any]) -> dict[str, Any]:
     """How long a poll takes that gets a task: milliseconds each, `number` of them."""
-    taken = []
+    taken: list[float] = []
     wire = nodes_of(job)[0]
     for _ in range(job["number"]):
-        began = time.perf_counter()
-        lease = wire.poll()
-        taken.append(1000 * (time.perf_counter() - began))
+        lease = timed(wire.poll, taken)
         if lease is None:
             raise RuntimeError("nothing was queued for this node")
         wire.finish(lease)
@@ -160,33 +167,29 @@ def beside(job: dict[str, Any]) -> dict[str, Any]:
     rae, over = Wire(job["url"], job["token"]), at_eof()
 
     def measure(call: Callable[[], Any]) -> list[float]:
-        taken = []
+        taken: list[float] = []
         while not over.is_set():
-            began = time.perf_counter()
-            call()
-            taken.append(1000 * (time.perf_counter() - began))
+            timed(call, taken)
             time.sleep(0.02)
         return taken
 
-    with ThreadPoolExecutor(2) as pool:
-        submits = pool.submit(measure, lambda: rae.call("POST", "/tasks", URGENT))
-        beat = {"node_id": node.node_id}
-        beats = pool.submit(measure, lambda: node.call("POST", "/nodes/heartbeat", beat))
-        return {"submit": submits.result(), "heartbeat": beats.result()}
+    beat = {"node_id": node.node_id}
+    submits, beats = together(
+        partial(measure, lambda: rae.call("POST", "/tasks", URGENT)),
+        partial(measure, lambda: node.call("POST", "/nodes/heartbeat", beat)),
+    )
+    return {"submit": submits, "heartbeat": beats}
 
 
 def polls(job: dict[str, Any]) -> dict[str, Any]:
     """How long polls take that get nothing, milliseconds each; for `seconds`, or until_eof."""
-    taken = []
-    wire = nodes_of(job)[0]
+    taken: list[float] = []
+    wire, over = nodes_of(job)[0], threading.Event()
     end = time.monotonic() + job["seconds"]
-    over = threading.Event()
     if job.get("until_eof"):
         end, over = float("inf"), at_eof()
     while not over.is_set() and time.monotonic() < end:
-        began = time.perf_counter()
-        wire.poll()
-        taken.append(1000 * (time.perf_counter() - began))
+        timed(wire.poll, taken)
         time.sleep(0.02)
     return {"ms": taken}
 
@@ -203,20 +206,14 @@ def upload(job: dict[str, Any]) -> dict[str, Any]:
                 raise RuntimeError("nothing was queued for this node")
             wire.call("POST", "/tasks/ack", lease)
             meta = json.dumps({**lease, "status": "succeeded", "result": 1})
-            edge = "bench-boundary"
-            head = (
-                f'--{edge}\r\nContent-Disposition: form-data; name="metadata"; filename="m"\r\n'
-                f"Content-Type: application/json\r\n\r\n{meta}\r\n--{edge}\r\nContent-Disposition: "
-                'form-data; name="artifacts/bytes"; filename="bytes"\r\n'
-                "Content-Type: application/octet-stream\r\n\r\n"
-            )
-            body = head.encode() + os.urandom(job["mib"] * 2**20) + f"\r\n--{edge}--\r\n".encode()
-            kind = {"Content-Type": f"multipart/form-data; boundary={edge}"}
-            wire.call("POST", "/tasks/result", body, kind)
+            content = os.urandom(job["mib"] * 2**20)
+            body, kind = encode_multipart_formdata(
+                {"metadata": ("m", meta, "application/json"),
+                 "artifacts/bytes": ("bytes", content, "application/octet-stream")}
+            )  # fmt: skip
+            wire.call("POST", "/tasks/result", body, {"Content-Type": kind})
 
-    with ThreadPoolExecutor(len(job["nodes"])) as pool:
-        for one in [pool.submit(run, wire) for wire in nodes_of(job)]:
-            one.result()
+    together(*(partial(run, wire) for wire in nodes_of(job)))
     return {"seconds": time.monotonic() - began}
 
 

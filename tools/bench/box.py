@@ -1,6 +1,6 @@
 """What a box costs, and how fast everything in it dies. Prints JSON; run it as no root.
 
-`python -m tools.bench_box STARTS KILLS [FOLDER]`: with a folder where units may write, on a host
+`python -m tools.bench.box STARTS KILLS [FOLDER]`: with a folder where units may write, on a host
 that has them, tasks run at level `unit`, else at level `bubblewrap`.
 
 Starts: from the order to the program's first word, plain and boxed in turn. Kills: a task of 500

@@ -6,30 +6,27 @@ task, a tenth for a day in the far future; the others have ended.
 
 from __future__ import annotations
 
-import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from threading import Event
-from typing import Any
 
 import apsw
 import requests
 
-from tools.bench_load import TRUE, Wire
-from tools.bench_ours import CONTROL, in_redis
-from tools.bench_parts import Report
-from tools.devmesh import DevMesh, MeshError, wait_until
+from tools.bench.load import TRUE, Wire
+from tools.bench.measure import CONTROL, generator, in_ms, in_redis, percentile
+from tools.bench.report import Report, Run
+from tools.devmesh import DevMesh, wait_until
 from tools.ledger_rows import Rows, fill
+from tools.processes import MeshError
+from tools.scenarios.load import beside
 
-SIZES = (10_000, 100_000, 1_000_000)
 SETTINGS: Mapping[str, object] = {
     **CONTROL, "max_queued": 10_000_000, "max_queued_bytes": 2**40, "retention_every_s": 86400.0,
 }  # fmt: skip
@@ -160,7 +157,7 @@ def submits(ledger: Ledger) -> None:
         rae.call("POST", "/tasks", {"tasks": [TRUE] * 1000})
 
 
-def check(ledger: Ledger) -> None:
+def checked(ledger: Ledger) -> None:
     """`rae-control check --deep`, while tasks are submitted and cancelled."""
     command = [sys.executable, "-m", "rae_control.cli.rae_control", "check", "--deep", "--data"]
     with subprocess.Popen(
@@ -189,7 +186,7 @@ CASES: Mapping[str, Callable[[Ledger], None]] = {
     "lists by kind, node or label, without a match": lists,
     "reads of the events of one own task": one_event,
     "100 quiet watchers of events, beside submits": watchers,
-    "`check --deep`, beside submits": check,
+    "`check --deep`, beside submits": checked,
     "a tenth of all tasks released": dependents,
     "a lane with a tenth of all tasks expires": expiry,
     # Last: the ledger is larger by all of them afterwards.
@@ -206,54 +203,34 @@ class Waits:
     log_mib: float
     seconds: float
 
-
-@dataclass(slots=True)
-class Watch:
-    """The largest size of the write-ahead log until the end."""
-
-    file: Path
-    largest: int = 0
-    over: Event = field(default_factory=Event)
-
-    def run(self) -> None:
-        """Look again and again."""
-        while not self.over.wait(0.05):
-            self.largest = max(self.largest, self.file.stat().st_size)
+    @property
+    def p99(self) -> tuple[float, float]:
+        """Of submits and of heartbeats."""
+        return percentile(self.submit, 99), percentile(self.heartbeat, 99)
 
 
 def measured(ledger: Ledger, nodes: Mapping[str, str], case: Callable[[Ledger], None]) -> Waits:
     """A case, and what somebody else waits meanwhile. Raises MeshError."""
     ledger.sql("PRAGMA wal_checkpoint(truncate)")
-    watch = Watch(ledger.mesh.data / "ledger.db-wal")
-    job = {"url": ledger.mesh.url, "token": ledger.tokens["other"], "nodes": dict(nodes)}
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-        stack.callback(watch.over.set)
-        pool.submit(watch.run)
-        beside = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-m", "tools.bench_load", "beside"], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-        stack.callback(beside.kill)
-        if beside.stdin is None or beside.stdout is None:
-            raise MeshError("the load generator has no pipes")
-        beside.stdin.write(json.dumps(job) + "\n")
-        beside.stdin.flush()
+    log, sizes = ledger.mesh.data / "ledger.db-wal", [0]
+
+    def watch(over: Event) -> None:
+        while not over.wait(0.05):
+            sizes[0] = max(sizes[0], log.stat().st_size)
+
+    token = ledger.tokens["other"]
+    with beside(watch), generator("beside", ledger.mesh, nodes, token=token) as other:
         time.sleep(1)  # it measures before the case begins, and goes on after its end
         began = time.monotonic()
         case(ledger)
         seconds = time.monotonic() - began
-        beside.stdin.close()
-        found: dict[str, Any] = json.loads(beside.stdout.readline() or "{}")
-        if not found:
-            raise MeshError("the load generator ended early")
-        return Waits(found["submit"], found["heartbeat"], watch.largest / 2**20, seconds)
+        found = other.finish()
+    return Waits(found["submit"], found["heartbeat"], sizes[0] / 2**20, seconds)
 
 
-def grows(report: Report, sizes: Sequence[int]) -> None:
+def grows(report: Report, run: Run) -> None:
     """All cases in ledgers of these sizes, with goals."""
+    sizes = (1000, 10_000) if run.quick else run.rows
     found: dict[str, dict[int, Waits]] = {name: {} for name in CASES}
     for rows in sizes:
         report.section(
@@ -265,27 +242,15 @@ def grows(report: Report, sizes: Sequence[int]) -> None:
             nodes = {"n": ledger.mesh.admin.enrol("n").enrolment_secret}
             for name, case in CASES.items():
                 waits = found[name][rows] = measured(ledger, nodes, case)
-                cells = [
-                    f"{value:.0f} ms"
-                    for kind in (waits.submit, waits.heartbeat)
-                    for value in (statistics.median(kind), p99(kind), max(kind))
-                ]
+                cells = [cell for kind in (waits.submit, waits.heartbeat)
+                         for cell in (*in_ms(kind, 0), f"{max(kind):.0f} ms")]  # fmt: skip
                 report.row(name, *cells, f"{waits.log_mib:.0f} MiB", f"{waits.seconds:.1f} s")
-    report.section("Goals of what grows: p99, submit / heartbeat", "", "measured", "goal", "met")
+    report.goals("Goals of what grows: p99, submit / heartbeat")
     for name, by_rows in found.items():
-        first, last = by_rows[sizes[0]], by_rows[sizes[-1]]
-        pairs = [
-            (p99(getattr(first, kind)), p99(getattr(last, kind)))
-            for kind in ("submit", "heartbeat")
-        ]
-        report.goal(
+        pairs = list(zip(by_rows[sizes[0]].p99, by_rows[sizes[-1]].p99, strict=True))
+        report.verdict(
             name, " / ".join(f"{before:.0f} → {after:.0f} ms" for before, after in pairs),
             f"≤ {MOST_MS} ms, ≤ {MOST_GROWTH:g} x",
             met=all(after <= MOST_MS and after <= max(NOISE_MS, MOST_GROWTH * before)
                     for before, after in pairs),
         )  # fmt: skip
-
-
-def p99(values: Sequence[float]) -> float:
-    """The value that 99 % do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]

@@ -1,6 +1,6 @@
 """What the detectors of an owner's presence cost: at rest, and while somebody types all the time.
 
-`python -m tools.bench_detectors guard SOCKET` looks as the guard does at rest, every 10 s, with
+`python -m tools.bench.detectors guard SOCKET` looks as the guard does at rest, every 10 s, with
 the sources of config.yaml; logind and input devices are stand-ins that say nothing.
 """
 
@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 from rae_node.build import build_sources
 from rae_node.config import files
 from rae_node.config.files import NodeConfig, RuntimeConfig
@@ -22,7 +24,7 @@ from rae_node.config.tuning import Settings
 from rae_node.guard.owner_file import OwnerFile
 from rae_node.guard.sources.base import Watched
 from rae_protocol.clock import SystemClock
-from tools.bench_ours import cpu_s, pss_mb, tree
+from tools.bench.measure import cpu_s, pss_mb, tree
 from tools.devmesh import wait_until
 from tools.fake_logind import FakeLogind
 from tools.recorded_input import packed, plug
@@ -39,16 +41,17 @@ def detectors(rest_s: float, typing_s: float) -> dict[str, float]:
         plug(folder, 1, "pointer", name="Mouse")
         env = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": logind.address}
         input_ = _start("tools.recorded_input", [str(socket), str(folder)], env)
+        detector = [psutil.Process(input_.pid)]
         try:
             wait_until(socket.exists, 10, "the input detector listens")
-            guard = _start("tools.bench_detectors", ["guard", str(socket), work], env)
+            guard = _start("tools.bench.detectors", ["guard", str(socket), work], env)
             try:
                 time.sleep(12)  # what everybody does once is not rest
                 both = [*tree(input_.pid), *tree(guard.pid)]
                 cpu, wakes = _percent_and_wakes(both, rest_s)
                 found = {
                     "rest_cpu_percent": cpu, "rest_wakes_per_s": wakes,
-                    "input_pss_mb": pss_mb([input_.pid]), "input_rss_mb": _rss_mb(input_.pid),
+                    "input_pss_mb": pss_mb(detector), "input_rss_mb": _rss_mb(detector),
                 }  # fmt: skip
             finally:
                 guard.kill()
@@ -57,7 +60,7 @@ def detectors(rest_s: float, typing_s: float) -> dict[str, float]:
             typist = threading.Thread(target=_type, args=[keys, over])
             typist.start()
             try:
-                cpu, wakes = _percent_and_wakes([input_.pid], typing_s)
+                cpu, wakes = _percent_and_wakes(detector, typing_s)
             finally:
                 over.set()
                 typist.join()
@@ -85,28 +88,22 @@ def _type(keys: Path, over: threading.Event) -> None:
         os.close(out)
 
 
-def _percent_and_wakes(pids: list[int], seconds: float) -> tuple[float, float]:
-    before, woken, began = cpu_s(pids), _wakes(pids), time.monotonic()
+def _percent_and_wakes(processes: list[psutil.Process], seconds: float) -> tuple[float, float]:
+    before, woken, began = cpu_s(processes), _wakes(processes), time.monotonic()
     time.sleep(seconds)
     took = time.monotonic() - began
-    return 100 * (cpu_s(pids) - before) / took, (_wakes(pids) - woken) / took
+    return 100 * (cpu_s(processes) - before) / took, (_wakes(processes) - woken) / took
 
 
-def _wakes(pids: list[int]) -> int:
+def _wakes(processes: list[psutil.Process]) -> int:
     """How often threads of these processes went to sleep so far, and so woke up."""
-    found = 0
-    for pid in pids:
-        for status in Path(f"/proc/{pid}/task").glob("*/status"):
-            lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-            found += sum(
-                int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches")
-            )
-    return found
+    files = [file for one in processes for file in Path(f"/proc/{one.pid}/task").glob("*/status")]
+    lines = [line for file in files for line in file.read_text(errors="replace").splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
 
 
-def _rss_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+def _rss_mb(processes: list[psutil.Process]) -> float:
+    return sum(process.memory_info().rss for process in processes) / 2**20
 
 
 def guard(socket: Path, work: Path) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rae_protocol.errors import RaeError
-from tools.devmesh import MeshError
+from tools.bench.peers import Peers
+from tools.processes import MeshError
 
-Measure = Callable[["Report"], None]
 # What a part that cannot be measured raises; its programs, files and answers are at fault.
 _FAILURES = (MeshError, RaeError, subprocess.SubprocessError, OSError, ValueError)
 
@@ -36,11 +36,25 @@ class Report:
         """A line of the table."""
         self.say(f"| {' | '.join(cells)} |")
 
-    def goal(self, what: str, measured: str, goal: str, *, met: bool) -> None:
-        """A line that is held to DESIGN's number."""
-        self.row(what, measured, goal, "yes" if met else "**no**")
+    def goals(self, title: str) -> None:
+        """The head of a table of goals."""
+        self.section(title, "", "measured", "goal", "met")
+
+    def goal(
+        self, what: str, value: float, form: str, *, most: float | None = None,
+        least: float = 0.0,
+    ) -> None:  # fmt: skip
+        """A value with its unit, that is held to DESIGN's number."""
+        met = value >= least if most is None else value <= most
+        unit = form.rpartition("}")[2]
+        wanted = f"≥ {least:g}{unit}" if most is None else f"≤ {most:g}{unit}"
+        self.verdict(what, form.format(value), wanted, met=met)
+
+    def verdict(self, what: str, measured: str, wanted: str, *, met: bool) -> None:
+        """A line of the goals; what is missed is named at the end of the page, too."""
+        self.row(what, measured, wanted, "yes" if met else "**no**")
         if not met:
-            self.missed.append(f"{what}: {measured}, wanted {goal}")
+            self.missed.append(f"{what}: {measured}, wanted {wanted}")
 
     def text(self, *lines: str) -> None:
         """A paragraph."""
@@ -59,6 +73,18 @@ class Result:
     lines: list[str]
     missed: list[str]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a whole run measures: beside whom, quickly, and ledgers of how many tasks."""
+
+    peers: Peers
+    quick: bool = False
+    rows: Sequence[int] = (10_000, 100_000, 1_000_000)
+
+
+Part = Callable[[Report, Run], None]
 
 
 class Kept:
@@ -94,23 +120,24 @@ class Kept:
         """Write one more result before the next part begins."""
         self.results[name] = result
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".part")
+        part = self.file.with_suffix(".part")
         results = {name: asdict(result) for name, result in self.results.items()}
-        partial.write_text(json.dumps({"where": self._where, "results": results}), encoding="utf-8")
-        partial.replace(self.file)
+        part.write_text(json.dumps({"where": self._where, "results": results}), encoding="utf-8")
+        part.replace(self.file)
 
 
 def measure(
-    wanted: Iterable[str], parts: Mapping[str, Measure], kept: Kept, clock: Callable[[], float]
-) -> list[str]:
-    """Run the parts that have no result yet; why each failed, if any did."""
+    run: Run, wanted: Iterable[str], parts: Mapping[str, Part], kept: Kept,
+    clock: Callable[[], float],
+) -> list[str]:  # fmt: skip
+    """Measure the parts that have no result yet; why each failed, if any did."""
     failed = []
     for name in wanted:
         if name in kept.results:
             continue
         report, began = Report(), clock()
         try:
-            parts[name](report)
+            parts[name](report, run)
         except _FAILURES as error:
             failed.append(f"part `{name}` failed: {error}")
             print(f"\nbench: {failed[-1]}", file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,11 +13,11 @@ from typing import Any
 
 import requests
 
-import rae_node
-from tools.devmesh import MeshError
+from rae_node.data.tasks import text_stats
+from tools.processes import MeshError
 
 LICENCES = Path("/usr/share/common-licenses")
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 OLLAMAS = ("http://127.0.0.1:11435", "http://127.0.0.1:11434")
 SLOW_S = 4.0
 Body = dict[str, Any]
@@ -135,42 +134,33 @@ def quick_work(files: dict[str, Path], blobs: dict[str, str]) -> list[Work]:
 
 def words_here(files: dict[str, Path]) -> bytes:
     """The report of the node's own `text_stats`, called in this process."""
-    file = Path(rae_node.__file__).parent / "data" / "tasks" / "text_stats.py"
-    spec = importlib.util.spec_from_file_location("text_stats", file)
-    if spec is None or spec.loader is None:
-        raise MeshError(f"{file} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with tempfile.TemporaryDirectory() as folder:
         inputs, output = Path(folder, "input"), Path(folder, "output")
         inputs.mkdir()
         output.mkdir()
         for name, path in files.items():
             (inputs / name).write_bytes(path.read_bytes())
-        module.run(
-            SimpleNamespace(
-                input=inputs, output=output, log=lambda text: None, progress=lambda pct, note: None
-            ),
-            top=20,
+        context = SimpleNamespace(
+            input=inputs, output=output, log=lambda text: None, progress=lambda pct, note: None
         )
+        text_stats.run(context, top=20)
         return (output / "report.json").read_bytes()
 
 
 def slow_work(prefix: str, count: int) -> list[Work]:
     """Tasks that take a few seconds, so that there is something to interrupt."""
-    return [_slow(prefix, number) for number in range(count)]
-
-
-def _slow(prefix: str, number: int) -> Work:
-    name = f"{prefix}-{number}"
-    body = {
-        "task_id": name,
-        "kind": "python",
-        "params": {"task": "example", "params": {"name": name, "seconds": SLOW_S}},
-        "artifacts": [{"name": "greeting.txt", "type": "text/plain"}],
-        "priority": 9,
-    }
-    return Work(body, "greeting.txt", f"Hello, {name}!\n".encode)
+    names = [f"{prefix}-{number}" for number in range(count)]
+    return [
+        Work(
+            {
+                "task_id": name, "kind": "python", "priority": 9,
+                "params": {"task": "example", "params": {"name": name, "seconds": SLOW_S}},
+                "artifacts": [{"name": "greeting.txt", "type": "text/plain"}],
+            },
+            "greeting.txt", f"Hello, {name}!\n".encode,
+        )
+        for name in names
+    ]  # fmt: skip
 
 
 def find_ollama() -> tuple[str, str] | None:

@@ -1,9 +1,11 @@
-"""The audit after chaos: the ledger against what was promised, and against the tasks' stamps."""
+"""The audit of a mesh: the ledger against what was promised, and against the tasks' stamps."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any
 from rae_control.maintenance.backup import check_folder
 from rae_protocol import models
 from rae_protocol.client import RaeClient
+from rae_protocol.errors import RaeError
 from rae_protocol.names import TaskState
 from tools.devmesh import DevMesh
 from tools.stamp import stamps_in
@@ -76,7 +79,7 @@ def audit(mesh: DevMesh, stamps: Path, record: Record) -> dict[str, int]:
         problems += task_problems(view)
     problems += result_problems(tasks, stale, record)
     told = _delivered_by_agents(mesh, tasks, problems)
-    problems += [f"check: {violation}" for violation in check_folder(mesh.data, deep=True)]
+    problems += ledger_problems(mesh)
     attempts, overlapping = lives_of(stamps)
     problems += overlapping
     states = Counter(view.state.value for view in tasks.values())
@@ -89,10 +92,27 @@ def audit(mesh: DevMesh, stamps: Path, record: Record) -> dict[str, int]:
         "failures": sum(view.failures for view in tasks.values()),
         "interruptions": sum(view.interruptions for view in tasks.values()),
         "results that got 2xx": told + len(record.delivered),
-        "late results that got 409": len(record.refused) + _dropped_by_agents(mesh),
+        "late results that got 409": len(record.refused)
+        + sum(1 for _ in _agent_events(mesh, "result_dropped")),
         "tasks that succeeded twice": sum(times > 1 for times in successes.values()),
         "attempts alive at once": len(overlapping),
     }
+
+
+def ledger_problems(mesh: DevMesh) -> list[str]:
+    """What `rae-control check --deep` finds."""
+    return [f"check: {violation}" for violation in check_folder(mesh.data, deep=True)]
+
+
+def drain(mesh: DevMesh, timeout_s: float = 180.0) -> int:
+    """Let every task end; returns how many have not."""
+    end, left = time.monotonic() + timeout_s, -1
+    while left and time.monotonic() < end:
+        with contextlib.suppress(RaeError):
+            left = sum(len(mesh.admin.tasks(state=state.value, limit=500).tasks)
+                       for state in TaskState if not state.final)  # fmt: skip
+        time.sleep(0.5)
+    return left
 
 
 def task_problems(view: models.TaskView) -> list[str]:
@@ -136,14 +156,14 @@ def _attempt_state(tasks: dict[str, models.TaskView], key: tuple[str, int]) -> s
     return next((e.state for e in view.history if e.attempt == key[1]), None) if view else None
 
 
-def _agent_lines(mesh: DevMesh) -> Iterator[tuple[str, dict[str, Any]]]:
+def _agent_events(mesh: DevMesh, event: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for node in mesh.nodes.values():
         for line in node.log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue  # half a line of an agent that was killed while it wrote
-            if isinstance(entry, dict):
+            if isinstance(entry, dict) and entry.get("event") == event:
                 yield node.name, entry
 
 
@@ -152,9 +172,7 @@ def _delivered_by_agents(
 ) -> int:
     """Each `result_delivered` of an agent's log must be an attempt of its in the ledger."""
     count = 0
-    for name, entry in _agent_lines(mesh):
-        if entry.get("event") != "result_delivered":
-            continue
+    for name, entry in _agent_events(mesh, "result_delivered"):
         count += 1
         view = tasks.get(str(entry["task_id"]))
         if view is None or not any(
@@ -163,10 +181,6 @@ def _delivered_by_agents(
         ):
             problems.append(f"{entry['task_id']}: {name} delivered it, and the ledger lacks it")
     return count
-
-
-def _dropped_by_agents(mesh: DevMesh) -> int:
-    return sum(entry.get("event") == "result_dropped" for _, entry in _agent_lines(mesh))
 
 
 def lives_of(stamps: Path) -> tuple[int, list[str]]:

@@ -5,8 +5,8 @@ control's event feed or from a comparison of bytes.
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -18,9 +18,17 @@ from pathlib import Path
 from rae_protocol import models
 from rae_protocol.client import RaeClient
 from rae_protocol.names import TaskState
-from rae_protocol.terminal import CLOSED_PIPE, INTERRUPTED, complain
-from tools.demo_work import Work, find_ollama, llm_work, pick_files, quick_work, slow_work
-from tools.devmesh import SCALE, DevMesh, MeshError, exit_on_signals
+from tools.devmesh import SCALE, DevMesh, wait_until
+from tools.processes import MeshError
+from tools.scenarios.demo_work import (
+    Work,
+    find_ollama,
+    llm_work,
+    pick_files,
+    quick_work,
+    slow_work,
+)
+from tools.scenarios.load import show_counts, show_progress
 
 STEP_TIMEOUT_S = 60.0
 LLM_TIMEOUT_S = 60.0
@@ -44,11 +52,12 @@ class Board:
 
     def wait(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
         """Follow the feed until the condition holds. Raises MeshError."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > end:
-                raise MeshError(f"after {timeout_s:g} s still not: {what}")
+
+        def holds() -> bool:
             self.follow(0.25)
+            return condition()
+
+        wait_until(holds, timeout_s, what)
 
     def follow(self, wait_s: float = 0.0) -> None:
         """Take in what is new."""
@@ -99,9 +108,9 @@ class Board:
         order = ("waiting", "queued", "running", "succeeded", "failed")
         parts = [f"{states[state]} {state}" for state in order if states[state]]
         line = f"[{time.monotonic() - self.started:5.1f} s] " + ", ".join(parts)
-        if sys.stdout.isatty():
-            print(f"\r\x1b[K{line}", end="", flush=True)
-        elif ", ".join(parts) != self._shown and time.monotonic() - self._shown_at >= 1.0:
+        show_progress(line)
+        news = ", ".join(parts) != self._shown and time.monotonic() - self._shown_at >= 1.0
+        if news and not sys.stdout.isatty():
             print(line, flush=True)
             self._shown, self._shown_at = ", ".join(parts), time.monotonic()
 
@@ -180,21 +189,21 @@ def report(board: Board, compared: int, work: Sequence[Work]) -> None:
     """The table at the end."""
     board.follow()
     attempts = board.counts["attempts"]
-    rows = [
-        ("tasks", len(work)),
-        ("succeeded", sum(item.task_id in board.done_on for item in work)),
-        ("attempts", attempts),
-        ("attempts that ended early", attempts - sum(board.done_times.values())),
-        ("handed back for the owner", board.counts["yields"]),
-        ("leases that ran out", board.counts["expired"]),
-        ("nodes lost", board.counts["lost"]),
-        ("artifacts equal byte for byte", compared),
-        ("duplicates", duplicates(board)),
-        ("seconds", round(time.monotonic() - board.started, 1)),
-    ]
     board.say("")
-    for name, value in rows:
-        print(f"{name:<32}{value:>8}")
+    show_counts(
+        {
+            "tasks": len(work),
+            "succeeded": sum(item.task_id in board.done_on for item in work),
+            "attempts": attempts,
+            "attempts that ended early": attempts - sum(board.done_times.values()),
+            "handed back for the owner": board.counts["yields"],
+            "leases that ran out": board.counts["expired"],
+            "nodes lost": board.counts["lost"],
+            "artifacts equal byte for byte": compared,
+            "duplicates": duplicates(board),
+            "seconds": round(time.monotonic() - board.started, 1),
+        }
+    )
 
 
 def duplicates(board: Board) -> int:
@@ -212,7 +221,11 @@ then
   .venv/bin/rae-node pause 10m --data data"""
 
 
-def run() -> int:
+def options(_parser: argparse.ArgumentParser) -> None:
+    """It has none."""
+
+
+def run(_args: argparse.Namespace) -> int:
     """The whole demo; returns its exit code."""
     ollama = find_ollama()
     node_settings = {"isolation": "auto", **({"ollama_url": ollama[0]} if ollama else {})}
@@ -254,23 +267,3 @@ def run() -> int:
         return 1
     print("no process is left\n" + NEXT)
     return 0
-
-
-def main() -> int:
-    """Entry point."""
-    exit_on_signals()
-    try:
-        return run()
-    except KeyboardInterrupt:
-        complain("demo", "stopped; nothing is left running")
-        return INTERRUPTED
-    except (MeshError, json.JSONDecodeError) as error:
-        complain("demo", str(error))
-        return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

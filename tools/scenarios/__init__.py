@@ -1,0 +1,1 @@
+"""Meshes of real processes that work, are disturbed, and are audited."""
