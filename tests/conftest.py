@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from tests.fake_nvml import FakeNvml, build
+from tests.harness import MakeMesh
 from tools.devmesh import DevMesh
-
-MakeMesh = Callable[..., DevMesh]
 
 
 @pytest.fixture

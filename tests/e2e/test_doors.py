@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.site import Site
 from tests.lab import Host
-from tools.devmesh import wait_until
+from tests.until import until
 
 API = 8080
 LONG = bool(os.environ.get("RAE_TEST_LONG"))
@@ -45,7 +45,7 @@ def listen(host: Host, *ports: int) -> None:
              "[Install]\nWantedBy=multi-user.target\n")  # fmt: skip
     host.run(["systemctl", "daemon-reload"])
     host.run(["systemctl", "enable", "--quiet", "--now", "standin.service"])
-    wait_until(lambda: host.run(["ss", "-Hltn", f"sport = :{ports[-1]}"]).stdout, 10, "it listens")
+    until(lambda: host.run(["ss", "-Hltn", f"sport = :{ports[-1]}"]).stdout, "it listens")
 
 
 def forget(host: Host) -> None:

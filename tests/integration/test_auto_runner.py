@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 
-from tests.conftest import MakeMesh
-from tools.devmesh import wait_until
+from tests.harness import MakeMesh
+from tests.until import until
 
 
 def test_b4_auto_runner_is_the_agent_of_its_tree(make_mesh: MakeMesh) -> None:
@@ -21,5 +21,5 @@ def test_b4_auto_runner_is_the_agent_of_its_tree(make_mesh: MakeMesh) -> None:
     view = mesh.rae.wait(mesh.rae.submit([body])[0].task_id, 30)
     assert (view.state.value, view.history[-1].node_id) == ("succeeded", "n1")
     node.signal(signal.SIGTERM)  # the script became the agent: it hears the signal itself
-    wait_until(lambda: not node.running, 20, "the agent ends")
+    until(lambda: not node.running, "the agent ends", 20)
     assert node.popen is not None and node.popen.returncode == 0

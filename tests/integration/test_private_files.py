@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeMesh
-from tools.devmesh import DevMesh, wait_until
+from tests.harness import MakeMesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 CLI = {"kind": "cli", "params": {"command": "true"}}
 
@@ -45,7 +46,7 @@ def readable(data: Path) -> list[str]:
 def work(mesh: DevMesh) -> None:
     mesh.rae.upload_blob(b"somebody's input")
     mesh.rae.submit([CLI])
-    wait_until(lambda: list(mesh.data.glob("redis/appendonlydir/*")), 10, "the queue is written")
+    until(lambda: list(mesh.data.glob("redis/appendonlydir/*")), "the queue is written")
     assert (mesh.data / "ledger.db-wal").exists()
 
 
@@ -93,4 +94,4 @@ def test_under_a_umask_of_0_nobody_else_changes_what_a_node_goes_by(
     for path in (agent.parent, agent, agent / "main.py"):
         path.chmod(0o777)  # as an earlier version left them
     mesh.nodes["n1"].start()
-    wait_until(lambda: writable(nodes) == [], 20, "the folders are closed")
+    until(lambda: writable(nodes) == [], "the folders are closed", 20)

@@ -13,7 +13,7 @@ import pytest
 
 from rae_node.config.layout import Layout
 from rae_protocol.folders import make_folder
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
 
 TASK = {"kind": "cli", "params": {"command": "true"}}
 

@@ -8,8 +8,7 @@ import gevent
 import pytest
 
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api, ManualClock, tick
+from tests.integration.control.harness import ECHO, Api, ManualClock, tick
 
 FAILED = {"code": "E_EXIT", "message": "exit code 1"}
 DENIED = {"code": "E_DENY", "message": "argument 1 matches nothing"}

@@ -19,9 +19,8 @@ from rae_control.config import ControlConfig
 from rae_control.errors import LedgerLocked
 from rae_control.ledger.sqlite import Ledger
 from rae_control.maintenance.doctor import Finding, examine
+from tests.integration.control.harness import ManualClock, Server
 from tools.devmesh import DevMesh
-
-from .conftest import ManualClock, Server
 
 
 @pytest.fixture

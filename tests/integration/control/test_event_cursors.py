@@ -9,7 +9,7 @@ import pytest
 from rae_control.ledger import views
 from rae_control.ledger.sqlite import Tx
 from rae_control.mesh.mesh import Mesh
-from tests.integration.control.conftest import ECHO, Api, ManualClock
+from tests.integration.control.harness import ECHO, Api, ManualClock
 
 DAY = 86400.0
 

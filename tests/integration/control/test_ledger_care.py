@@ -23,14 +23,7 @@ from rae_control.ledger.sqlite import Ledger, fetch
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
-from tests.integration.control.conftest import (
-    ECHO,
-    Api,
-    ManualClock,
-    Server,
-    build,
-    multipart,
-)
+from tests.integration.control.harness import ECHO, Api, ManualClock, Server, build, multipart
 
 DAY = 86400.0
 V1 = Path(__file__).with_name("ledger_v1.sql")

@@ -12,8 +12,16 @@ import pytest
 from rae_control.config import ControlConfig
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api, ManualClock, Server, build, multipart, tick, until
+from tests.integration.control.harness import (
+    ECHO,
+    Api,
+    ManualClock,
+    Server,
+    build,
+    multipart,
+    tick,
+    until,
+)
 
 
 def test_a_task_goes_from_submit_to_result(api: Api) -> None:
@@ -55,7 +63,7 @@ def test_a_lease_without_ack_goes_back_and_costs_nothing(
 ) -> None:
     api.join("n1")
     task_id = api.submit(ECHO)[0]["task_id"]
-    until(lambda: api.poll("n1").get("task"))
+    until(lambda: api.poll("n1").get("task"), "a task for the node")
     tick(mesh, clock, 9)
     assert api.task(task_id)["state"] == "leased"
     tick(mesh, clock, 3)
@@ -111,7 +119,7 @@ def test_a4_offline_node_receives_no_task(api: Api, mesh: Mesh, clock: ManualClo
     shown = api.rae("GET", "/nodes?all=1", who="root").json["nodes"]
     assert [n["state"] for n in shown] == ["offline"]
     assert api.register("n1").status_code == 200
-    assert until(lambda: api.poll("n1").get("task"))
+    assert until(lambda: api.poll("n1").get("task"), "a task for the node")
 
 
 def test_a_bearer_node_may_fail_twice_with_the_same_words(
@@ -126,7 +134,10 @@ def test_a_bearer_node_may_fail_twice_with_the_same_words(
     failed = {"task_id": task_id, "status": "failed", "error": {"code": "E_EXIT", "message": "1"}}
     states = []
     for _ in range(2):
-        until(lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"))
+        until(
+            lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"),
+            "a task for the node",
+        )
         answer = api.client.post("/tasks/result", json=failed, headers=headers)
         states.append(answer.json["state"])
         tick(mesh, clock, 6)
@@ -292,7 +303,7 @@ def test_a_requeued_task_waits_until_its_cancelled_attempt_is_dead(
 def test_a_task_cancelled_before_its_ack_may_be_queued_again_at_once(api: Api) -> None:
     api.join("n1")
     task_id = api.submit(ECHO)[0]["task_id"]
-    until(lambda: api.poll("n1").get("task"))
+    until(lambda: api.poll("n1").get("task"), "a task for the node")
     assert api.task(task_id)["state"] == "leased"
     api.rae("POST", f"/tasks/{task_id}/cancel")
     assert api.rae("POST", f"/tasks/{task_id}/requeue").json["state"] == "queued"

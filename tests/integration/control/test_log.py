@@ -10,8 +10,7 @@ import pytest
 
 from rae_control.log import JsonFormatter, facts
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api, ManualClock
+from tests.integration.control.harness import ECHO, Api, ManualClock
 
 
 class Lines(logging.Handler):

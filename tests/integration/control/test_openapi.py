@@ -11,8 +11,7 @@ from rae_control.api.operations import BYTES, OPERATIONS
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
 from rae_protocol.errors import TABLE
-
-from .conftest import Api
+from tests.integration.control.harness import Api
 
 
 def documented() -> set[tuple[str, str]]:

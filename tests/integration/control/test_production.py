@@ -24,9 +24,8 @@ import requests
 
 from rae_control.maintenance.backup import check_folder
 from rae_protocol import signing
-from tools.devmesh import wait_until
-
-from .conftest import Server
+from tests.integration.control.harness import Server
+from tests.until import until
 
 # What systemd does before it starts a service: LISTEN_PID is the program's own.
 _PASS = """
@@ -167,7 +166,7 @@ def test_a2_it_serves_on_passed_sockets_and_says_so_when_it_does(service: Servic
     assert not any(word.encode() in seen for word in (service.key, PASSWORD, admin))
     text = service.redis.folder / "redis.sock"
     client = redis.Redis(unix_socket_path=str(text), username="rae", password=PASSWORD)
-    wait_until(lambda: client.exists("rq:queues"), 10, "the queue is Redis's")
+    until(lambda: client.exists("rq:queues"), "the queue is Redis's")
     client.close()
 
 
@@ -199,7 +198,7 @@ def test_sigterm_answers_open_polls_and_ends_soon(service: Service) -> None:
     ]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: "polls_open 1" in service.get("/metrics", admin).text, 10, "it waits")
+    until(lambda: "polls_open 1" in service.get("/metrics", admin).text, "it waits")
     with requests.Session() as at_rest:  # does not hang up by itself
         at_rest.get(service.url + "/healthz", timeout=5)
         assert service.stop() == 0  # which waits 10 s

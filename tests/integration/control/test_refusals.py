@@ -17,20 +17,8 @@ from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import views
 from rae_control.mesh.mesh import Mesh
 from rae_protocol import signing
-from rae_protocol.errors import TABLE, RaeError
-from tests.messages import faults
-
-from .conftest import ECHO, Api, ManualClock, multipart
-
-
-def refused(answer: Any, rc: str) -> dict[str, Any]:
-    """The answer is an error of the table with this rc, a sentence and a detail."""
-    body: dict[str, Any] = answer.json
-    assert (answer.status_code, body["rc"]) == (TABLE[rc][0], rc), body
-    assert set(body) == {"rc", "message", "detail"}
-    assert body["message"].endswith(".")
-    assert faults(body["message"]) == []
-    return body
+from rae_protocol.errors import RaeError
+from tests.integration.control.harness import ECHO, Api, ManualClock, multipart, refused
 
 
 def post(api: Api, raw: bytes, kind: str = "application/json") -> Any:

@@ -14,7 +14,7 @@ from rae_control.mesh.mesh import Mesh
 from rae_control.queue.rq_queue import RqQueue
 from rae_control.server.app import create_app
 from rae_protocol import signing
-from tests.integration.control.conftest import Api, ManualClock, Server, build, tick
+from tests.integration.control.harness import Api, ManualClock, Server, build, tick
 
 BEAT = json.dumps({"node_id": "n1", "leases": []}).encode()
 PATH = "/nodes/heartbeat"

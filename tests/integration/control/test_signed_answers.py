@@ -15,7 +15,7 @@ from rae_control.config import ControlConfig
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
 from rae_protocol import signing
-from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build
+from tests.integration.control.harness import ECHO, Api, ManualClock, Server, build
 
 
 class Caller:

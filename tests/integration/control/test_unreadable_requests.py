@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 SECRET = b"rae_do_not_keep_me"
 
@@ -39,7 +40,5 @@ def test_c5_an_unreadable_request_is_neither_echoed_nor_logged(
     assert head.split()[1] == str(status).encode()
     assert json.loads(body)["rc"] == "invalid_request"
     assert SECRET not in answer
-    wait_until(
-        lambda: log.read_bytes().count(b"request_unreadable") > before, 10, "the log has its line"
-    )
+    until(lambda: log.read_bytes().count(b"request_unreadable") > before, "the log has its line")
     assert SECRET not in log.read_bytes()

@@ -14,9 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from rae_control.config import ControlConfig
-
-from .conftest import Api
-from .test_refusals import refused
+from tests.integration.control.harness import Api, refused
 
 
 class Tailscaled(socketserver.ThreadingUnixStreamServer):

@@ -15,7 +15,7 @@ from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
 from tests.lab.libraries import libraries
 from tests.lab.node_files import SOCKETS, unit_files
-from tools.devmesh import wait_until
+from tests.until import until
 
 CPU, GPU, KILL = (f"/run/rae-task/{name}.sock" for name in ("cpu", "gpu", "kill"))
 AGENT_USER = "rae-node"
@@ -143,7 +143,7 @@ class Task:
 
     def wait_gone(self) -> None:
         """Wait until no process of the unit lives; how long that takes, `make bench` measures."""
-        wait_until(lambda: not self.alive(), 10, f"all of {self.unit} is gone")
+        until(lambda: not self.alive(), f"all of {self.unit} is gone")
 
     def close(self) -> None:
         """Hang up."""

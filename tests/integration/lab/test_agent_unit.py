@@ -14,7 +14,7 @@ from rae_node.package import DATA as PACKAGE_DATA
 from tests.integration.lab import node
 from tests.integration.lab.node import BIN, PACKAGES
 from tests.lab import Host, Lab
-from tools.devmesh import wait_until
+from tests.until import until
 
 DATA = "/opt/rae-test"
 SUPERVISOR = f"""
@@ -53,11 +53,11 @@ def host(lab: Lab) -> Host:
     host.run(["systemd-run", "--unit=control", BIN, "-m", "rae_control.cli.rae_control",
               "serve", "--dev", "--data", DATA])  # fmt: skip
     enrol = ["--json", "nodes", "enrol", "n1"]
-    wait_until(lambda: raectl(host, *enrol, check=False), 30, "control enrols", every_s=0.3)
+    until(lambda: raectl(host, *enrol, check=False), "control enrols", 30, every_s=0.3)
     host.put("/etc/rae-node/enrolment.json", raectl(host, *enrol), 0o400)
     host.put("/opt/rae-node/agent/enabled", "")
     host.run(["systemctl", "start", "rae-node", "rae-ollama"])
-    wait_until(lambda: nodes(host), 30, "it registers")
+    until(lambda: nodes(host), "it registers", 30)
     return host
 
 
@@ -106,11 +106,11 @@ def test_b5_the_block_is_logind_s_and_ends_with_its_holder(host: Host) -> None:
 
     assert not listed()
     host.run(["systemd-run", "--unit=awake", "--collect", BIN, "-c", AWAKE])
-    wait_until(listed, 10, "systemd-inhibit --list shows it")
+    until(listed, "systemd-inhibit --list shows it")
     held = host.run(["systemd-inhibit", "--list"]).stdout
     assert "sleep" in held and "block" in held
     host.run(["systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", "awake"])
-    wait_until(lambda: not listed(), 10, "it is let go")
+    until(lambda: not listed(), "it is let go")
 
 
 def test_the_owners_return_ends_the_model_runners_processes(host: Host) -> None:
@@ -120,12 +120,12 @@ def test_the_owners_return_ends_the_model_runners_processes(host: Host) -> None:
     before = processes(host, "rae-ollama.service")
     assert len(before) == 1
     raectl(host, "submit", "--json-file", f"{DATA}/poem.json")
-    wait_until(lambda: len(processes(host, "rae-ollama.service")) > 1, 20, "a model is loaded")
+    until(lambda: len(processes(host, "rae-ollama.service")) > 1, "a model is loaded", 20)
     loaded = processes(host, "rae-ollama.service")
     said = host.run([BIN, "-m", "rae_node", "pause", "--root", "/opt/rae-node"]).stdout
     assert "1 tasks stopped" in said
     assert not loaded & processes(host, "rae-ollama.service")
-    wait_until(lambda: len(processes(host, "rae-ollama.service")) == 1, 10, "it comes back empty")
+    until(lambda: len(processes(host, "rae-ollama.service")) == 1, "it comes back empty")
     (killed,) = events(host, "model_runner_killed")[-1:]
     ended = [told for told in events(host, "task_ended") if told.get("reason") == "paused"]
     assert float(ended[-1]["stopped_ms"]) >= float(killed["ms"])
@@ -146,7 +146,7 @@ def test_an_agent_that_stands_still_is_ended_by_the_watchdog(host: Host) -> None
     host.run(["systemctl", "daemon-reload"])
     host.run(["systemctl", "restart", "rae-node"])
     host.run(["systemctl", "kill", "--kill-who=main", "--signal=SIGSTOP", "rae-node"])
-    wait_until(lambda: show(host, "rae-node", "NRestarts") != "0", 30, "it restarts", every_s=0.3)
-    wait_until(lambda: show(host, "rae-node", "SubState") == "running", 30, "it runs again")
+    until(lambda: show(host, "rae-node", "NRestarts") != "0", "it restarts", 30, every_s=0.3)
+    until(lambda: show(host, "rae-node", "SubState") == "running", "it runs again", 30)
     host.run(["rm", drop])
     host.run(["systemctl", "daemon-reload"])

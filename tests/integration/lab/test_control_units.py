@@ -14,7 +14,7 @@ from tests.lab import Host, Lab
 from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
 from tests.lab.libraries import libraries
-from tools.devmesh import wait_until
+from tests.until import until
 
 UNITS = Path(str(files("rae_control"))) / "data" / "units"
 SERVICES = sorted(file.name for file in UNITS.glob("*.service"))
@@ -135,7 +135,7 @@ def test_a_loop_that_is_blocked_is_ended_by_the_watchdog(host: Host) -> None:
     restarts = int(show(host, "rae-control", "NRestarts"))
     worker = host.run(["cat", "/var/lib/rae-control/run/worker.pid"]).stdout
     host.run(["kill", "-STOP", worker])
-    wait_until(lambda: int(show(host, "rae-control", "NRestarts")) > restarts, 60, "it restarts")
+    until(lambda: int(show(host, "rae-control", "NRestarts")) > restarts, "it restarts", 60)
     assert json.loads(ask(host, "/nodes")) == {"nodes": []}
     host.run(["rm", drop])
     host.run(["systemctl", "daemon-reload"])
@@ -145,9 +145,9 @@ def test_the_timers_backup_is_written_by_the_worker(host: Host) -> None:
     assert "rae-control-backup.service" in host.run(["systemctl", "list-timers", "--all"]).stdout
     host.run(["systemctl", "start", "rae-control-backup"])
     look = ["find", "/var/backups/rae-control", "-name", "*.raebackup", "-printf", "%m %u\n"]
-    wait_until(lambda: host.run(look).stdout, 30, "the backup is there")
+    until(lambda: host.run(look).stdout, "the backup is there", 30)
     assert host.run(look).stdout == "600 rae-control\n"
-    wait_until(lambda: "chore_done" in host.unit_log("rae-control-worker"), 10, "it says so")
+    until(lambda: "chore_done" in host.unit_log("rae-control-worker"), "it says so")
 
 
 def test_a_stop_is_quick_and_clean(host: Host) -> None:

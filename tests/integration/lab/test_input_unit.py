@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.lab import node
 from tests.lab import Host, Lab
-from tools.devmesh import wait_until
+from tests.until import until
 
 SOCKET = "/run/rae-input/input.sock"
 # Its answer, as JSON; the process that asks is named on the command line.
@@ -126,7 +126,7 @@ def test_it_comes_back_a_second_after_its_end_and_its_stop_leaves_nothing(host: 
         said = node.settings(host, "rae-input.service")
         return said["SubState"] == "running" and said["MainPID"] != before
 
-    wait_until(again, 10, "it runs again", every_s=0.2)
+    until(again, "it runs again", every_s=0.2)
     assert ask(host)["blind"] == ""
     host.run(["systemctl", "stop", "rae-input"])
     assert host.run(["test", "-e", "/run/rae-input"], check=False).returncode == 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.integration.lab.harness import CROWD
 from tests.integration.lab.node import AGENT_USER, KILL, Task, as_user, relay
-from tests.integration.lab.test_units import CROWD
 from tests.lab import Host
-from tools.devmesh import wait_until
+from tests.until import until
 
 
 def ask(host: Host, words: str) -> str:
@@ -18,7 +18,7 @@ def test_it_kills_the_unit_it_is_told(host: Host) -> None:
     with Task(host) as other, Task(host) as task:
         other.tell("")
         task.tell(CROWD)
-        wait_until(lambda: task.processes() == 21, 10, "the crowd is there")
+        until(lambda: task.processes() == 21, "the crowd is there")
         host.run(["systemctl", "kill", "--signal=SIGSTOP", task.unit])
         assert ask(host, f"{task.unit}\n") == "ok\n"
         task.wait_gone()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.lab.harness import CROWD
 from tests.integration.lab.node import (
     CPU,
     GPU,
@@ -22,7 +23,7 @@ from tests.integration.lab.node import (
 )
 from tests.lab import Host
 from tests.lab.node_files import UNITS
-from tools.devmesh import wait_until
+from tests.until import until
 
 WORKDIR = "/opt/rae-node/workdir"
 SERVICES = sorted(file.name for file in UNITS.glob("*.service"))
@@ -38,21 +39,6 @@ def box(*argv):
             "/lib64", "--symlink", "usr/bin", "/bin", "--dev", "/dev", "--proc", "/proc",
             "--tmpfs", "/tmp", "--bind", {WORKDIR!r}, "/workdir", "--chdir", "/workdir", *argv]
     return made
-"""
-# 20 processes in 3 sessions that hear no signal but one.
-CROWD = """
-import os, signal, time
-for number in range(20):
-    if os.fork() == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        if number % 7 == 0:
-            os.setsid()
-        if os.fork():
-            os._exit(0)
-        os.closerange(0, 3)
-        time.sleep(600)
-        os._exit(0)
 """
 
 AGENT = """
@@ -226,14 +212,14 @@ def test_nobody_but_the_agent_connects(host: Host, socket: str, user: str) -> No
 def test_nothing_outlives_the_connection(host: Host) -> None:
     with Task(host) as task:
         task.tell(CROWD)
-        wait_until(lambda: task.processes() == 21, 10, "the crowd is there")
+        until(lambda: task.processes() == 21, "the crowd is there")
     task.wait_gone()
 
 
 def test_nothing_outlives_the_main_process(host: Host) -> None:
     with Task(host) as task:
         task.tell(CROWD)
-        wait_until(lambda: task.processes() == 21, 10, "the crowd is there")
+        until(lambda: task.processes() == 21, "the crowd is there")
         host.run(["systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", task.unit])
         task.wait_gone()
     left = host.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "rae-task@*"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,7 @@ from rae_node.runners.capabilities import Machine
 from rae_protocol import models
 from rae_protocol.errors import RaeError, Unreachable
 from rae_protocol.node_client import Polled
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
-    """Wait for a condition, at most so long."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.005)
-    raise AssertionError(f"not in {timeout_s} s: {what}")
+from tests.until import until
 
 
 class SetClock:

@@ -18,7 +18,8 @@ from rae_node.isolation import base
 from rae_node.owner.socket import ask
 from rae_protocol.errors import TABLE, RemoteError, Unreachable
 from rae_protocol.models import Command
-from tests.unit.node.fakes import UNREACHABLE, Rig, until
+from tests.unit.node.fakes import UNREACHABLE, Rig
+from tests.until import until
 
 MakeRig = Callable[..., Rig]
 SLEEP = {"command": "sleep", "args": ["600"]}

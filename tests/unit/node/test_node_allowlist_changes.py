@@ -11,7 +11,8 @@ from rae_node.config.layout import Layout, socket_path
 from rae_node.errors import NodeError
 from rae_node.owner.socket import ask
 from rae_node.runners.cli import AllowFolders
-from tests.unit.node.fakes import Rig, until
+from tests.unit.node.fakes import Rig
+from tests.until import until
 
 MakeRig = Callable[..., Rig]
 UNAME = "- path: /usr/bin/uname\n  args: [['-s']]\n"

@@ -24,7 +24,8 @@ from rae_node.package import DATA
 from rae_node.runners.ollama_service import WAIT_S, ModelRunner
 from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import Rig, until
+from tests.unit.node.fakes import Rig
+from tests.until import until
 
 
 class Log:

@@ -29,7 +29,8 @@ from rae_node.host.nvml import Gpu
 from rae_node.runners.llm import port_problem
 from rae_protocol.errors import TABLE, RemoteError, Unreachable
 from tests.certificates import Authority, tls_front
-from tests.unit.node.fakes import FakeControl, Rig, until
+from tests.unit.node.fakes import FakeControl, Rig
+from tests.until import until
 
 CARD = Gpu("NVIDIA GeForce RTX 4080", 16376, "GPU-1", "550", "12.4")
 HERE, PRIVATE = Path("/x/run"), Path("/x/spool")

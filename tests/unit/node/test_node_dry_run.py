@@ -13,7 +13,8 @@ from rae_node.config import files as config
 from rae_node.config.layout import Layout
 from rae_node.diagnostics import checks
 from rae_node.guard.words import in_words
-from tests.unit.node.fakes import Rig, until
+from tests.unit.node.fakes import Rig
+from tests.until import until
 
 MakeRig = Callable[..., Rig]
 

@@ -20,7 +20,8 @@ from rae_node.guard.sources.gpu import GpuSource
 from rae_node.host.nvml import Gpu, NvmlChild
 from rae_node.owner.why import obstacles
 from tests.fake_nvml import GPU, LOST, FakeNvml
-from tests.unit.node.fakes import MACHINE, Rig, until
+from tests.unit.node.fakes import MACHINE, Rig
+from tests.until import until
 
 RULES = Rules(True, True, {"gpu_percent": 90.0, "vram_gb": 14.0})
 

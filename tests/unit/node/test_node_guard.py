@@ -29,7 +29,8 @@ from rae_node.guard.sources.load import LoadSource, Sample
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.telemetry.journal import Journal
 from rae_protocol.models import Availability
-from tests.unit.node.fakes import FAST, Idle, Rig, SetClock, until
+from tests.unit.node.fakes import FAST, Idle, Rig, SetClock
+from tests.until import until
 
 RULES = Rules(True, True, {"cpu_percent": 80.0})
 CLEAR = Reading("load", measures={"cpu_percent": 80.0})

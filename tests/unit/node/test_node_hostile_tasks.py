@@ -22,7 +22,8 @@ from rae_node.supervisor import process_tree
 from rae_node.telemetry.log import EventLog
 from rae_node.workspace.workspace import Workspace, inline_bytes
 from rae_protocol.models import LeasedInput
-from tests.unit.node.fakes import Rig, until
+from tests.unit.node.fakes import Rig
+from tests.until import until
 
 MakeRig = Callable[..., Rig]
 FILE = {"artifacts": [{"name": "a.bin"}]}

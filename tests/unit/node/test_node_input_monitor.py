@@ -25,7 +25,7 @@ from rae_node.input.activity import GAMEPAD, KEYBOARD, POINTER, SENSOR, Activity
 from rae_node.input.devices import Opened, Watch, load_evdev, name_of, seat_of
 from rae_node.input.monitor import GRAIN_S, SETTLE_S, Monitor, rounded
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import until
+from tests.until import until
 from tools.recorded_input import Recorded, nodes, plug, send, unplug
 
 KEY_A, RELEASE_A, MOVE = (1, 30, 1), (1, 30, 0), (2, 0, 1)

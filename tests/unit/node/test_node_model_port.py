@@ -18,7 +18,8 @@ from rae_node.runners.llm_child import ask, listeners, stranger
 from rae_node.runners.ollama_service import ModelRunner
 from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import Rig, until
+from tests.unit.node.fakes import Rig
+from tests.until import until
 
 MakeRig = Callable[..., Rig]
 OURS, OTHERS = {os.getuid()}, {os.getuid() + 1}

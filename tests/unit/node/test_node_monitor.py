@@ -20,7 +20,8 @@ from rae_node.owner.monitor_view import view
 from rae_node.telemetry.http import Monitor, respond
 from rae_node.telemetry.log import EventLog
 from rae_node.telemetry.metrics import OUTCOMES, STOPPED_MS, YIELDS, Tally, healthz, prometheus
-from tests.unit.node.fakes import UNREACHABLE, Rig, until
+from tests.unit.node.fakes import UNREACHABLE, Rig
+from tests.until import until
 
 PAGES = {"/healthz": lambda: ("application/json", "{}\n")}
 SAMPLE = re.compile(r'(rae_node_[a-z_]+)(\{[a-z]+="[A-Za-z0-9_.+]+"\})? -?[0-9.e+-]+')

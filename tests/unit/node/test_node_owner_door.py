@@ -16,7 +16,8 @@ from rae_node.owner import socket as local_socket
 from rae_node.owner import verbs
 from rae_node.owner.socket import LocalSocket, ask
 from rae_node.telemetry.log import EventLog
-from tests.unit.node.fakes import Rig, until
+from tests.unit.node.fakes import Rig
+from tests.until import until
 
 STRANGER = 54321  # a uid without a name, which may not resume
 # A server with files for forty connections, which asks itself after they were all held.

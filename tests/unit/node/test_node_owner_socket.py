@@ -22,7 +22,8 @@ from rae_node.guard.sources.pause import PauseSource
 from rae_node.owner.socket import LocalSocket, ask
 from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import Rig, SetClock, until
+from tests.unit.node.fakes import Rig, SetClock
+from tests.until import until
 
 MakeRig = Callable[..., Rig]
 ROOT = os.getuid() == 0

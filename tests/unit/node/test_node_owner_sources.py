@@ -13,7 +13,7 @@ import pytest
 
 from rae_node.guard.sources.tty import TtySource
 from rae_node.host import processes
-from tests.unit.node.fakes import until
+from tests.until import until
 
 
 class Later:

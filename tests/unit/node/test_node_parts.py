@@ -32,7 +32,8 @@ from rae_node.session.spool import Spool
 from rae_node.telemetry.log import EventLog
 from rae_protocol.errors import TABLE, RemoteError
 from rae_protocol.models import LeaseRef
-from tests.unit.node.fakes import MACHINE, UNREACHABLE, Rig, until
+from tests.unit.node.fakes import MACHINE, UNREACHABLE, Rig
+from tests.until import until
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ from rae_node.workspace.recovery import (
     write_state,
 )
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, SetClock, until
+from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, SetClock
+from tests.until import until
 
 MakeRig = Callable[..., Rig]
 RUNNING = State("t1", 1, "lease-00000001", "RUNNING", 1000.0)

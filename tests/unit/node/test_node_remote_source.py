@@ -16,7 +16,7 @@ from rae_node.errors import NodeError
 from rae_node.guard.policy import Reading
 from rae_node.guard.sessions import Session
 from rae_node.guard.sources.remote import Names, RemoteSource
-from tools.devmesh import wait_until
+from tests.until import until
 
 SERVE = """
 import socket, sys
@@ -55,7 +55,7 @@ def named(folder: Path, name: str, *argv: str) -> Iterator[subprocess.Popen[str]
         [str(folder / name), "-S", "-c", *argv], stdin=pipe, stdout=pipe, text=True
     ) as running:
         comm = Path(f"/proc/{running.pid}/comm")
-        wait_until(lambda: comm.read_text().strip() == name[:15], 5, f"{name} runs")
+        until(lambda: comm.read_text().strip() == name[:15], f"{name} runs", 5)
         try:
             yield running
         finally:
@@ -84,9 +84,7 @@ def test_a_client_is_present_from_its_connection_to_its_end(
             assert (reading.source, reading.present, reading.code) == (
                 "remote", True, "remote_desktop",
             )  # fmt: skip
-        wait_until(
-            lambda: not any(where in str(one) for one in looking.read().holders), 5, "it is gone"
-        )
+        until(lambda: not any(where in str(one) for one in looking.read().holders), "it is gone", 5)
 
 
 def test_a_server_that_begins_between_two_looks_is_seen_by_the_next(tmp_path: Path) -> None:
@@ -110,7 +108,7 @@ def test_a_program_that_becomes_a_server_is_seen_within_five_looks(tmp_path: Pat
             server.stdin.write("\n")
             server.stdin.flush()
             comm = Path(f"/proc/{server.pid}/comm")
-            wait_until(lambda: comm.read_text() == "anydesk\n", 5, "it has its new name")
+            until(lambda: comm.read_text() == "anydesk\n", "it has its new name", 5)
             assert any(about(looking.read(), server.pid) for _ in range(5))
         finally:
             server.kill()

@@ -19,7 +19,8 @@ import pytest
 from rae_node.config.layout import Layout, socket_path
 from rae_node.owner.socket import ask
 from rae_node.runners.llm import present_models
-from tests.unit.node.fakes import FAST, UNREACHABLE, FakeControl, Rig, until
+from tests.unit.node.fakes import FAST, UNREACHABLE, FakeControl, Rig
+from tests.until import until
 
 MakeRig = Callable[..., Rig]
 AT_ONCE_S = 1.0

@@ -22,7 +22,7 @@ from rae_node.isolation.base import PROGRAM, ProcessIsolation, Spec
 from rae_node.isolation.supervisor_client import Handle
 from rae_node.runners.trust import identity
 from rae_node.supervisor import process_tree
-from tests.unit.node.fakes import until
+from tests.until import until
 
 MakeSpec = Callable[..., Spec]
 

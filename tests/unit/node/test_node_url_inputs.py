@@ -13,7 +13,8 @@ import pytest
 
 from rae_node.config.layout import Layout, socket_path
 from rae_node.owner.socket import ask
-from tests.unit.node.fakes import Rig, until
+from tests.unit.node.fakes import Rig
+from tests.until import until
 
 CONTENT = b"bytes from far away\n" * 1000
 PACKED = gzip.compress(CONTENT)

@@ -20,7 +20,8 @@ from rae_node.owner.socket import ask
 from rae_node.telemetry.journal import Journal
 from rae_protocol.clock import SystemClock
 from rae_protocol.errors import Unreachable
-from tests.unit.node.fakes import Rig, until
+from tests.unit.node.fakes import Rig
+from tests.until import until
 
 RULES = Rules(True, True, {"cpu_percent": 80.0})
 TYPED = Holder("input_recent", "input on seat0: 3 s ago", left_s=597.0)
