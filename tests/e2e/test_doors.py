@@ -78,12 +78,14 @@ def peerapi(site: Site) -> set[int]:
     return {int(line.split()[3].rpartition(":")[2]) for line in lines}
 
 
-def test_a2_a14_nothing_of_control_answers_outside(busy: Site) -> None:
+def test_nothing_of_control_answers_outside(busy: Site) -> None:
+    """Contract: A2, A14."""
     asked = [*ports(), *peerapi(busy)]
     assert busy.probe("outsider", public(busy), asked) == set()
 
 
-def test_a2_a7_a14_control_answers_a_node_at_the_api_and_nowhere_else(busy: Site) -> None:
+def test_control_answers_a_node_at_the_api_and_nowhere_else(busy: Site) -> None:
+    """Contract: A2, A7, A14."""
     four, six = busy.tailnet("control")
     asked = [*ports(), *peerapi(busy)]
     found = busy.probe("node1", [four, six, *public(busy)], asked)
@@ -150,7 +152,8 @@ def test_the_api_is_closed_outside_after_a_reboot_before_tailscaled_is_up(busy: 
     busy.online("node1", "node2", timeout_s=150)
 
 
-def test_a7_the_owner_s_own_server_answers_in_the_lan_and_not_in_the_tailnet(lent: Site) -> None:
+def test_the_owner_s_own_server_answers_in_the_lan_and_not_in_the_tailnet(lent: Site) -> None:
+    """Contract: A7."""
     node = lent.lab.hosts["node1"]
     listen(node, 8123)
     try:

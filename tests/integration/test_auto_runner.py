@@ -9,7 +9,8 @@ from tests.harness import MakeMesh
 from tests.until import until
 
 
-def test_b4_auto_runner_is_the_agent_of_its_tree(make_mesh: MakeMesh) -> None:
+def test_auto_runner_is_the_agent_of_its_tree(make_mesh: MakeMesh) -> None:
+    """Contract: B4."""
     mesh = make_mesh("n1")
     node = mesh.nodes["n1"]
     node.stop()

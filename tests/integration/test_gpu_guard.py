@@ -96,9 +96,10 @@ def history(mesh: DevMesh, task_id: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
-def test_b3_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
+def test_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
     mesh: DevMesh, nvml: FakeNvml, trouble: str
 ) -> None:
+    """Contract: B3."""
     lines, code, reason = TROUBLE[trouble]
     task_id = submit(mesh)
     pid = running(mesh, task_id)
@@ -124,9 +125,10 @@ def test_b3_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
     running(mesh, "one of the two, when the GPU is free again,")
 
 
-def test_b1_our_own_task_may_use_the_whole_gpu_beside_a_compositor_at_rest(
+def test_our_own_task_may_use_the_whole_gpu_beside_a_compositor_at_rest(
     mesh: DevMesh, nvml: FakeNvml, compositor: int
 ) -> None:
+    """Contract: B1."""
     task_id = submit(mesh)
     pid = running(mesh, task_id)
     nvml.show(
@@ -147,7 +149,8 @@ def test_b1_our_own_task_may_use_the_whole_gpu_beside_a_compositor_at_rest(
     until(lambda: not processes.is_alive(pid), "the task is stopped", 20)
 
 
-def test_b7_a_dev_node_says_its_sources_and_carries_its_scripts(mesh: DevMesh) -> None:
+def test_a_dev_node_names_its_sources_and_has_the_scripts(mesh: DevMesh) -> None:
+    """Contract: B7."""
     assert "load, gpu" in mesh.nodes["n1"].owner("status")
     assert (mesh.nodes["n1"].root / "agent" / "auto_runner.py").is_file()
     assert "ALLOWS work" in mesh.nodes["n1"].owner("dry-run")

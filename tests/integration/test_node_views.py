@@ -18,9 +18,10 @@ def test_the_doctor_finds_nothing_wrong_with_a_dev_node_that_works(mesh: DevMesh
     assert {states[name] for name in ("control", "clock", "agent", "enrolment")} == {"ok"}
 
 
-def test_c8_no_secret_is_in_the_logs_of_a_node_that_works_and_is_then_refused(
+def test_no_secret_is_in_the_logs_of_a_node_that_works_and_is_then_refused(
     make_mesh: MakeMesh, tmp_path: Path
 ) -> None:
+    """Contract: C8."""
     file = tmp_path / "agent.jsonl"
     mesh = make_mesh("n1", node={"logging": json.dumps({"level": "info", "path": str(file)})})
     task = mesh.rae.submit([{"kind": "cli", "params": {"command": "true"}}])[0]

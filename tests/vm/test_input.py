@@ -26,9 +26,10 @@ def desk(make_guest: MakeGuest, request: pytest.FixtureRequest) -> Desk:
 
 
 @pytest.mark.parametrize("state", DESKTOPS)
-def test_b2_a_desktop_counts_for_ever_until_an_unlock_by_a_key_proves_input(
+def test_a_desktop_counts_for_ever_until_an_unlock_by_a_key_proves_input(
     make_guest: MakeGuest, state: vm_states.Name
 ) -> None:
+    """Contract: B2."""
     desk = sit_down(make_guest, state)
     until(lambda: "input_recent" not in desk.status()["reasons"], "a quiet desk", 60)
     assert desk.status()["reasons"] == ["graphical_session"]
@@ -42,7 +43,8 @@ def test_b2_a_desktop_counts_for_ever_until_an_unlock_by_a_key_proves_input(
     assert desk.status()["reasons"] == []
 
 
-def test_b2_the_owner_who_comes_back_has_the_machine_within_a_second(desk: Desk) -> None:
+def test_the_owner_who_comes_back_has_the_machine_within_a_second(desk: Desk) -> None:
+    """Contract: B2."""
     qmp = desk.guest.vm.qmp
     with gamepad(desk.guest) as pad:
         ways = {

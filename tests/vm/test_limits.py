@@ -45,7 +45,8 @@ def works(guest: Guest) -> bool:
     return guest.mesh.rae.wait(guest.mesh.rae.submit([body])[0].task_id, 60).state == "succeeded"
 
 
-def test_c5_a_memory_bomb_is_ended_by_the_kernel_at_the_limit_of_its_cgroup(guest: Guest) -> None:
+def test_a_memory_bomb_is_ended_by_the_kernel_at_the_limit_of_its_cgroup(guest: Guest) -> None:
+    """Contract: C5."""
     assert counts(guest, "memory.events")["oom_kill"] == 0
     bomb = guest.body(max_attempts=1, **harm("memory"))
     view = guest.mesh.rae.wait(guest.mesh.rae.submit([bomb])[0].task_id, 90)
@@ -58,7 +59,8 @@ def test_c5_a_memory_bomb_is_ended_by_the_kernel_at_the_limit_of_its_cgroup(gues
     assert works(guest)
 
 
-def test_c5_a_fork_bomb_stops_at_pids_max_and_the_node_works_on(guest: Guest) -> None:
+def test_a_fork_bomb_stops_at_pids_max_and_the_node_works_on(guest: Guest) -> None:
+    """Contract: C5."""
     # A thousand processes take this machine a minute; what is shown is that the kernel refuses.
     guest.vm.put("/run/systemd/system/rae-task@.service.d/few.conf", "[Service]\nTasksMax=100\n")
     guest.vm.run(["systemctl", "daemon-reload"])
@@ -73,7 +75,8 @@ def test_c5_a_fork_bomb_stops_at_pids_max_and_the_node_works_on(guest: Guest) ->
     assert works(guest)
 
 
-def test_c5_a_task_s_unit_opens_no_device_of_the_machine(guest: Guest) -> None:
+def test_a_task_s_unit_opens_no_device_of_the_machine(guest: Guest) -> None:
+    """Contract: C5."""
     task = running_task(guest)
     devices = ["/dev/input/event0", "/dev/vda", "/dev/tty1", "/dev/dri/card0", "/dev/null"]
     inside = f"{SLICE}/{task.unit}/task"

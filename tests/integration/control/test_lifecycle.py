@@ -107,7 +107,8 @@ def test_a_heartbeat_tells_which_leases_are_over(api: Api) -> None:
     assert [c["lease_id"] for c in commands] == [gone["lease_id"]]
 
 
-def test_a4_offline_node_receives_no_task(api: Api, mesh: Mesh, clock: ManualClock) -> None:
+def test_offline_node_receives_no_task(api: Api, mesh: Mesh, clock: ManualClock) -> None:
+    """Contract: A4."""
     api.join("n1")
     tick(mesh, clock, 122)
     api.submit(ECHO)
@@ -196,7 +197,8 @@ def test_a_program_that_fails_never_costs_the_node_anything(
 
 
 @pytest.mark.parametrize("code", ["E_DENY", "E_INVALID", "UI_SESSION_REQUIRED"])
-def test_c7_what_cannot_get_better_fails_at_once(api: Api, code: str) -> None:
+def test_an_error_that_no_retry_can_fix_fails_the_task_at_once(api: Api, code: str) -> None:
+    """Contract: C7."""
     api.join("n1")
     api.submit(ECHO)
     ref = api.take("n1")
@@ -205,7 +207,8 @@ def test_c7_what_cannot_get_better_fails_at_once(api: Api, code: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["result", "yield"])
-def test_c7_no_gpu_is_queued_again_without_charge(api: Api, way: str) -> None:
+def test_a_task_that_found_no_gpu_is_queued_again_without_charge(api: Api, way: str) -> None:
+    """Contract: C7."""
     api.join("n1")
     api.submit(ECHO)
     ref = api.take("n1")
@@ -222,9 +225,8 @@ def test_c7_no_gpu_is_queued_again_without_charge(api: Api, way: str) -> None:
     assert (view["state"], view["failures"], view["interruptions"]) == ("queued", 0, 0)
 
 
-def test_c7_a_task_that_no_node_has_a_gpu_for_waits_and_is_kept(
-    api: Api, clock: ManualClock
-) -> None:
+def test_a_task_that_no_node_has_a_gpu_for_waits_and_is_kept(api: Api, clock: ManualClock) -> None:
+    """Contract: C7."""
     api.join("n1")
     api.submit(ECHO)
     for number in range(4):
@@ -241,9 +243,10 @@ def test_c7_a_task_that_no_node_has_a_gpu_for_waits_and_is_kept(
     ("inventory", "declared", "gets_it"),
     [(True, True, True), (True, None, False), (True, False, False), (False, True, False)],
 )
-def test_a10_trusted_work_goes_where_node_and_inventory_both_say_so(
+def test_trusted_work_goes_where_node_and_inventory_both_say_so(
     api: Api, inventory: bool, declared: bool | None, gets_it: bool
 ) -> None:
+    """Contract: A10."""
     api.enrol("n1", trusted=inventory)
     assert api.register("n1", trusted=declared).status_code == 200
     api.submit({**ECHO, "requirements": {"trusted": True}})
@@ -520,7 +523,8 @@ def test_idempotency_answers_with_the_first_task(api: Api) -> None:
     assert api.submit(keyed)[0]["task_id"] != first["task_id"]
 
 
-def test_d2_same_step_and_inputs_hash_return_the_cached_job_while_the_first_runs(api: Api) -> None:
+def test_same_step_and_inputs_hash_return_the_cached_job_while_the_first_runs(api: Api) -> None:
+    """Contract: D2."""
     api.join("n1")
     step = {**ECHO, "step_name": "render", "inputs_hash": "abc"}
     first = api.submit(step)[0]["task_id"]

@@ -34,9 +34,10 @@ def lines() -> Iterator[list[str]]:
     root.setLevel(level)
 
 
-def test_c8_log_lines_name_event_node_and_task(
+def test_log_lines_name_event_node_and_task(
     lines: list[str], api: Api, mesh: Mesh, clock: ManualClock
 ) -> None:
+    """Contract: C8."""
     api.join("n1")
     api.submit({**ECHO, "task_id": "t1"})
     api.take("n1")

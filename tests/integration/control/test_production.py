@@ -149,7 +149,10 @@ def refusal(service: Service, *words: str, **more: Any) -> str:
     return said
 
 
-def test_a2_it_serves_on_passed_sockets_and_says_so_when_it_does(service: Service) -> None:
+def test_control_serves_on_passed_sockets_and_notifies_systemd_when_it_does(
+    service: Service,
+) -> None:
+    """Contract: A2."""
     admin = service.token("admin", "admin")
     process = service.start(listen="127.0.0.1,::1")
     service.hears("READY=1")

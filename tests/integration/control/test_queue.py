@@ -267,7 +267,9 @@ def test_a_swapped_job_is_found_by_the_full_comparison(
     assert mesh.keeper.queue.task_ids(lane) == [task_id]
 
 
-def test_l19_a_doubled_entry_goes(api: Api, mesh: Mesh, redis_server: Server) -> None:
+def test_a_job_that_stands_twice_in_its_lane_is_removed_once(
+    api: Api, mesh: Mesh, redis_server: Server
+) -> None:
     ids = [ref["task_id"] for ref in api.submit(*[ECHO] * 3)]
     settled(mesh)
     (lane,) = mesh.lanes.lanes

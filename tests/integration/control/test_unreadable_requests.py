@@ -25,9 +25,10 @@ SECRET = b"rae_do_not_keep_me"
         (b"GET / HTTP/1.1\r\nA: " + SECRET * 600 + b"\r\n\r\n", 431),
     ],
 )
-def test_c5_an_unreadable_request_is_neither_echoed_nor_logged(
+def test_an_unreadable_request_is_neither_echoed_nor_logged(
     control: DevMesh, request_bytes: bytes, status: int
 ) -> None:
+    """Contract: C5."""
     log = control.data / "log" / "gunicorn.out"
     before = log.read_bytes().count(b"request_unreadable")
     port = urlsplit(control.url).port

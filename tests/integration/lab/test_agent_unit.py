@@ -98,8 +98,8 @@ def test_the_agent_works_in_its_unit_with_its_credential(host: Host) -> None:
     assert len(events(host, "sleep_not_blocked")) == 1
 
 
-def test_b5_the_block_is_logind_s_and_ends_with_its_holder(host: Host) -> None:
-    """As root, who needs no rule."""
+def test_the_sleep_block_is_logind_s_and_ends_with_its_holder(host: Host) -> None:
+    """As root, who needs no rule. Contract: B5."""
 
     def listed() -> bool:
         return "RAE" in host.run(["systemd-inhibit", "--list"]).stdout

@@ -103,7 +103,8 @@ def test_the_units_stay_as_closed_as_they_are(host: Host, unit: str) -> None:
     assert level is not None and float(level[1]) <= 2.0, said
 
 
-def test_a2_it_serves_at_the_tailnets_address_without_a_secret_to_be_seen(host: Host) -> None:
+def test_control_serves_at_the_tailnets_address_and_shows_no_secret(host: Host) -> None:
+    """Contract: A2."""
     assert show(host, "rae-control", "SubState") == "running"
     assert json.loads(ask(host, "/nodes")) == {"nodes": []}
     assert json.loads(ask(host, "/readyz", "[::1]"))["queue"] == "ok"

@@ -133,7 +133,8 @@ def test_it_comes_back_a_second_after_its_end_and_its_stop_leaves_nothing(host: 
     host.run(["systemctl", "start", "rae-input"])
 
 
-def test_b9_starting_an_agent_that_is_not_lent_starts_no_detector(host: Host) -> None:
+def test_starting_an_agent_that_is_not_lent_starts_no_detector(host: Host) -> None:
+    """Contract: B9."""
     host.run(["systemctl", "stop", "rae-input"])
     host.run(["systemctl", "start", "rae-node"])
     states = {name: node.settings(host, f"{name}.service") for name in ("rae-node", "rae-input")}

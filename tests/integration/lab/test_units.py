@@ -83,8 +83,8 @@ def test_a_gpu_task_has_the_lines_of_a_task_but_for_its_devices() -> None:
 
 
 @pytest.mark.parametrize("unit", ["rae-task@x.service", "rae-task-gpu@x.service"])
-def test_c5_a_task_has_bounds(host: Host, unit: str) -> None:
-    """At the settings: the lab has no controllers that would enforce them."""
+def test_a_tasks_unit_bounds_its_memory_processes_and_time(host: Host, unit: str) -> None:
+    """At the settings: the lab has no controllers that would enforce them. Contract: C5."""
     said = settings(host, unit)
     assert "infinity" not in {said["MemoryMax"], said["TasksMax"], said["RuntimeMaxUSec"]}
     assert (said["MemorySwapMax"], said["LimitCORE"], said["DevicePolicy"]) == ("0", "1", "closed")
@@ -237,13 +237,17 @@ def enabled(host: Host) -> Iterator[None]:
     host.run(["systemctl", "stop", "rae-node"])
 
 
-def test_b9_the_agent_does_not_run_before_it_is_enabled(host: Host) -> None:
+def test_the_agent_does_not_run_before_it_is_enabled(host: Host) -> None:
+    """Contract: B9."""
     host.run(["systemctl", "start", "rae-node"])
     said = settings(host, "rae-node.service")
     assert (said["ActiveState"], said["ConditionResult"]) == ("inactive", "no")
 
 
-def test_a13_b4_the_agents_unit(host: Host, enabled: None) -> None:
+def test_the_agents_unit_starts_auto_runner_at_boot_and_again_after_its_end(
+    host: Host, enabled: None
+) -> None:
+    """Contract: A13, B4."""
     host.run(["systemctl", "start", "rae-node"])
     said = settings(host, "rae-node.service")
     wanted = {

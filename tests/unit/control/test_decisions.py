@@ -198,5 +198,6 @@ def test_a_bucket_never_lets_more_through_than_rate_and_burst(steps: list[float]
     assert passed <= 5 + 10 * now + 1
 
 
-def test_c7_a_missing_gpu_never_ends_a_task() -> None:
+def test_a_missing_gpu_never_ends_a_task() -> None:
+    """Contract: C7."""
     assert not after_interruption("E_NOGPU", 99, 99, LIMITS).final

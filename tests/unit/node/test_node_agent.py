@@ -75,7 +75,8 @@ def test_inputs_are_copied_into_the_workspace_and_artifacts_come_back(make_rig: 
     assert [meta.size for meta in result.artifacts] == [12, 2]
 
 
-def test_c10_stdout_stands_in_for_a_missing_sole_text_artifact(make_rig: MakeRig) -> None:
+def test_stdout_stands_in_for_a_missing_sole_text_artifact(make_rig: MakeRig) -> None:
+    """Contract: C10."""
     result, files = make_rig().run(
         params={"command": "echo", "args": ["hello", "world"]},
         artifacts=[{"name": "output.txt", "type": "text/plain", "max_mb": 1}],
@@ -106,7 +107,8 @@ def test_each_failure_has_its_code_and_a_sentence(
     assert result.error.code == code and words in result.error.message
 
 
-def test_z_the_smallest_time_limit_wins_and_is_named(make_rig: MakeRig) -> None:
+def test_the_smallest_time_limit_wins_and_is_named(make_rig: MakeRig) -> None:
+    """Contract: Z5."""
     rig = make_rig(runtime={"execution": {"task_timeout_minutes": 0.002}})
     result, _ = rig.run(params=SLEEP)
     assert result.error is not None and "task_timeout_minutes" in result.error.message
@@ -286,7 +288,8 @@ def test_a_task_that_arrives_after_the_owner_is_handed_back_unacked(make_rig: Ma
     assert found[0][:2] == (task.task_id, "owner") and not rig.control.of("ack")
 
 
-def test_b1_the_cooldown_counts_from_the_last_moment_of_presence(make_rig: MakeRig) -> None:
+def test_the_cooldown_counts_from_the_last_moment_of_presence(make_rig: MakeRig) -> None:
+    """Contract: B1."""
     rig = make_rig(runtime={"safety": {"cooldown_minutes": 0.05}})
     until(lambda: rig.agent.guard.decision.may_poll, "the node is free")
     rig.owner.present = True
@@ -301,9 +304,8 @@ def test_b1_the_cooldown_counts_from_the_last_moment_of_presence(make_rig: MakeR
 
 
 @pytest.mark.parametrize("why", ["input of a while ago", "a pause"])
-def test_b1_what_is_no_fresh_presence_does_not_put_the_cooldown_off(
-    make_rig: MakeRig, why: str
-) -> None:
+def test_only_fresh_presence_restarts_the_cooldown(make_rig: MakeRig, why: str) -> None:
+    """Contract: B1."""
     rig = make_rig(runtime={"safety": {"cooldown_minutes": 0.05}})
     until(lambda: rig.agent.guard.decision.may_poll, "the node is free")
     if why == "a pause":
@@ -318,7 +320,8 @@ def test_b1_what_is_no_fresh_presence_does_not_put_the_cooldown_off(
     assert not rig.agent.guard.decision.safe and rig.agent.guard.cooldown_left_s() == 0
 
 
-def test_b1_the_cooldown_follows_a_guard_trip(make_rig: MakeRig) -> None:
+def test_the_cooldown_follows_a_guard_trip(make_rig: MakeRig) -> None:
+    """Contract: B1."""
     rig = make_rig(runtime={"safety": {"cooldown_minutes": 60}})
     start(rig)
     rig.owner.present = True

@@ -135,9 +135,10 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_c5_a_program_that_others_can_write_is_not_offered_and_the_reason_is_told(
+def test_a_program_that_others_can_write_is_not_offered_and_the_log_says_why(
     program: Path, how: str
 ) -> None:
+    """Contract: C5."""
     some = AllowList([Entry(path=str(program))])
     assert some.offered() == ["tool"]
     SPOILED[how](program)

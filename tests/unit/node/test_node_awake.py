@@ -51,7 +51,8 @@ def holding(file: Path) -> tuple[str, ...]:
     return ("sh", "-c", f"echo $$ >> {file}; cat; rm {file}")
 
 
-def test_b5_the_block_is_there_while_a_task_runs_and_only_then(tmp_path: Path, log: Log) -> None:
+def test_sleep_is_blocked_while_a_task_runs_and_only_then(tmp_path: Path, log: Log) -> None:
+    """Contract: B5."""
     file = tmp_path / "held"
     awake = Awake(log.log, holding(file))
     for _ in range(2):
@@ -66,7 +67,8 @@ def test_b5_the_block_is_there_while_a_task_runs_and_only_then(tmp_path: Path, l
     assert log.events("sleep_not_blocked") == []
 
 
-def test_b5_the_block_ends_with_an_agent_that_is_killed(tmp_path: Path) -> None:
+def test_the_sleep_block_ends_with_an_agent_that_is_killed(tmp_path: Path) -> None:
+    """Contract: B5."""
     file = tmp_path / "held"
     program = (
         "import sys, time\nfrom rae_node.agent.sleep_inhibitor import Awake\n"
@@ -82,9 +84,10 @@ def test_b5_the_block_ends_with_an_agent_that_is_killed(tmp_path: Path) -> None:
         os.waitpid(holder, 0)
 
 
-def test_b5_the_weakest_isolation_keeps_the_machine_awake_too(
+def test_the_weakest_isolation_keeps_the_machine_awake_too(
     make_rig: Callable[..., Rig], layout: Layout, tmp_path: Path
 ) -> None:
+    """Contract: B5."""
     file = tmp_path / "held"
     rig = make_rig(isolation=ProcessIsolation(layout.root), sleep_block=holding(file))
     assert rig.agent.context.isolation.level == "process"
@@ -99,7 +102,10 @@ def test_b5_the_weakest_isolation_keeps_the_machine_awake_too(
 @pytest.mark.parametrize(
     "command", [("sh", "-c", "echo 'Failed to inhibit: Access denied' >&2; exit 1"), ("/no/such",)]
 )
-def test_b5_without_the_right_it_is_told_once(log: Log, command: tuple[str, ...]) -> None:
+def test_without_the_right_to_block_sleep_the_log_says_so_once(
+    log: Log, command: tuple[str, ...]
+) -> None:
+    """Contract: B5."""
     awake = Awake(log.log, command)
     for _ in range(3):
         awake.follow(1)

@@ -20,7 +20,8 @@ def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
     return {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == option}
 
 
-def test_a12_a_box_shows_its_workspace_as_workdir_and_of_it_no_logs() -> None:
+def test_a_box_shows_its_workspace_as_workdir_and_of_it_no_logs() -> None:
+    """Contract: A12."""
     words = BOX.arguments(Path("/node/workdir/t.1"))
     written = pairs(words, "--bind")
     assert written["/node/workdir/t.1/work"] == "/workdir/work"

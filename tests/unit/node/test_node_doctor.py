@@ -213,7 +213,8 @@ def test_wrong_files_are_named_with_field_and_line(home: Layout, eyes: Eyes) -> 
     fails(see(home, eyes, "config"), f"{home.runtime_file}:{line}: safety.max_gpu_percent")
 
 
-def test_b1_unequal_heartbeats_are_named_with_both_files(home: Layout, eyes: Eyes) -> None:
+def test_unequal_heartbeats_are_named_with_both_files(home: Layout, eyes: Eyes) -> None:
+    """Contract: B1."""
     text = home.config_file.read_text()
     home.config_file.write_text(text.replace("_sec: 30", "_sec: 15"))
     fails(see(home, eyes, "config"), str(home.config_file), str(home.runtime_file), "equal")
@@ -244,7 +245,8 @@ def test_task_paths_that_others_can_write_are_named(home: Layout, eyes: Eyes) ->
     fails(see(home, eyes, "task paths"), "mine.py", "/nowhere")
 
 
-def test_c5_programs_and_task_files_that_cannot_be_used_are_named(home: Layout, eyes: Eyes) -> None:
+def test_programs_and_task_files_that_cannot_be_used_are_named(home: Layout, eyes: Eyes) -> None:
+    """Contract: C5."""
     program, tasks = home.root / "tool", home.root / "tasks"
     program.write_text("")
     program.chmod(0o777)

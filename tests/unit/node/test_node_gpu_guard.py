@@ -34,9 +34,10 @@ RULES = Rules(True, True, {"gpu_percent": 90.0, "vram_gb": 14.0})
         ({"gpu_percent": 90.0, "vram_gb": 14.001}, ("vram_gb_high",)),
     ],
 )
-def test_b3_equal_to_the_limit_is_safe_and_above_is_not(
+def test_gpu_use_equal_to_the_limit_is_safe_and_above_is_not(
     measures: dict[str, float], reasons: tuple[str, ...]
 ) -> None:
+    """Contract: B3."""
     assert decide(RULES, [Reading("gpu", measures=measures)], 0).reasons == reasons
 
 
@@ -122,9 +123,10 @@ def test_several_gpus_are_read_and_the_worst_counts(
     assert found.vram_free_mb == 15360 + 15872
 
 
-def test_b2_a_process_that_is_not_ours_is_the_owner_and_one_of_ours_is_not(
+def test_a_process_that_is_not_ours_is_the_owner_and_one_of_ours_is_not(
     source: MakeSource, fake_nvml: FakeNvml, start: Callable[[str], int]
 ) -> None:
+    """Contract: B2."""
     pid = start("trainer")
     fake_nvml.show("gpu GPU-0 16384 4096 100", f"proc 0 {pid} 4000 100")
     found = source().read()
@@ -341,7 +343,8 @@ def test_the_child_says_so_where_nvml_is_absent(
     child.close()
 
 
-def test_b10_after_the_longest_run_the_gpu_rests_and_then_works_again() -> None:
+def test_after_the_longest_run_the_gpu_rests_and_then_works_again() -> None:
+    """Contract: B10."""
     run, rested = None, []
     for minute in range(40):
         working = minute < 20
@@ -350,13 +353,15 @@ def test_b10_after_the_longest_run_the_gpu_rests_and_then_works_again() -> None:
     assert [minute for minute, rests in enumerate(rested) if rests] == list(range(15, 29))
 
 
-def test_b10_a_rest_in_between_begins_a_new_run() -> None:
+def test_a_rest_in_between_begins_a_new_run() -> None:
+    """Contract: B10."""
     run = follow_gpu(None, 0, True, 600)
     assert follow_gpu(run, 599, True, 600) == GpuRun(0, 599)
     assert follow_gpu(run, 600, True, 600) == GpuRun(600, 600)
 
 
-def test_b10_a_resting_gpu_is_not_offered_and_cpu_slots_are(make_rig: Callable[..., Rig]) -> None:
+def test_a_resting_gpu_is_not_offered_and_cpu_slots_are(make_rig: Callable[..., Rig]) -> None:
+    """Contract: B10."""
     machine = replace(MACHINE, gpus=(Gpu("Fake", 16384.0, "GPU-0", None, None),))
     rig = make_rig(machine=machine, gpu_longest_run_minutes=1e-6, gpu_rest_minutes=60)
     until(lambda: ("cpu0", "gpu0") in rig.control.of("poll"), "both slots are offered")

@@ -36,7 +36,8 @@ RULES = Rules(True, True, {"cpu_percent": 80.0})
 CLEAR = Reading("load", measures={"cpu_percent": 80.0})
 
 
-def test_b1_equal_to_the_limit_is_safe_and_above_is_not() -> None:
+def test_a_load_equal_to_the_limit_is_safe_and_above_is_not() -> None:
+    """Contract: B1."""
     assert decide(RULES, [CLEAR], 0) == Decision(True, True, Availability.OPEN, ())
     above = decide(RULES, [Reading("load", measures={"cpu_percent": 80.1})], 0)
     assert (above.safe, above.availability, above.reasons) == (
@@ -67,14 +68,16 @@ def test_what_is_there_or_unknown_is_unsafe(
     assert found.reasons == (reason,)
 
 
-def test_b1_switched_off_automation_or_protection_never_polls() -> None:
+def test_switched_off_automation_or_protection_never_polls() -> None:
+    """Contract: B1."""
     off = decide(Rules(False, True, {}), [], 0)
     assert (off.safe, off.reasons) == (False, ("automation_disabled",))
     blind = decide(Rules(True, False, {}), [], 0)
     assert (blind.safe, blind.reasons) == (False, ("user_protection_inactive",))
 
 
-def test_b1_the_cooldown_lets_work_run_but_asks_for_none() -> None:
+def test_the_cooldown_lets_work_run_but_asks_for_none() -> None:
+    """Contract: B1."""
     found = decide(RULES, [CLEAR], 3.0)
     assert (found.safe, found.may_poll, found.reasons) == (True, False, ("cooldown",))
 
@@ -249,7 +252,8 @@ def test_an_owner_who_comes_back_waits_for_no_source_that_hangs(
         hangs.free.set()
 
 
-def test_b6_decisions_are_kept_for_seven_days(tmp_path: Path) -> None:
+def test_decisions_are_kept_for_seven_days(tmp_path: Path) -> None:
+    """Contract: B6."""
     (tmp_path / "decisions-2026-01-01.jsonl").write_text("old")
     (tmp_path / "decisions-2026-01-09.jsonl").write_text("young")
     clock = SetClock()
@@ -262,7 +266,8 @@ def test_b6_decisions_are_kept_for_seven_days(tmp_path: Path) -> None:
     assert (tmp_path / "decisions.jsonl").read_text().count("\n") == 2
 
 
-def test_b6_a_clock_that_goes_back_and_forth_loses_no_decision(tmp_path: Path) -> None:
+def test_a_clock_that_goes_back_and_forth_loses_no_decision(tmp_path: Path) -> None:
+    """Contract: B6."""
     (tmp_path / "decisions-2026-01-09.jsonl").write_text("first\n")
     (tmp_path / "decisions.jsonl").write_text("second\n")
     os.utime(tmp_path / "decisions.jsonl", (1767960000, 1767960000))  # 2026-01-09
@@ -279,9 +284,10 @@ def decisions(layout: Layout) -> list[dict[str, Any]]:
     return [entry for entry in found if entry["event"] == "decision"]
 
 
-def test_b6_each_change_is_logged_once_and_with_every_reason(
+def test_each_changed_decision_is_logged_once_with_every_reason(
     make_rig: Callable[..., Rig], layout: Layout
 ) -> None:
+    """Contract: B6."""
     rig = make_rig()
     rig.owner.present = True
     until(lambda: not rig.agent.guard.decision.safe, "the owner is seen")
@@ -292,9 +298,10 @@ def test_b6_each_change_is_logged_once_and_with_every_reason(
     assert shown == [(True, []), (False, ["owner_active"]), (False, ["paused", "owner_active"])]
 
 
-def test_b6_what_flaps_is_logged_a_few_times_a_minute_and_trouble_is_named(
+def test_a_flapping_decision_is_logged_a_few_times_a_minute_and_its_causes_are_named(
     make_rig: Callable[..., Rig], layout: Layout
 ) -> None:
+    """Contract: B6."""
     rig = make_rig(settings=replace(FAST, decisions_per_minute=4.0))
     for present in (True, False) * 5:
         rig.owner.present = present
@@ -302,7 +309,10 @@ def test_b6_what_flaps_is_logged_a_few_times_a_minute_and_trouble_is_named(
     assert [entry["safe"] for entry in decisions(layout)] == [True, False, True, False]
 
 
-def test_b6_a_stop_is_always_logged(make_rig: Callable[..., Rig], layout: Layout) -> None:
+def test_a_decision_that_stops_a_task_is_always_logged(
+    make_rig: Callable[..., Rig], layout: Layout
+) -> None:
+    """Contract: B6."""
     rig = make_rig(settings=replace(FAST, decisions_per_minute=1.0))
     rig.control.give(params={"command": "sleep", "args": ["600"]})
     until(rig.running, "the task runs")
@@ -324,7 +334,8 @@ def test_a_source_that_cannot_tell_says_why(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 20), st.booleans()), max_size=40))
-def test_b10_no_run_of_the_gpu_is_longer_than_its_bound(steps: list[tuple[float, bool]]) -> None:
+def test_no_run_of_the_gpu_is_longer_than_its_bound(steps: list[tuple[float, bool]]) -> None:
+    """Contract: B10."""
     now, since, last, run = 0.0, 0.0, -1000.0, None
     for pause, wanted in steps:
         now += pause

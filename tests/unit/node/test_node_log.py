@@ -25,7 +25,8 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_c8_a_file_is_rotated_at_50_mb_and_seven_old_ones_are_kept(tmp_path: Path) -> None:
+def test_a_file_is_rotated_at_50_mb_and_seven_old_ones_are_kept(tmp_path: Path) -> None:
+    """Contract: C8."""
     assert (ROTATE_BYTES, ROTATE_KEEP) == (50_000_000, 7)
     file = LogFile(str(tmp_path / "log"), max_bytes=1000)
     log = EventLog("n1", io.StringIO(), file=file)
@@ -40,7 +41,8 @@ def test_c8_a_file_is_rotated_at_50_mb_and_seven_old_ones_are_kept(tmp_path: Pat
     assert lines((tmp_path / "log").read_text())[-1]["attrs"] == {"number": 199}
 
 
-def test_c8_each_line_has_the_contracts_fields_in_the_file_too(tmp_path: Path) -> None:
+def test_each_line_has_the_contracts_fields_in_the_file_too(tmp_path: Path) -> None:
+    """Contract: C8."""
     file = LogFile(str(tmp_path / "log"))
     stream = io.StringIO()
     log = EventLog("n1", stream, file=file)
@@ -97,9 +99,10 @@ def test_a_file_that_can_be_written_again_is(tmp_path: Path) -> None:
     assert [one["event"] for one in lines((tmp_path / "later" / "log").read_text())] == ["kept"]
 
 
-def test_c4_logging_is_an_optional_key_with_c4s_names(
+def test_logging_is_an_optional_key_with_the_contracts_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Contract: C4."""
     wanted = {"level": "error", "json": False, "path": str(tmp_path / "log")}
     body = dev_config("n1", "http://127.0.0.1:1")
     log = open_log(NodeConfig.model_validate({**body, "logging": wanted}))

@@ -62,9 +62,10 @@ def metrics(rig: Rig) -> dict[str, float]:
     return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines)}
 
 
-def test_c8_healthz_and_metrics_answer_while_the_agent_runs(
+def test_healthz_and_metrics_answer_while_the_agent_runs(
     make_rig: Callable[..., Rig], open_port: int
 ) -> None:
+    """Contract: C8."""
     rig = make_rig(metrics_port=open_port)
     rig.control.give(task_id="hush-hush", params={"command": "sleep", "args": ["60"]})
     until(lambda: json.loads(get(open_port, "/healthz"))["running"] == 1, "the task runs")
@@ -82,7 +83,8 @@ def test_c8_healthz_and_metrics_answer_while_the_agent_runs(
         get(open_port, "/healthz")
 
 
-def test_c8_what_is_counted_is_what_happened(make_rig: Callable[..., Rig]) -> None:
+def test_counters_equal_what_happened(make_rig: Callable[..., Rig]) -> None:
+    """Contract: C8."""
     rig = make_rig()
     rig.run(params={"command": "true"})
     rig.run(params={"command": "mkfs"})
@@ -102,7 +104,10 @@ def test_c8_what_is_counted_is_what_happened(make_rig: Callable[..., Rig]) -> No
     assert shown["rae_node_heartbeat_age_seconds"] >= 0
 
 
-def test_c8_queued_is_what_waits_for_control_or_to_run(make_rig: Callable[..., Rig]) -> None:
+def test_queued_counts_tasks_that_wait_to_run_and_results_that_wait_for_control(
+    make_rig: Callable[..., Rig],
+) -> None:
+    """Contract: C8."""
     rig = make_rig()
     rig.control.fail["result"] = UNREACHABLE
     rig.control.give(params={"command": "true"})
@@ -111,7 +116,8 @@ def test_c8_queued_is_what_waits_for_control_or_to_run(make_rig: Callable[..., R
     assert metrics(rig)["rae_node_spool_bytes"] > 0
 
 
-def test_c8_free_vram_is_that_of_the_guards_last_look(make_rig: Callable[..., Rig]) -> None:
+def test_free_vram_is_that_of_the_guards_last_look(make_rig: Callable[..., Rig]) -> None:
+    """Contract: C8."""
     rig = make_rig()
     rig.owner.read = lambda: Reading("owner", vram_free_mb=512.0)  # type: ignore[method-assign]
     rig.agent.guard.wake()

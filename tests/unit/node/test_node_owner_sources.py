@@ -68,7 +68,8 @@ def look(
     return source(terminals, ours, held).read().present
 
 
-def test_b2_a_terminal_counts_until_it_was_idle_for_long_enough(terminals: Terminals) -> None:
+def test_a_terminal_counts_until_it_was_idle_for_long_enough(terminals: Terminals) -> None:
+    """Contract: B2."""
     _, clock, name = terminals
     stamp = Path(name).stat().st_atime
     clock.ahead = stamp - time.time() + 590
@@ -79,7 +80,8 @@ def test_b2_a_terminal_counts_until_it_was_idle_for_long_enough(terminals: Termi
     assert look(terminals), "a stamp of the future is no proof of idleness"
 
 
-def test_b2_who_types_is_seen_by_the_next_look_and_named(terminals: Terminals) -> None:
+def test_a_user_who_types_is_seen_by_the_next_look_and_named(terminals: Terminals) -> None:
+    """Contract: B2."""
     folder, clock, name = terminals
     looking = source(terminals)
     clock.ahead = 700
@@ -110,7 +112,8 @@ def test_a_clock_that_is_set_neither_hides_nor_makes_a_use(terminals: Terminals)
 @pytest.mark.parametrize(
     "console", ["tty3", "ttyS0", "ttyAMA0", "ttyUSB1", "ttyACM0", "hvc0", "xvc0"]
 )
-def test_b2_a_virtual_or_serial_console_counts_too(terminals: Terminals, console: str) -> None:
+def test_a_virtual_or_serial_console_counts_too(terminals: Terminals, console: str) -> None:
+    """Contract: B2."""
     folder, clock, _ = terminals
     clock.ahead = 10_000
     (folder / console).touch()

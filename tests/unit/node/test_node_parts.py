@@ -320,7 +320,8 @@ RUNTIME = RuntimeConfig.model_validate(dev_runtime())
 CARD = Gpu("NVIDIA RTX 4080", 16 * 1024.0, "GPU-1", "550.1", "12.4")
 
 
-def test_c2_the_probe_of_this_machine_has_every_key(tmp_path: Path) -> None:
+def test_the_probe_of_this_machine_has_every_key(tmp_path: Path) -> None:
+    """Contract: C2."""
     found = describe(node(), RUNTIME, probe_machine(5), disk=tmp_path, models=None)
     shown = json.loads(found.model_dump_json())
     assert {"node_id", "version", "memory_mb", "disk_free_mb", "gpu", "tags"} <= set(shown)
@@ -358,9 +359,10 @@ def test_only_roles_whose_model_is_there_are_offered(tmp_path: Path) -> None:
     ("max_vram_gb", "model"),
     [(14, "deepseek-coder:6.7b"), (19.9, "deepseek-coder:6.7b"), (20, "deepseek-coder:33b")],
 )
-def test_a11_the_default_models_are_there_and_fit_into_the_memory_that_is_lent(
+def test_the_default_models_are_there_and_fit_into_the_memory_that_is_lent(
     tmp_path: Path, max_vram_gb: float, model: str
 ) -> None:
+    """Contract: A11."""
     config = node(capabilities={"llm": ["python-specialist", "code-refactor"]})
     safety = RUNTIME.safety.model_copy(update={"max_vram_gb": max_vram_gb})
     runtime = RUNTIME.model_copy(update={"safety": safety})

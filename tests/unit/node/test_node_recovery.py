@@ -75,7 +75,8 @@ def states_of(layout: Layout) -> list[str]:
     return [state.state for item in layout.workdir.iterdir() if (state := read_state(item))]
 
 
-def test_c6_a_state_comes_back_as_it_was_written(layout: Layout) -> None:
+def test_a_tasks_state_is_read_as_it_was_written(layout: Layout) -> None:
+    """Contract: C6."""
     folder = make_workspace(layout)
     write_state(folder, RUNNING)
     write_state(folder, replace(RUNNING, state="UPLOADING"))
@@ -131,24 +132,25 @@ def test_a_state_never_leads_out_of_the_workspace(layout: Layout, tmp_path: Path
     assert read_state(folder) is None
 
 
-def test_c6_a_running_task_has_its_state_in_its_workspace(
-    make_rig: MakeRig, layout: Layout
-) -> None:
+def test_a_running_task_has_its_state_in_its_workspace(make_rig: MakeRig, layout: Layout) -> None:
+    """Contract: C6."""
     rig = make_rig()
     rig.control.give(params={"command": "sleep", "args": ["600"]})
     until(lambda: states_of(layout) == ["RUNNING"], "the state says so")
 
 
-def test_a12_nothing_of_an_ended_task_stays_by_default(make_rig: MakeRig, layout: Layout) -> None:
+def test_nothing_of_an_ended_task_stays_by_default(make_rig: MakeRig, layout: Layout) -> None:
+    """Contract: A12."""
     rig = make_rig()
     rig.run(params={"command": "true"})
     until(lambda: not list(layout.workdir.iterdir()), "the workspace is gone")
 
 
 @pytest.mark.parametrize(("command", "state"), [("true", "DONE"), ("false", "FAILED")])
-def test_z_the_miner_profile_keeps_what_ended(
+def test_the_miner_profile_keeps_the_folders_of_ended_tasks(
     make_rig: MakeRig, layout: Layout, command: str, state: str
 ) -> None:
+    """Contract: Z4."""
     rig = make_rig(profile="miner")
     rig.run(params={"command": command})
     (folder,) = layout.workdir.iterdir()
@@ -158,7 +160,8 @@ def test_z_the_miner_profile_keeps_what_ended(
     assert found.keep_s == {"DONE": 24 * 3600, "FAILED": 7 * 24 * 3600}[state]
 
 
-def test_z_a_yield_wipes_in_every_profile(make_rig: MakeRig, layout: Layout) -> None:
+def test_a_yield_wipes_in_every_profile(make_rig: MakeRig, layout: Layout) -> None:
+    """Contract: Z4."""
     rig = make_rig(profile="miner")
     rig.control.give(params={"command": "sleep", "args": ["600"]})
     until(rig.running, "the task runs")
@@ -185,7 +188,8 @@ def test_the_sweeper_takes_what_is_over_and_everything_when_the_disk_is_low(
     assert not list(expired(layout.workdir, now_on(clock), miner))
 
 
-def test_a12_a_kept_folder_stays_no_longer_than_config_yaml_says_now(layout: Layout) -> None:
+def test_a_kept_folder_stays_no_longer_than_config_yaml_says_now(layout: Layout) -> None:
+    """Contract: A12."""
     keep_one(layout, "t1", keep_s=1e300, boot=50.0, boot_id="this")
     rae = NodeConfig.model_validate(dev_config("n1", "http://127.0.0.1:1")).keep_s
 
@@ -210,9 +214,10 @@ def test_the_first_sweep_is_at_the_start(make_rig: MakeRig, layout: Layout) -> N
     until(lambda: not list(layout.workdir.iterdir()), "what the profile does not keep is gone")
 
 
-def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
+def test_a_new_agent_wipes_interrupted_tasks_and_logs_what_becomes_of_them(
     layout: Layout, tmp_path: Path
 ) -> None:
+    """Contract: C6."""
     write_state(make_workspace(layout, "t1.1"), RUNNING)
     write_state(
         make_workspace(layout, "t2.1"),
@@ -232,9 +237,10 @@ def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
     assert fates == {"t1": "queued elsewhere", "t2": "its result waits"}
 
 
-def test_c6_an_agent_that_was_killed_leaves_a_state_that_the_next_one_finds(
+def test_an_agent_that_was_killed_leaves_a_state_that_the_next_one_finds(
     layout: Layout,
 ) -> None:
+    """Contract: C6."""
     code = (
         "import os, sys, time; from pathlib import Path\n"
         "from rae_node.workspace.recovery import *\n"
@@ -375,7 +381,8 @@ def test_check_config_holds_the_two_files_against_each_other(files: Layout) -> N
 @pytest.mark.parametrize(
     ("value", "seconds"), [("24h", 86400), ("7d", 604800), ("90s", 90), (0, 0), (1.5, 1.5)]
 )
-def test_c4_retention_is_written_as_people_do(value: object, seconds: float) -> None:
+def test_retention_is_written_as_people_do(value: object, seconds: float) -> None:
+    """Contract: C4."""
     data = {**dev_config("n1", "http://127.0.0.1:1"), "workspace": {"keep_failed": value}}
     config = NodeConfig.model_validate(data)
     assert config.keep_s(succeeded=False) == seconds

@@ -129,14 +129,16 @@ def tree(tmp_path: Path, fake_nvml: FakeNvml) -> Iterator[Tree]:
 USER, GPU_LOAD = "check_user_idle.py", "check_gpu_load.py"
 
 
-def test_b2_b3_a_free_machine_is_safe_to_run(tree: Tree) -> None:
+def test_a_free_machine_is_safe_to_run(tree: Tree) -> None:
+    """Contract: B2, B3."""
     assert tree.check(USER) == (0, [])
     assert tree.check(GPU_LOAD) == (0, [])
 
 
-def test_b2_a_session_a_foreign_gpu_process_and_a_pause_are_not(
+def test_a_session_a_foreign_gpu_process_and_a_pause_are_not_safe_to_run(
     tree: Tree, fake_nvml: FakeNvml
 ) -> None:
+    """Contract: B2."""
     tree.logind.sessions["2"] = session("2")
     fake_nvml.show(GPU, f"proc 0 {os.getpid()} 100 5")
     (tree.layout.run / "pause.json").write_text('{"until": null}')
@@ -152,9 +154,10 @@ def test_b2_a_session_a_foreign_gpu_process_and_a_pause_are_not(
         ("gpu GPU-0 16384 14337 0", ["vram_gb_high"]),
     ],
 )
-def test_b3_the_limits_are_those_of_runtime_yaml_and_equal_is_safe(
+def test_the_limits_are_those_of_runtime_yaml_and_equal_is_safe(
     tree: Tree, fake_nvml: FakeNvml, gpu: str, reasons: list[str]
 ) -> None:
+    """Contract: B3."""
     fake_nvml.show(gpu)
     assert tree.check(GPU_LOAD) == (bool(reasons), reasons)
 
@@ -190,9 +193,10 @@ def no_nvml(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("trouble", BREAK)
-def test_b2_b3_a_source_that_is_missing_hangs_or_raises_is_do_not_run(
+def test_a_source_that_is_missing_hangs_or_raises_is_do_not_run(
     tree: Tree, fake_nvml: FakeNvml, trouble: str
 ) -> None:
+    """Contract: B2, B3."""
     make, reason = BREAK[trouble]
     make(tree, fake_nvml)
     assert tree.check(USER) == (1, [reason])
@@ -201,12 +205,14 @@ def test_b2_b3_a_source_that_is_missing_hangs_or_raises_is_do_not_run(
 
 
 @pytest.mark.parametrize("argument", ["--help", "--root", "--nonsense"])
-def test_b2_b3_an_argument_that_it_does_not_know_is_do_not_run(tree: Tree, argument: str) -> None:
+def test_an_argument_that_it_does_not_know_is_do_not_run(tree: Tree, argument: str) -> None:
+    """Contract: B2, B3."""
     assert tree.check(USER, argument) == (1, ["failed"])
     assert tree.check(GPU_LOAD, argument) == (1, ["failed"])
 
 
-def test_b2_an_answer_that_nobody_can_read_is_do_not_run(tree: Tree) -> None:
+def test_an_answer_that_cannot_be_written_is_do_not_run(tree: Tree) -> None:
+    """Contract: B2."""
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, str(tree.layout.agent / USER)]
         done = subprocess.run(command, env=tree.env, stdout=full, timeout=60, check=False)
@@ -214,14 +220,16 @@ def test_b2_an_answer_that_nobody_can_read_is_do_not_run(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("key", ["detect_active_user", "enabled"])
-def test_b1_switched_off_automation_or_protection_is_do_not_run(tree: Tree, key: str) -> None:
+def test_switched_off_automation_or_protection_is_do_not_run(tree: Tree, key: str) -> None:
+    """Contract: B1."""
     tree.set("runtime.yaml", "automation" if key == "enabled" else "safety", key, to=False)
     assert tree.check(USER)[0] == 1
 
 
-def test_b7_the_dry_run_prints_the_four_cases_and_executes_nothing(
+def test_the_dry_run_prints_the_four_cases_and_executes_nothing(
     tree: Tree, fake_nvml: FakeNvml
 ) -> None:
+    """Contract: B7."""
     before = sorted(tree.layout.root.rglob("*"))
     fake_nvml.show(GPU, f"proc 0 {os.getpid()} 100 5")
     done = tree.run("auto_runner.py", "--dry-run")
@@ -238,25 +246,29 @@ def test_b7_the_dry_run_prints_the_four_cases_and_executes_nothing(
 
 
 @pytest.mark.parametrize("key", ["detect_active_user", "enabled"])
-def test_b7_the_dry_run_lets_nothing_work_where_a_switch_is_off(tree: Tree, key: str) -> None:
+def test_the_dry_run_lets_nothing_work_where_a_switch_is_off(tree: Tree, key: str) -> None:
+    """Contract: B7."""
     tree.set("runtime.yaml", "automation" if key == "enabled" else "safety", key, to=False)
     done = tree.run("auto_runner.py", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "ALLOWS" not in done.stdout
 
 
-def test_b7_the_dry_run_says_what_it_leaves_out_without_an_agent(tree: Tree) -> None:
+def test_the_dry_run_says_what_it_leaves_out_without_an_agent(tree: Tree) -> None:
+    """Contract: B7."""
     said = tree.run("auto_runner.py", "--dry-run").stdout.splitlines()[-1]
     assert said.startswith("The agent") and "cooldown" in said and "left out" in said
 
 
-def test_b7_the_dry_run_says_what_blinds_the_guard(tree: Tree) -> None:
+def test_the_dry_run_says_what_blinds_the_guard(tree: Tree) -> None:
+    """Contract: B7."""
     tree.logind.end()
     done = tree.run("auto_runner.py", "--dry-run")
     assert done.returncode == 0 and "systemd-logind does not answer" in done.stdout
 
 
-def test_c2_capabilities_are_printed_as_json(tree: Tree) -> None:
+def test_capabilities_are_printed_as_json(tree: Tree) -> None:
+    """Contract: C2."""
     found = json.loads(tree.run("capabilities.py").stdout)
     assert found["node_id"] == "n1" and found["gpu"][0]["uuid"] == "GPU-0"
 
@@ -269,16 +281,16 @@ def test_the_executor_says_whether_a_command_is_allowed(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("script", ["auto_runner.py", "main.py"])
-def test_a13_main_and_auto_runner_start_the_agent_of_their_own_tree(
-    tree: Tree, script: str
-) -> None:
+def test_main_and_auto_runner_start_the_agent_of_their_own_tree(tree: Tree, script: str) -> None:
+    """Contract: A13."""
     (tree.layout.agent / "enrolment.json").unlink()
     done = tree.run(script)
     assert done.returncode == 1
     assert f"{tree.layout.agent}/enrolment.json cannot be read" in done.stderr
 
 
-def test_b4_a_python_without_the_agent_is_handed_over_to_the_installed_one(tree: Tree) -> None:
+def test_a_python_without_the_agent_is_handed_over_to_the_installed_one(tree: Tree) -> None:
+    """Contract: B4."""
     bare = str(Path(sys.base_prefix) / "bin" / "python3")
     alone = tree.run(USER, python=bare)
     assert alone.returncode == 1 and "install the agent below" in alone.stderr
@@ -290,9 +302,10 @@ def test_b4_a_python_without_the_agent_is_handed_over_to_the_installed_one(tree:
     assert tree.check(USER, python=bare) == (0, [])
 
 
-def test_b4_without_an_installed_agent_too_the_environment_takes_no_part(
+def test_without_an_installed_agent_too_the_environment_takes_no_part(
     tree: Tree, tmp_path: Path
 ) -> None:
+    """Contract: B4."""
     fake = tmp_path / "fake" / "rae_node"
     fake.mkdir(parents=True)
     (fake / "__init__.py").touch()
@@ -308,7 +321,8 @@ def rae_node(tree: Tree, *argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_b8_the_report_is_word_for_word_when_everything_holds(tree: Tree) -> None:
+def test_the_report_is_word_for_word_when_everything_holds(tree: Tree) -> None:
+    """Contract: B8."""
     done = rae_node(tree, "report")
     assert (done.returncode, done.stdout, done.stderr) == (0, READY, "")
 
@@ -376,7 +390,8 @@ FAILING: dict[str, tuple[Change, str, str]] = {
 
 
 @pytest.mark.parametrize("failing", FAILING)
-def test_b8_the_report_refuses_when_one_thing_does_not_hold(tree: Tree, failing: str) -> None:
+def test_the_report_refuses_when_one_thing_does_not_hold(tree: Tree, failing: str) -> None:
+    """Contract: B8."""
     change, line, words = FAILING[failing]
     change(tree)
     done = rae_node(tree, "report")
@@ -386,7 +401,8 @@ def test_b8_the_report_refuses_when_one_thing_does_not_hold(tree: Tree, failing:
     assert "Safe for unattended operation: NO" in shown.splitlines()
 
 
-def test_b8_each_blind_source_is_told_on_its_own_line(tree: Tree) -> None:
+def test_the_report_names_each_blind_source_on_its_own_line(tree: Tree) -> None:
+    """Contract: B8."""
     tree.logind.end()
     no_nvml(tree)
     done = rae_node(tree, "report").stdout.partition("FAILURE REPORT\n")[2].splitlines()
@@ -396,23 +412,26 @@ def test_b8_each_blind_source_is_told_on_its_own_line(tree: Tree) -> None:
     assert "systemd-logind" in user[0] and "libnvidia-ml.so.1" in gpu[0]
 
 
-def test_b8_a_machine_that_declares_no_gpu_and_shows_none_counts_as_protected(tree: Tree) -> None:
+def test_a_machine_that_declares_no_gpu_and_shows_none_counts_as_protected(tree: Tree) -> None:
+    """Contract: B8."""
     no_nvml(tree)
     tree.set("config.yaml", "capabilities", "gpu", to=False)
     shown = rae_node(tree, "report").stdout
     assert ("GPU protection: ACTIVE" in shown) is not bool(nvidia_gpus(PCI_DEVICES))
 
 
-def test_b8_an_agent_that_holds_its_lock_and_does_not_answer_is_not_safe(tree: Tree) -> None:
+def test_an_agent_that_holds_its_lock_and_does_not_answer_is_not_safe(tree: Tree) -> None:
+    """Contract: B8."""
     with (tree.layout.run / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lines = report.collect(tree.layout, reader=lambda: "enabled")
     assert "does not answer" in report.rendered(lines)
 
 
-def test_b8_an_agent_that_runs_proves_a_secret_that_only_it_can_read(
+def test_an_agent_that_runs_proves_a_secret_that_only_it_can_read(
     make_rig: Callable[..., Rig], layout: Layout
 ) -> None:
+    """Contract: B8."""
     body = {**files.dev_config("n1", "http://127.0.0.1:1"), "enrolment_file": "env:NODE_SECRET"}
     layout.config_file.write_text(yaml.safe_dump(body))
     layout.runtime_file.write_text(yaml.safe_dump(files.dev_runtime()))
@@ -428,7 +447,9 @@ def test_b8_an_agent_that_runs_proves_a_secret_that_only_it_can_read(
         assert not told()
 
 
-def test_b8_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:
+def test_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:
+    """Contract: B8."""
+
     def nobody() -> str:
         raise NodeError("blind", "systemctl cannot be asked")
 

@@ -49,9 +49,10 @@ def codes(one: Session, doubts: dict[str, str], *displays: str, **more: Any) -> 
         ({"type": "tty"}, ""),
     ],
 )
-def test_b2_a_desktop_counts_for_ever_unless_input_on_its_seat_is_proven_to_be_seen(
+def test_a_desktop_counts_for_ever_unless_input_on_its_seat_is_proven_to_be_seen(
     changes: dict[str, Any], code: str
 ) -> None:
+    """Contract: B2."""
     one = replace(DESKTOP, **changes)
     assert codes(one, UNPROVEN) == ([code] if code else [])
     assert codes(one, {}) == ([code] if code else []), "an unknown seat is not proven"
@@ -102,9 +103,10 @@ def test_without_the_remote_source_every_desktop_without_a_seat_counts() -> None
         ("/tmp/.X11-unix/X0", {"seat": "", "vt": 0}, False),
     ],
 )
-def test_b2_a_display_that_was_started_in_a_terminal_session_makes_it_a_desktop(
+def test_a_display_that_was_started_in_a_terminal_session_makes_it_a_desktop(
     display: str, changes: dict[str, Any], present: bool
 ) -> None:
+    """Contract: B2."""
     started = replace(DESKTOP, type="tty", **changes)
     assert bool(codes(started, UNPROVEN, display)) is present
 
@@ -203,9 +205,10 @@ def test_control_characters_that_a_user_chose_are_not_repeated() -> None:
     assert str(found).isprintable()
 
 
-def test_b2_a_missing_a_hanging_and_an_ended_bus_make_blind(
+def test_a_missing_a_hanging_and_an_ended_bus_make_blind(
     logind: FakeLogind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Contract: B2."""
     bus = LoginBus()
     bus.sessions()
     logind.end()

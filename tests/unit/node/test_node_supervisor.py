@@ -210,9 +210,10 @@ def test_the_end_of_the_agent_ends_the_task_and_wipes_its_workspace(spec: MakeSp
     assert not process_tree.is_alive(pid) and not given.workspace.exists()
 
 
-def test_c5_a_lease_that_is_over_leaves_no_workspace_though_the_agent_says_no_word(
+def test_a_lease_that_is_over_leaves_no_workspace_even_if_the_agent_is_silent(
     spec: MakeSpec,
 ) -> None:
+    """Contract: C5."""
     given = spec(["/bin/sleep", "600"], deadline_s=0.5)
     process, line = launch(given)
     until(lambda: not given.workspace.exists(), "the workspace is gone")
