@@ -40,7 +40,7 @@ def fake_nvml(nvml_library: Path, tmp_path: Path) -> FakeNvml:
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A port that nobody listens on, and nobody gets while the test runs."""
+    """A port without a listener, reserved while the test runs."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

@@ -83,7 +83,7 @@ def test_outside_a_box_the_same_attempts_succeed(facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_bomb_hurts_nobody_but_its_task(mesh: DevMesh, bomb: str, record_property: Any) -> None:
+def test_a_bomb_hurts_only_its_own_task(mesh: DevMesh, bomb: str, record_property: Any) -> None:
     code, layer = BOMBS[bomb]
     view = done(mesh, {**harm(bomb), "timeout_s": 20 if bomb != "fork_bomb" else 3})
     assert view.error is not None
@@ -142,7 +142,9 @@ def test_the_next_task_finds_nothing_of_the_one_before(mesh: DevMesh, record_pro
     until(lambda: len(list(workdir.iterdir())) == 1, "only the bystander's workspace")
 
 
-def test_a_silent_or_babbling_task_holds_nobody_up(mesh: DevMesh, record_property: Any) -> None:
+def test_a_silent_or_babbling_task_delays_no_other_task(
+    mesh: DevMesh, record_property: Any
+) -> None:
     record_property("layer", "supervisor")
     view = done(mesh, harm("slow_loris"))
     assert view.state in {"succeeded", "failed"}

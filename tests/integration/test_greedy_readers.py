@@ -95,7 +95,7 @@ def bob_reads(mesh: DevMesh) -> None:
     assert len(get(mesh, "bob", "/tasks?limit=5").json()["tasks"]) == 5
 
 
-def test_two_hundred_long_lists_delay_nobody_else(mesh: DevMesh) -> None:
+def test_two_hundred_long_lists_delay_no_other_submitter(mesh: DevMesh) -> None:
     with ExitStack() as stack:
         callers = [stack.enter_context(asked(mesh, "ann", "/tasks?limit=500")) for _ in range(200)]
         reading = drain(callers)
@@ -166,7 +166,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_hundreds_of_submits_at_once_delay_nobody_else(mesh: DevMesh, kind: str) -> None:
+def test_hundreds_of_submits_at_once_delay_no_other_submitter(mesh: DevMesh, kind: str) -> None:
     many, body = FLOODS[kind]
     text = json.dumps(body).encode()
     with ExitStack() as stack:

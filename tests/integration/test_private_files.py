@@ -1,4 +1,4 @@
-"""What control keeps is for its user alone, and nobody else changes what a node goes by.
+"""What control keeps is for its user alone, and no other user can write a node's files.
 
 Whatever the umask and the folder's mode.
 """
@@ -84,7 +84,7 @@ def writable(node: Path) -> list[str]:
     )
 
 
-def test_under_a_umask_of_0_nobody_else_changes_what_a_node_goes_by(
+def test_under_a_umask_of_0_no_other_user_can_write_a_nodes_files(
     open_folder: Path, make_mesh: MakeMesh
 ) -> None:
     mesh = make_mesh("n1", data=open_folder)

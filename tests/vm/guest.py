@@ -178,7 +178,7 @@ def connect(vm: Vm, mesh: DevMesh) -> Guest:
 
 
 def running_task(guest: Guest, **task: Any) -> Task:
-    """Submit a task, `sleep` unless told otherwise, and wait until its program runs."""
+    """Submit a task, `sleep` by default, and wait until its program runs."""
     before = set(guest.boxes())
     task_id = guest.mesh.rae.submit([guest.body(**task)])[0].task_id
 

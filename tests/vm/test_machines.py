@@ -74,7 +74,7 @@ def test_a_keyboard_is_plugged_in_and_out(bare: Vm) -> None:
     until(lambda: "QEMU QEMU USB Keyboard" not in names(bare), "it is gone", 20, every_s=0.2)
 
 
-def test_a_gamepad_does_what_it_is_told(bare: Vm) -> None:
+def test_a_gamepad_makes_the_moves_of_its_script(bare: Vm) -> None:
     with inside(bare, "pad.py", "pad") as pad:
         path = pad.line().removeprefix("ready ")
         with inside(bare, "watch.py", KEYS) as watch:

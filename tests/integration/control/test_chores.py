@@ -119,7 +119,7 @@ def test_a_worker_that_was_killed_is_not_taken_for_one_that_runs(chores: Chores)
     assert "no worker runs" in chores.chore("backup")
 
 
-def test_a_backup_replaces_no_file_unless_it_is_told_to(chores: Chores, tmp_path: Path) -> None:
+def test_a_backup_replaces_no_file_without_the_option(chores: Chores, tmp_path: Path) -> None:
     file = tmp_path / "mine.raebackup"
     file.write_text("the only one of last year")
     refused = chores.verb("backup", str(file))

@@ -53,7 +53,7 @@ def test_a_cursor_of_an_earlier_incarnation_is_refused_wherever_it_stands(api: A
     assert feed(api, 1, incarnation="before-the-restore")["rc"] == "unknown_cursor"
 
 
-def test_a_cursor_before_removed_events_is_told_so_once(
+def test_a_cursor_before_removed_events_is_reported_once(
     api: Api, mesh: Mesh, clock: ManualClock
 ) -> None:
     ended(api, "first")

@@ -97,7 +97,7 @@ def test_a_heartbeat_renews_only_what_it_lists(api: Api, mesh: Mesh, clock: Manu
     assert api.task(forgotten["task_id"])["state"] == "queued"
 
 
-def test_a_heartbeat_tells_which_leases_are_over(api: Api) -> None:
+def test_the_answer_to_a_heartbeat_lists_leases_that_are_over(api: Api) -> None:
     api.join("n1")
     api.submit(ECHO)
     ref = api.take("n1")

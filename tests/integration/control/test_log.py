@@ -68,7 +68,7 @@ def test_log_lines_name_event_node_and_task(
     )
 
 
-def test_a_refusal_is_told_a_bounded_number_of_times(lines: list[str], api: Api) -> None:
+def test_a_refusal_is_logged_a_bounded_number_of_times(lines: list[str], api: Api) -> None:
     for _ in range(200):
         api.client.get("/tasks")
     assert sum("request_refused" in line for line in lines) == 50

@@ -40,7 +40,7 @@ def test_the_document_is_served_to_everybody_and_names_both_prefixes(api: Api) -
     assert set(spec["components"]["securitySchemes"]) == {"bearer", "signature", "enrolment"}
 
 
-def test_every_reference_leads_somewhere_and_every_error_is_told() -> None:
+def test_every_reference_leads_somewhere_and_every_error_is_listed() -> None:
     text = document().decode()
     spec = json.loads(text)
     names = set(re.findall(r'"#/components/schemas/([A-Za-z]+)"', text))
@@ -48,7 +48,7 @@ def test_every_reference_leads_somewhere_and_every_error_is_told() -> None:
     ids = re.findall(r'"operationId":"([^"]+)"', text)
     assert len(set(ids)) == len(ids)
     told = {rc for op in OPERATIONS for rc in op.rcs}
-    # These are told by the server for any path and method, and for what has neither.
+    # The server gives these for any path and method, and for what has neither.
     assert told | {"method_not_allowed", "not_found", "invalid_request"} == set(TABLE)
 
 

@@ -242,7 +242,7 @@ def test_a_bearer_secret_registers_its_own_node_until_it_is_revoked(api: Api) ->
     refused(register(fresh), "not_enrolled")
 
 
-def test_without_a_valid_token_nothing_is_told(api: Api) -> None:
+def test_without_a_valid_token_control_says_nothing(api: Api) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
         for path in ("/tasks", "/nodes", "/events", "/tasks/x", "/tokens"):
             assert api.client.get(path, headers=headers).json["rc"] == "unauthorized"
@@ -306,7 +306,7 @@ def test_a_node_registers_only_so_often(api: Api, mesh: Mesh, clock: ManualClock
     assert api.register("n1").status_code == 200
 
 
-def test_whether_control_is_ready_is_told_without_a_write(api: Api, mesh: Mesh) -> None:
+def test_control_says_whether_it_is_ready_without_a_write(api: Api, mesh: Mesh) -> None:
     wal = mesh.data / "ledger.db-wal"
     before = wal.read_bytes()
     for _ in range(5):
@@ -500,7 +500,7 @@ def lane(number: int, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("when", ["2190-01-01T00:00:00Z", None])
-def test_nobody_opens_so_many_lanes_that_another_one_has_none(
+def test_no_submitter_opens_so_many_lanes_that_another_one_has_none(
     api: Api, mesh: Mesh, when: str | None
 ) -> None:
     with_limits(mesh, max_lanes=400, max_lanes_per_submitter=300)

@@ -255,7 +255,7 @@ def test_idle_strangers_make_way_and_do_not_take_the_last_descriptor(
         resource.setrlimit(resource.RLIMIT_NOFILE, own)
 
 
-def test_where_few_files_may_be_open_idle_strangers_keep_nobody_out(stack: ExitStack) -> None:
+def test_where_few_files_may_be_open_idle_strangers_keep_no_caller_out(stack: ExitStack) -> None:
     with DevMesh((), run_as=["prlimit", "--nofile=1024:1024"]) as mesh:
         sources = [next(ADDRESSES) for _ in range(4)]
         for number in range(900):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 REACH = "import socket, sys; socket.create_connection((sys.argv[1], 22), 10)"
-# 20 processes in 3 sessions that hear no signal but one.
+# 20 processes in 3 sessions that ignore all signals but SIGKILL.
 CROWD = """
 import os, signal, time
 for number in range(20):

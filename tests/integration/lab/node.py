@@ -114,13 +114,13 @@ class Task:
         assert stdin is not None
         stdin.write(json.dumps(where + dedent(python)) + "\n")
         stdin.flush()
-        line = self.hears()
+        line = self.reads()
         assert line, f"nothing came back; the journal has:\n{self._journal()}"
         told: dict[str, Any] = json.loads(line)
         self.cgroup = Path(f"/proc/{self._host.leader}/root/sys/fs/cgroup{told['cgroup']}")
         return told
 
-    def hears(self) -> str:
+    def reads(self) -> str:
         """The next line from the other side; empty when it has hung up."""
         assert self._relay.stdout is not None
         return self._relay.stdout.readline()

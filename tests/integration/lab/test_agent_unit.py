@@ -94,7 +94,7 @@ def test_the_agent_works_in_its_unit_with_its_credential(host: Host) -> None:
     assert (seen["state"], seen["isolation"]) == ("online", "unit"), why
     said = raectl(host, "submit", "--wait", "--", "echo", "in a unit")
     assert "in a unit" in said or "succeeded" in said
-    # No polkit in the lab, so no right to block: it is told, and the task ran.
+    # No polkit in the lab, so no right to block: the agent logs it, and the task ran.
     assert len(events(host, "sleep_not_blocked")) == 1
 
 
@@ -133,7 +133,7 @@ def test_the_owners_return_ends_the_model_runners_processes(host: Host) -> None:
     raectl(host, "cancel", "poem")
 
 
-def test_nobody_but_the_agent_kills_the_model_runner(host: Host) -> None:
+def test_only_the_agent_kills_the_model_runner(host: Host) -> None:
     door = "/run/rae-task/kill-ollama.sock"
     for user in ("rae-task", "rae-ollama"):
         refused = host.run(node.as_user(user, node.relay(door)), check=False)

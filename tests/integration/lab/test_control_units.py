@@ -123,7 +123,7 @@ def test_control_serves_at_the_tailnets_address_and_shows_no_secret(host: Host) 
 def test_what_is_killed_comes_back_and_requests_wait_for_it(host: Host) -> None:
     before = show(host, "rae-control", "MainPID")
     host.run(["systemctl", "kill", "--signal=SIGKILL", "rae-control"])
-    # Nobody is refused: the socket is systemd's.
+    # No caller is refused: the socket is systemd's.
     assert json.loads(ask(host, "/nodes")) == {"nodes": []}
     assert show(host, "rae-control", "MainPID") != before
 

@@ -14,7 +14,7 @@ def ask(host: Host, words: str) -> str:
     return host.run(as_user(AGENT_USER, relay(KILL)), stdin=words).stdout
 
 
-def test_it_kills_the_unit_it_is_told(host: Host) -> None:
+def test_it_kills_the_unit_that_the_agent_names(host: Host) -> None:
     with Task(host) as other, Task(host) as task:
         other.tell("")
         task.tell(CROWD)
@@ -45,4 +45,4 @@ def test_it_kills_nothing_else(host: Host, words: str) -> None:
 
 def test_who_connects_and_says_nothing_is_hung_up_on(host: Host) -> None:
     with Task(host, KILL) as silent:
-        assert silent.hears() == ""
+        assert silent.reads() == ""

@@ -204,7 +204,7 @@ def test_the_unit_may_box_and_kill_by_a_cgroup_of_its_own(host: Host) -> None:
 
 @pytest.mark.parametrize("user", ["rae-task", "messagebus"])
 @pytest.mark.parametrize("socket", [CPU, GPU, KILL])
-def test_nobody_but_the_agent_connects(host: Host, socket: str, user: str) -> None:
+def test_only_the_agent_connects(host: Host, socket: str, user: str) -> None:
     refused = host.run(as_user(user, relay(socket)), check=False)
     assert refused.returncode != 0 and "PermissionError" in refused.stderr
 

@@ -83,7 +83,7 @@ def test_interruptions_pause_longer_and_longer_but_never_endlessly(total: int, i
         assert (verdict.pause_s == 0) == (in_row < 3)
 
 
-def test_a_lease_that_nobody_renews_expires_after_its_ttl() -> None:
+def test_a_lease_that_is_not_renewed_expires_after_its_ttl() -> None:
     table = LeaseTable()
     table.open(lease())
     assert table.end_expired(120.0) == []

@@ -49,7 +49,7 @@ def test_it_registers_before_it_polls_and_says_what_it_is(make_rig: MakeRig) -> 
     assert rig.control.of("poll") == [("cpu0", "cpu1")]
 
 
-def test_a_cli_task_is_acked_run_told_and_wiped(make_rig: MakeRig, layout: Layout) -> None:
+def test_a_cli_task_is_acked_run_reported_and_wiped(make_rig: MakeRig, layout: Layout) -> None:
     rig = make_rig()
     result, _ = rig.run(params={"command": "echo", "args": ["hello", "world"]})
     assert result.status == "succeeded"
@@ -219,13 +219,13 @@ def test_no_task_starts_whose_lease_is_over(make_rig: MakeRig, layout: Layout) -
     assert not listing(layout.workdir)
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("reached", [True, False])
 def test_a_lease_that_was_over_before_its_ack_is_confirmed_quiet_once(
-    make_rig: MakeRig, layout: Layout, told: bool
+    make_rig: MakeRig, layout: Layout, reached: bool
 ) -> None:
     rig = make_rig()
     rig.control.fail["ack"] = remote("stale_lease")
-    if not told:
+    if not reached:
         rig.control.fail["yield"] = remote("stale_lease")
     task = rig.control.give(params=SLEEP)
     until(lambda: rig.control.of("yield"), "the word to control")
@@ -280,7 +280,7 @@ def test_pause_answers_when_nothing_lives_any_more(make_rig: MakeRig, layout: La
 def test_a_task_that_arrives_after_the_owner_is_handed_back_unacked(make_rig: MakeRig) -> None:
     rig = make_rig()
     until(lambda: rig.control.of("poll"), "a poll")
-    task = rig.control.give(slot="cpu7")  # nobody polls for it: given by hand below
+    task = rig.control.give(slot="cpu7")  # no poll asks for it: given by hand below
     rig.owner.present = True
     rig.agent.guard.look_now(0.0, 5)
     rig.agent._take(task, rig.agent.slots.epoch)
@@ -454,7 +454,7 @@ def test_a_session_that_is_over_is_begun_again_with_the_running_leases(
     assert rig.running()
 
 
-def test_another_incarnation_of_control_ends_all_work_untold(make_rig: MakeRig) -> None:
+def test_another_incarnation_of_control_ends_all_work_without_a_report(make_rig: MakeRig) -> None:
     rig = make_rig()
     start(rig)
     rig.control.incarnation = "inc-2"
@@ -557,7 +557,7 @@ def test_a_supervisor_that_dies_before_it_starts_the_task_is_the_nodes_fault(
     until(lambda: not listing(layout.workdir), "the workspace is wiped")
 
 
-def test_what_cannot_be_told_of_the_progress_does_not_end_the_task(
+def test_progress_that_cannot_be_encoded_does_not_end_the_task(
     make_rig: MakeRig, tmp_path: Path
 ) -> None:
     folder = tmp_path / "trusted"

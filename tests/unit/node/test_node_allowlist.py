@@ -1,4 +1,4 @@
-"""The node's allow-list: shipped entries, and programs that nobody else can replace (C5)."""
+"""The node's allow-list: shipped entries, and programs that no other user can replace (C5)."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_without_the_right_to_block_sleep_the_log_says_so_once(
     awake = Awake(log.log, command)
     for _ in range(3):
         awake.follow(1)
-        until(lambda: log.events("sleep_not_blocked"), "it is told")
+        until(lambda: log.events("sleep_not_blocked"), "the log names it")
         awake.follow(0)
     (told,) = log.events("sleep_not_blocked")
     assert "denied" in str(told["error"]) or "/no/such" in str(told["error"])
@@ -119,7 +119,7 @@ class Door:
     """Stands in for rae-ollama-kill.socket."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.answer, self.heard = path, b"ok\n", list[bytes]()
+        self.path, self.answer, self.received = path, b"ok\n", list[bytes]()
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
         self._socket.listen()
@@ -130,10 +130,10 @@ class Door:
         while True:
             agent, _ = self._socket.accept()
             with agent:
-                heard = agent.recv(64)
-                if heard == b"end":
+                received = agent.recv(64)
+                if received == b"end":
                     return
-                self.heard.append(heard)
+                self.received.append(received)
                 agent.sendall(self.answer)
 
     def close(self) -> None:
@@ -155,14 +155,14 @@ def test_a_model_is_unloaded_once_for_each_use(door: Door, log: Log) -> None:
     runner = ModelRunner(log.log, SystemClock(), "http://127.0.0.1:9", {0}, door.path)
     runner.free()  # an earlier agent's
     runner.free()
-    assert door.heard == [b"kill\n"]
+    assert door.received == [b"kill\n"]
     runner.begins()
     runner.free()
-    assert len(door.heard) == 2
+    assert len(door.received) == 2
     assert all(float(str(told["ms"])) >= 0 for told in log.events("model_runner_killed"))
 
 
-def test_a_model_that_stays_is_told_once_and_tried_again(door: Door, log: Log) -> None:
+def test_a_model_that_stays_is_logged_once_and_tried_again(door: Door, log: Log) -> None:
     runner = ModelRunner(log.log, SystemClock(), "http://127.0.0.1:9", {0}, door.path)
     door.answer = b"rae-ollama cannot be killed\n"
     runner.free()
@@ -171,7 +171,7 @@ def test_a_model_that_stays_is_told_once_and_tried_again(door: Door, log: Log) -
     assert told["error"] == "rae-ollama cannot be killed"
     door.answer = b"ok\n"
     runner.free()
-    assert len(door.heard) == 3 and len(log.events("model_runner_killed")) == 1
+    assert len(door.received) == 3 and len(log.events("model_runner_killed")) == 1
 
 
 @pytest.mark.parametrize("accepts", [True, False])

@@ -1,4 +1,4 @@
-"""What a box shows, what a delegated cgroup is told, and what the watch over a workspace counts."""
+"""What a box shows, the limits of a delegated cgroup, and what the workspace watch counts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def delegated(tmp_path: Path, controllers: str) -> Path:
     return tmp_path
 
 
-def test_a_delegated_cgroup_is_told_the_tasks_limits(
+def test_a_delegated_cgroup_gets_the_tasks_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = delegated(tmp_path, "cpu memory pids\n")

@@ -169,7 +169,7 @@ def test_loopback_tailscale_and_tls_are_fine(tmp_path: Path, endpoint: str) -> N
     assert load_node_config(file).rae_endpoint == endpoint
 
 
-def test_a_name_is_judged_by_its_addresses() -> None:
+def test_a_name_is_allowed_by_its_addresses() -> None:
     refuse_public_http("http://control:8080", lambda _: ["100.100.1.2", "fd7a:115c:a1e0::5"])
     with pytest.raises(ValueError, match=r"93\.184\.216\.34 is neither"):
         refuse_public_http("http://control:8080", lambda _: ["100.100.1.2", "93.184.216.34"])

@@ -129,7 +129,7 @@ PROFILED = {
 
 
 @pytest.mark.parametrize("what", FAILING)
-def test_each_failing_line_says_why_and_how_to_mend_it(what: str) -> None:
+def test_each_failing_line_says_why_and_how_to_fix_it(what: str) -> None:
     finding, words = FAILING[what]
     fails(finding, *words)
 
@@ -262,7 +262,7 @@ def test_programs_and_task_files_that_cannot_be_used_are_named(home: Layout, eye
     assert missing.state == "note"
 
 
-def nobody(_: str) -> list[str]:
+def unresolved(_: str) -> list[str]:
     raise OSError("no such name")
 
 
@@ -277,7 +277,7 @@ def other(_: NodeConfig) -> float:
 @pytest.mark.parametrize(
     ("look", "name", "words"),
     [
-        ({"resolve": nobody}, "control address", ("has no address",)),
+        ({"resolve": unresolved}, "control address", ("has no address",)),
         ({"resolve": lambda _: ["8.8.8.8"]}, "control address", ("8.8.8.8", "Tailscale")),
         ({"healthz": silent}, "control", ("did not answer", "tailscale status")),
         ({"healthz": other}, "control", ("404",)),
@@ -384,7 +384,7 @@ def test_tasks_units_that_end_before_task_timeout_minutes_fail(
     assert "task limit" not in names  # only units have one
 
 
-def test_who_is_neither_root_nor_the_agent_is_told_what_cannot_be_seen(
+def test_the_doctor_names_what_a_user_who_is_neither_root_nor_the_agent_cannot_see(
     home: Layout, eyes: Eyes
 ) -> None:
     found = see(home, replace(eyes, uid=64321), "enrolment")

@@ -221,7 +221,7 @@ def test_a_call_that_fails_makes_blind_and_one_that_this_gpu_lacks_only_where_it
 
 
 @pytest.mark.parametrize("code", [4, 13], ids=["no permission", "no such function"])
-def test_what_nobody_may_ask_is_not_known_either(
+def test_a_figure_that_no_user_may_ask_for_is_unknown(
     source: MakeSource, fake_nvml: FakeNvml, start: Callable[[str], int], code: int
 ) -> None:
     shares, decoder = (f"error nvmlDeviceGet{name} {code}" for name in (
@@ -233,7 +233,7 @@ def test_what_nobody_may_ask_is_not_known_either(
         source().read()
 
 
-def test_an_error_of_nvml_makes_blind_until_it_is_mended(
+def test_an_error_of_nvml_makes_blind_until_nvml_works_again(
     source: MakeSource, fake_nvml: FakeNvml
 ) -> None:
     one = source()

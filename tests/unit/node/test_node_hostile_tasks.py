@@ -229,7 +229,7 @@ os.kill(os.getppid(), signal.SIGKILL)
     assert handle.gone.wait(10) and process_tree.descendants(os.getpid()) == []
 
 
-def test_an_unexpected_error_after_the_start_is_told_as_the_tasks_loss(
+def test_an_unexpected_error_after_the_start_is_reported_as_the_tasks_loss(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:

@@ -72,7 +72,7 @@ def test_below_the_level_nothing_is_written(tmp_path: Path) -> None:
         assert [line["event"] for line in lines(text)] == ["b", "c"]
 
 
-def test_a_full_disk_stops_nobody_loses_no_line_on_stderr_and_is_told_once() -> None:
+def test_a_full_disk_blocks_no_writer_loses_no_line_on_stderr_and_is_logged_once() -> None:
     stream, file = io.StringIO(), LogFile("/dev/full")
     log = EventLog("n1", stream, file=file)
     for number in range(3):
@@ -155,7 +155,7 @@ def test_every_event_in_the_code_is_in_the_page_and_no_other() -> None:
     assert sorted(documented) == sorted(used)
 
 
-def test_a_stream_that_nobody_reads_holds_up_nobody() -> None:
+def test_a_stream_without_a_reader_blocks_no_writer() -> None:
     """The owner must get the machine back even while the journal hangs."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:

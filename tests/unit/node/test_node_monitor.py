@@ -29,7 +29,7 @@ SAMPLE = re.compile(r'(rae_node_[a-z_]+)(\{[a-z]+="[A-Za-z0-9_.+]+"\})? -?[0-9.e
 
 @pytest.fixture
 def open_port() -> int:
-    """A port that nobody has now."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         port: int = held.getsockname()[1]
     return port

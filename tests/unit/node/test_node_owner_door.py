@@ -70,23 +70,28 @@ def test_a_user_has_a_few_connections_at_once_and_root_always_one_more(
         door.close()
 
 
-def test_news_is_told_at_once_and_a_flood_of_it_once_a_second(make_rig: Callable[..., Rig]) -> None:
+def test_a_change_is_reported_at_once_and_a_flood_of_changes_once_a_second(
+    make_rig: Callable[..., Rig],
+) -> None:
     rig = make_rig(heartbeat_interval_sec=300.0)
     until(lambda: rig.control.of("register"), "it is registered")
     until(lambda: rig.agent.guard.decision.safe, "it may work")
     guard, clock = rig.agent.guard, rig.agent.context.clock
-    time.sleep(1.1)  # what was told at the start is long ago
+    time.sleep(1.1)  # the first heartbeat is long ago
     told, began = len(rig.control.of("heartbeat")), time.monotonic()
     rig.owner.present = True
     guard.look_now(clock.boot(), 10)
-    until(lambda: len(rig.control.of("heartbeat")) == told + 1, "it is told")
+    until(lambda: len(rig.control.of("heartbeat")) == told + 1, "a heartbeat reports it")
     assert time.monotonic() - began < 0.5
     for _ in range(50):
         rig.owner.present = not rig.owner.present
         guard.look_now(clock.boot(), 10)
     rig.owner.present = False
     guard.look_now(clock.boot(), 10)
-    until(lambda: rig.control.of("heartbeat")[-1].availability.value == "open", "the last is told")
+    until(
+        lambda: rig.control.of("heartbeat")[-1].availability.value == "open",
+        "a heartbeat reports the last change",
+    )
     spent = time.monotonic() - began
     assert len(rig.control.of("heartbeat")) - told <= 2 + spent
 

@@ -151,7 +151,7 @@ def test_a_socket_that_listens_no_more_is_noticed_and_opened_again(
         door.close()
 
 
-def test_a_thread_that_answers_nobody_is_noticed(tmp_path: Path, quiet_log: EventLog) -> None:
+def test_a_thread_that_answers_no_client_is_noticed(tmp_path: Path, quiet_log: EventLog) -> None:
     free = threading.Event()
 
     class Stuck(LocalSocket):

@@ -54,7 +54,7 @@ def test_a_slot_holds_one_task() -> None:
     assert slots.free() == ("gpu0",)
 
 
-def test_a_lease_is_either_told_at_registration_or_not_taken() -> None:
+def test_a_lease_is_either_named_at_registration_or_not_taken() -> None:
     slots: Slots[Holder] = Slots(("cpu0", "cpu1"))
     epoch = slots.epoch
     assert slots.occupy(Holder(lease(1), "cpu0"), epoch) is None
@@ -135,7 +135,7 @@ def test_a_pause_ends_without_an_agent_and_only_where_there_is_one(
     assert "systemctl start rae-node" in capsys.readouterr().err
 
 
-def test_nobody_takes_the_lock_of_another_user_s_agent(layout: Layout) -> None:
+def test_no_agent_takes_the_lock_of_another_user_s_agent(layout: Layout) -> None:
     if os.getuid() == 0:
         os.chown(layout.run, 4711, 4711)
     else:

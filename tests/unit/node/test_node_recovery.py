@@ -108,7 +108,7 @@ def test_a_state_that_cannot_be_read_says_nothing_and_hinders_no_start(
 
 
 @pytest.mark.parametrize("content", ["[" * 30_000, '{"lease": ' * 30_000])
-def test_a_spool_entry_that_nobody_can_read_goes_and_hinders_no_start(
+def test_an_unreadable_spool_entry_is_removed_and_hinders_no_start(
     layout: Layout, quiet_log: EventLog, content: str
 ) -> None:
     (layout.spool / "lease-00000009").mkdir()

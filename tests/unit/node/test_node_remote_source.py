@@ -200,7 +200,7 @@ def test_a_proc_that_hides_other_users_makes_blind_at_once(proc: Path) -> None:
     assert caught.value.rc == "blind"
 
 
-def test_sessions_that_cannot_be_told_make_blind() -> None:
+def test_sessions_that_logind_does_not_list_make_blind() -> None:
     def fails() -> Sequence[Session]:
         raise NodeError("blind", "logind does not answer")
 

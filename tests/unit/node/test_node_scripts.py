@@ -102,7 +102,7 @@ class Tree:
 
 @pytest.fixture
 def tree(tmp_path: Path, fake_nvml: FakeNvml) -> Iterator[Tree]:
-    """All is well here: nobody is logged in, the GPU rests, the unit is enabled."""
+    """All is well here: no user is logged in, the GPU rests, the unit is enabled."""
     layout, programs = Layout(tmp_path / "opt"), tmp_path / "bin"
     layout.create()
     programs.mkdir()
@@ -341,7 +341,7 @@ FAILING: dict[str, tuple[Change, str, str]] = {
         lambda tree: tree.program("systemctl", "echo disabled; exit 1"),
         "Auto-start on boot: NO", "systemctl enable rae-node.service",
     ),
-    "nobody looks for users": (
+    "no source looks for users": (
         lambda tree: tree.set("runtime.yaml", "safety", "detect_active_user", to=False),
         "User activity protection: INACTIVE", "detect_active_user",
     ),
@@ -369,7 +369,7 @@ FAILING: dict[str, tuple[Change, str, str]] = {
         lambda tree: tree.leave_out("load"),
         "Safe for unattended operation: NO", "leaves out load",
     ),
-    "nobody can say that the secret is there": (
+    "no user can say that the secret is there": (
         lambda tree: tree.set("config.yaml", "enrolment_file", to="credential:enrolment"),
         "Safe for unattended operation: NO", "start it",
     ),
@@ -450,10 +450,10 @@ def test_an_agent_that_runs_proves_a_secret_that_only_it_can_read(
 def test_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:
     """Contract: B8."""
 
-    def nobody() -> str:
+    def absent() -> str:
         raise NodeError("blind", "systemctl cannot be asked")
 
-    lines = report.collect(tree.layout, reader=nobody)
+    lines = report.collect(tree.layout, reader=absent)
     assert (lines[1].word, lines[1].problems) == ("NO", ("systemctl cannot be asked",))
 
 

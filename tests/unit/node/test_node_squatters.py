@@ -22,8 +22,8 @@ from rae_node.owner.socket import LocalSocket, ask
 from rae_node.telemetry.log import EventLog
 
 ENDPOINT = "http://127.0.0.1:1"
-# Another user, who takes an abstract name, and when told to tries to open the agent's lock. Without
-# root there is no other user to be: then it takes no name, and is refused.
+# Another user, who takes an abstract name, and on a line of input tries to open the agent's lock.
+# Without root there is no other user to be: then it takes no name, and is refused.
 STRANGER = """
 import os, socket, sys
 name, file = sys.argv[1:]

@@ -161,7 +161,7 @@ def test_tls_names_and_checks_the_host_and_not_its_address(tmp_path: Path) -> No
         def serve() -> None:
             with pytest.raises(
                 ssl.SSLError, match=r"ALERT|alert"
-            ):  # the client trusts nobody's word
+            ):  # the client checks every address itself
                 door.accept()
 
         thread = threading.Thread(target=serve)

@@ -193,7 +193,7 @@ def test_what_keeps_a_machine_from_a_lab_is_named_with_the_way_out(
     assert said in str(preflight.lab_problem(uid, cgroup))
 
 
-def test_a_machine_without_tun_is_told_how_to_get_it() -> None:
+def test_preflight_says_how_to_get_tun() -> None:
     assert "modprobe tun" in str(preflight.lab_problem(0, CGROUP, tun=False))
 
 
