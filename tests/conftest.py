@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests: meshes of real processes."""
+"""Fixtures that several folders use: meshes of real processes, and a node's folders and log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from rae_node.config.layout import Layout
+from rae_node.telemetry.log import EventLog
 from tests.fake_nvml import FakeNvml, build
 from tests.harness import MakeMesh
 from tools.devmesh import DevMesh
@@ -58,3 +60,16 @@ def mesh() -> Iterator[DevMesh]:
     """One mesh with two agents for each file, for tests that leave it as they found it."""
     with DevMesh(("n1", "n2")) as running:
         yield running
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    found = Layout(tmp_path / "node")
+    found.create()
+    return found
+
+
+@pytest.fixture
+def quiet_log() -> Iterator[EventLog]:
+    with Path("/dev/null").open("w") as stream:
+        yield EventLog("n1", stream)

@@ -26,20 +26,8 @@ from rae_node.runners.cli import AllowFolders
 from rae_node.telemetry.journal import Journal
 from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import FAST, MACHINE, FakeControl, Idle, Rig
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    found = Layout(tmp_path / "node")
-    found.create()
-    return found
-
-
-@pytest.fixture
-def quiet_log() -> Iterator[EventLog]:
-    with Path("/dev/null").open("w") as stream:
-        yield EventLog("n1", stream)
+from tests.integration.node.harness import FAST, FakeControl, Idle, Rig
+from tests.unit.node.harness import MACHINE
 
 
 @pytest.fixture

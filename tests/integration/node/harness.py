@@ -1,67 +1,21 @@
-"""A control that lives in the test's own process."""
+"""A fake control, and an agent that works for it in the test's own process."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rae_node.agent.agent import Agent
 from rae_node.config.tuning import Settings
-from rae_node.errors import NodeError
-from rae_node.guard.inputs import InputState
 from rae_node.guard.policy import Holder, Reading
-from rae_node.guard.sources.input import InputLink
 from rae_node.owner.why import obstacles
-from rae_node.runners.capabilities import Machine
 from rae_protocol import models
-from rae_protocol.errors import RaeError, Unreachable
+from rae_protocol.errors import TABLE, RaeError, RemoteError
 from rae_protocol.node_client import Polled
 from tests.until import until
-
-
-class SetClock:
-    """A machine's clocks, which a test moves; of its first boot at 10 000 s, in December 2026."""
-
-    def __init__(self) -> None:
-        self.wall_at, self.boot_at, self.boots = 1_796_000_000.0, 10_000.0, 1
-
-    def wall(self) -> float:
-        return self.wall_at
-
-    def boot(self) -> float:
-        return self.boot_at
-
-    def monotonic(self) -> float:
-        return self.boot_at
-
-    def boot_id(self) -> str:
-        return f"boot-{self.boots}"
-
-    def passes(self, seconds: float) -> None:
-        """Time goes on."""
-        self.wall_at += seconds
-        self.boot_at += seconds
-
-    def reboots(self, off_s: float, wall: float | None = None) -> None:
-        """Off for so long; then the wall clock is right, or so."""
-        self.boots, self.boot_at = self.boots + 1, 0.0
-        self.wall_at = self.wall_at + off_s if wall is None else wall
-
-
-class ScriptedInput(InputLink):
-    """A detector that a test plays; without a state it is gone."""
-
-    def __init__(self, state: InputState | None) -> None:
-        super().__init__(Path("/nowhere"))
-        self.state = state
-
-    def ask(self) -> InputState:
-        if self.state is None:
-            raise NodeError("blind", "gone")
-        return self.state
 
 
 class FakeControl:
@@ -225,11 +179,24 @@ class Rig:
         return any(run.alive() for run in self.agent.runs())
 
 
-MACHINE = Machine(2, "x86_64", "cpu", 8192.0, "debian", "3.10.0", None, False, None)
 FAST = Settings(
     guard_busy_sec=0.1, guard_idle_sec=0.2, log_tail_sec=0.05, retry_base_sec=0.02,
     retry_cap_sec=0.1, spool_retry_cap_sec=0.1, slow_retry_sec=0.1, poll_wait_sec=5.0,
 )  # fmt: skip
+MakeRig = Callable[..., Rig]
+SLEEP = {"command": "sleep", "args": ["600"]}
 
 
-UNREACHABLE = Unreachable("gone")
+def listing(folder: Path) -> list[str]:
+    """Names in a folder."""
+    return [entry.name for entry in folder.iterdir()]
+
+
+def remote(rc: str) -> RemoteError:
+    return RemoteError(rc, rc, TABLE[rc][0], {})
+
+
+def start(rig: Rig, **more: Any) -> Any:
+    task = rig.control.give(params=SLEEP, **more)
+    until(rig.running, "the task runs")
+    return task

@@ -19,7 +19,7 @@ from rae_node.telemetry.journal import Journal
 from rae_node.telemetry.log import EventLog
 from rae_node.workspace.recovery import State, Sweeper, keep, read_state
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import SetClock
+from tests.unit.node.harness import SetClock
 
 HOUR, DAY = 3600.0, 86400.0
 IN_2099 = datetime(2099, 1, 1, tzinfo=timezone.utc).timestamp()

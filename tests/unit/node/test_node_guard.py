@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rae_node.config.layout import Layout
 from rae_node.guard.policy import (
     Decision,
     Reading,
@@ -29,8 +25,7 @@ from rae_node.guard.sources.load import LoadSource, Sample
 from rae_node.guard.sources.pause import PauseSource
 from rae_node.telemetry.journal import Journal
 from rae_protocol.models import Availability
-from tests.unit.node.fakes import FAST, Idle, Rig, SetClock
-from tests.until import until
+from tests.unit.node.harness import SetClock
 
 RULES = Rules(True, True, {"cpu_percent": 80.0})
 CLEAR = Reading("load", measures={"cpu_percent": 80.0})
@@ -221,37 +216,6 @@ def test_a_failing_source_is_blind() -> None:
     assert watched.reading(5).present is None
 
 
-class HangsWithTheOwner:
-    """Hangs from the look on at which the owner was seen."""
-
-    name = "gpu"
-
-    def __init__(self) -> None:
-        self.owner: Idle | None = None
-        self.free = threading.Event()
-
-    def read(self) -> Reading:
-        if self.owner is not None and self.owner.present and self.owner.seen.wait(1.0):
-            self.free.wait(60)
-        return Reading(self.name)
-
-
-def test_an_owner_who_comes_back_waits_for_no_source_that_hangs(
-    make_rig: Callable[..., Rig],
-) -> None:
-    hangs = HangsWithTheOwner()
-    rig = make_rig(settings=replace(FAST, source_timeout_sec=60.0), sources=(hangs,))
-    hangs.owner = rig.owner
-    rig.control.give(params={"command": "sleep", "args": ["30"]}, slot="cpu0")
-    until(rig.agent.runs, "the task runs")
-    rig.owner.present = True
-    try:
-        until(lambda: not rig.agent.runs(), "the task is gone")
-        assert rig.agent.guard.decision.reasons == ("owner_active",)
-    finally:
-        hangs.free.set()
-
-
 def test_decisions_are_kept_for_seven_days(tmp_path: Path) -> None:
     """Contract: B6."""
     (tmp_path / "decisions-2026-01-01.jsonl").write_text("old")
@@ -276,49 +240,6 @@ def test_a_clock_that_goes_back_and_forth_loses_no_decision(tmp_path: Path) -> N
     Journal(tmp_path, clock).write(1768046400.0, "decision", safe=True)  # 2026-01-10
     assert (tmp_path / "decisions-2026-01-09.jsonl").read_text() == "first\nsecond\n"
     assert (tmp_path / "decisions.jsonl").read_text().count("\n") == 1
-
-
-def decisions(layout: Layout) -> list[dict[str, Any]]:
-    file = layout.logs / "decisions.jsonl"
-    found = [json.loads(line) for line in file.read_text().splitlines()]
-    return [entry for entry in found if entry["event"] == "decision"]
-
-
-def test_each_changed_decision_is_logged_once_with_every_reason(
-    make_rig: Callable[..., Rig], layout: Layout
-) -> None:
-    """Contract: B6."""
-    rig = make_rig()
-    rig.owner.present = True
-    until(lambda: not rig.agent.guard.decision.safe, "the owner is seen")
-    rig.agent.context.pause.set(None)
-    rig.agent.guard.look_now(0, 10)
-    rig.agent.guard.look_now(0, 10)
-    shown = [(entry["safe"], entry["reasons"]) for entry in decisions(layout)]
-    assert shown == [(True, []), (False, ["owner_active"]), (False, ["paused", "owner_active"])]
-
-
-def test_a_flapping_decision_is_logged_a_few_times_a_minute_and_its_causes_are_named(
-    make_rig: Callable[..., Rig], layout: Layout
-) -> None:
-    """Contract: B6."""
-    rig = make_rig(settings=replace(FAST, decisions_per_minute=4.0))
-    for present in (True, False) * 5:
-        rig.owner.present = present
-        rig.agent.guard.look_now(0, 10)
-    assert [entry["safe"] for entry in decisions(layout)] == [True, False, True, False]
-
-
-def test_a_decision_that_stops_a_task_is_always_logged(
-    make_rig: Callable[..., Rig], layout: Layout
-) -> None:
-    """Contract: B6."""
-    rig = make_rig(settings=replace(FAST, decisions_per_minute=1.0))
-    rig.control.give(params={"command": "sleep", "args": ["600"]})
-    until(rig.running, "the task runs")
-    rig.owner.present = True
-    until(lambda: rig.control.of("yield"), "the task is handed back")
-    assert [entry["stopped"] for entry in decisions(layout)] == [0, 1]
 
 
 def test_a_source_that_cannot_tell_says_why(tmp_path: Path) -> None:
@@ -348,14 +269,3 @@ def test_no_run_of_the_gpu_is_longer_than_its_bound(steps: list[tuple[float, boo
             since = now
         last = now
         assert now - since <= 60 + 20  # the run and one more step of work
-
-
-def test_no_task_begins_on_a_look_of_half_a_minute_ago(make_rig: Callable[..., Rig]) -> None:
-    rig = make_rig(settings=replace(FAST, guard_idle_sec=30.0))
-    until(lambda: rig.control.of("poll"), "the node asks for work")
-    looked = rig.agent.guard.looked_at
-    until(lambda: rig.agent.context.clock.boot() - looked > 0.2, "the look is old")
-    rig.owner.present = True  # a program on the GPU, say: no signal wakes the guard
-    rig.control.give(params={"command": "sleep", "args": ["30"]})
-    until(lambda: rig.control.of("yield"), "the task is handed back")
-    assert not rig.control.of("ack")

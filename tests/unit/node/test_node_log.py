@@ -14,7 +14,11 @@ import pytest
 
 import rae_node
 from rae_node.build import open_log
-from rae_node.config.files import NodeConfig, dev_config, load_node_config
+from rae_node.config.files import (
+    NodeConfig,
+    dev_config,
+    load_node_config,
+)
 from rae_node.errors import ConfigError
 from rae_node.telemetry.log import ROTATE_BYTES, ROTATE_KEEP, EventLog, LogFile
 
@@ -175,3 +179,13 @@ def test_a_line_for_people_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     log.info("x", why="one\n12:00:00 error forged")
     log.flush()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_log_never_shows_a_secret(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        log = EventLog("n1", stream)
+        log.info("x", task_id="t", node_token="abc", other=1)
+        log.flush()
+    line = json.loads((tmp_path / "log").read_text())
+    assert line["attrs"] == {"node_token": "(hidden)", "other": 1}
+    assert (line["event"], line["task_id"], line["node_id"]) == ("x", "t", "n1")

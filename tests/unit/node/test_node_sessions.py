@@ -20,7 +20,7 @@ from rae_node.guard.proofs import Proofs
 from rae_node.guard.sessions import Session, presences
 from rae_node.guard.sources.login_bus import LoginBus, session_of
 from rae_node.guard.sources.logind import LogindSource
-from tests.unit.node.fakes import ScriptedInput
+from tests.unit.node.harness import ScriptedInput
 from tests.until import until
 from tools.fake_logind import FakeLogind, session
 

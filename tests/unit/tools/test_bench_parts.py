@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench import Peers, page
+from tools.bench import page
 from tools.bench_parts import Kept, Measure, Report, measure
 from tools.devmesh import MeshError
 
@@ -86,11 +86,6 @@ def test_results_of_another_machine_do_not_count(tmp_path: Path) -> None:
     elsewhere = Kept(kept.file, "another machine")
     elsewhere.load()
     assert elsewhere.results == {}
-
-
-def test_a_part_beside_other_queues_says_that_it_needs_them() -> None:
-    with pytest.raises(MeshError, match="run make bench without PART"):
-        Peers(None).measure("rq Worker")
 
 
 def test_a_fresh_run_forgets_what_was_kept(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,6 @@ from tests.lab import image
 from tools import preflight
 from tools.preflight import Machine, Need, prepare
 
-ROOT = Path(__file__).parents[3]
 CGROUP = Path("/sys/fs/cgroup")
 BUBBLEWRAP = "apt-get install -y --no-install-recommends bubblewrap"
 
@@ -164,24 +161,6 @@ def test_each_need_says_what_for_and_each_verb_has_its_parts() -> None:
     for needs in preflight.PARTS.values():
         assert all(need.packages and need.why for need in needs)
     assert set(preflight.VERBS["test"]) < set(preflight.VERBS["test-all"])
-
-
-def test_it_runs_by_itself_and_in_seconds_before_there_is_an_environment() -> None:
-    # -S and -E: no package, as a machine without .venv has none.
-    bare = [sys.executable, "-S", "-E", "-m", "tools.preflight", "venv"]
-    began = time.monotonic()
-    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - began < 5
-
-
-def test_the_makefile_s_verbs_begin_with_their_preflight() -> None:
-    for verb in ("demo", "test", "test-vm", "test-all", "bench"):
-        told = subprocess.run(
-            ["make", "--dry-run", "--always-make", verb, "MAKE=true", "PYTHON=some-python"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        assert told.index(f'"some-python" -m tools.preflight {verb}') < told.index("true ")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.ansible.role import ROLE, play
+from tests.integration.ansible.role import ROLE, play
 
 UNITS = ("rae-task@.service", "rae-task-gpu@.service")
 CASES: dict[str, tuple[dict[str, Any], int]] = {

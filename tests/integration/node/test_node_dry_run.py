@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 import yaml
@@ -13,10 +12,8 @@ from rae_node.config import files as config
 from rae_node.config.layout import Layout
 from rae_node.diagnostics import checks
 from rae_node.guard.words import in_words
-from tests.unit.node.fakes import Rig
+from tests.integration.node.harness import MakeRig
 from tests.until import until
-
-MakeRig = Callable[..., Rig]
 
 
 @pytest.fixture

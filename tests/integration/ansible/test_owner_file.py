@@ -12,7 +12,7 @@ import pytest
 
 from rae_node.guard.gpu_rules import Resting
 from rae_node.guard.owner_file import load_owner
-from tests.unit.ansible.role import Played, included, play
+from tests.integration.ansible.role import Played, included, play
 
 REST = {"node_owner_gpu_may_rest": ["firefox", "steamwebhelper"]}
 AGREED = {"node_owner_consents_gpu_resting": True}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,9 @@ from rae_node.config.layout import Layout, socket_path
 from rae_node.errors import NodeError
 from rae_node.owner.socket import ask
 from rae_node.runners.cli import AllowFolders
-from tests.unit.node.fakes import Rig
+from tests.integration.node.harness import MakeRig, Rig
 from tests.until import until
 
-MakeRig = Callable[..., Rig]
 UNAME = "- path: /usr/bin/uname\n  args: [['-s']]\n"
 
 

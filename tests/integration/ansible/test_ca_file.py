@@ -9,7 +9,7 @@ import yaml
 
 from rae_node.config.files import NodeConfig
 from tests.certificates import Authority
-from tests.unit.ansible.role import ROLE, included, play
+from tests.integration.ansible.role import ROLE, included, play
 
 TASKS = [
     {"ansible.builtin.include_vars": str(ROLE / "vars" / "main.yml")},

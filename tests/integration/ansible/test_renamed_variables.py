@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.unit.ansible.role import ROLE, play
+from tests.integration.ansible.role import ROLE, play
 
 PREFLIGHT = ROLE.parent / "common" / "tasks" / "preflight.yml"
 MESH = ROLE.parent / "mesh" / "vars" / "main.yml"

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from jeepney import HeaderFields, MessageType, Parser, new_error, new_method_return
 
-from tests.unit.ansible.role import ROLE, included, play
+from tests.integration.ansible.role import ROLE, included, play
 
 TITLE = "This computer is lent"
 VERBS = ["rae-node why", "rae-node help owner", "rae-node pause"]

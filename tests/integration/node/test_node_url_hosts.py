@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,7 @@ from rae_node.config.url_hosts import host_rule, is_public, rules_of
 from rae_node.errors import HandBack, TaskFailure
 from rae_protocol.session import CA_VARIABLES
 from tests.certificates import Authority, tls_front
-from tests.unit.node.fakes import Rig
-
-MakeRig = Callable[..., Rig]
+from tests.integration.node.harness import MakeRig
 
 
 class Service(BaseHTTPRequestHandler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -13,12 +13,11 @@ import pytest
 
 from rae_node.config.layout import Layout, socket_path
 from rae_node.owner.socket import ask
-from tests.unit.node.fakes import Rig
+from tests.integration.node.harness import MakeRig
 from tests.until import until
 
 CONTENT = b"bytes from far away\n" * 1000
 PACKED = gzip.compress(CONTENT)
-MakeRig = Callable[..., Rig]
 
 
 class Files(BaseHTTPRequestHandler):

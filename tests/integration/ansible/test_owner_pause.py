@@ -12,7 +12,7 @@ import yaml
 from rae_node.config.layout import Layout
 from rae_node.guard.sources.pause import PauseSource
 from rae_protocol.clock import SystemClock
-from tests.unit.ansible.role import ROLE, Played, play
+from tests.integration.ansible.role import ROLE, Played, play
 
 
 class Behind(SystemClock):

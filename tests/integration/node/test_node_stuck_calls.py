@@ -19,10 +19,10 @@ import pytest
 from rae_node.config.layout import Layout, socket_path
 from rae_node.owner.socket import ask
 from rae_node.runners.llm import present_models
-from tests.unit.node.fakes import FAST, UNREACHABLE, FakeControl, Rig
+from tests.integration.node.harness import FAST, FakeControl, MakeRig
+from tests.unit.node.harness import UNREACHABLE
 from tests.until import until
 
-MakeRig = Callable[..., Rig]
 AT_ONCE_S = 1.0
 OURS = frozenset({os.getuid()})
 HEADERS = b"HTTP/1.1 200 OK\r\n"
