@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 CODE := services/protocol/src services/control/src services/node/src tools tests/lab tests/vm tests/e2e tests/integration/lab
 
 .DEFAULT_GOAL := help
-.PHONY: help venv wheels vault demo test test-all lab-tests e2e site lab-parts vm-parts test-vm test-gpu test-escape escape-here lint lint-python lint-ansible unit integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
+.PHONY: help venv wheels vault demo test test-all lab-tests e2e site lab-parts vm-parts test-vm test-gpu test-escape escape-here lint lint-python lint-ansible unit node-tests integration chaos chaos-short fuzz bench soak lab lab-shell lab-down docs fmt clean
 
 # Check a target's requirements before any work, with the current Python: there may be no .venv yet.
 # Any Python 3 parses the second line; tools/preflight.py, which does the rest, needs 3.10.
@@ -64,7 +64,7 @@ demo:  ## run control, two nodes and real tasks, with an owner who returns and a
 test:  ## everything without booted hosts: lint, chaos, escape suite, unit and integration tests (12 minutes)
 	$(call preflight,test)
 	@$(MAKE) --no-print-directory lint chaos-short escape-here
-	@$(MAKE) --no-print-directory unit integration
+	@$(MAKE) --no-print-directory unit node-tests integration
 	@echo "make test: all passed; what needs booted hosts is in make test-all, for root"
 
 # In this order, and in separate processes: the memory of one lab is freed before the next starts.
@@ -113,12 +113,16 @@ lint-python: venv
 lint-ansible: venv
 	if [ -x $(BIN)/ansible-lint ]; then LC_ALL=C.UTF-8 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline; fi
 
-# Both mostly wait. Not in one process: unit tests look at its children, and integration tests keep some.
+# All mostly wait. Not in one process: an agent adopts and kills what its process has started, and
+# integration tests keep a Redis there.
 unit: venv  ## unit tests, WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit $(PYTEST_ARGS)
 
-integration: venv  ## tests with real Redis, gunicorn and agents, WORKERS=2 at a time; 0 for --pdb
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/integration --ignore=tests/integration/lab $(PYTEST_ARGS)
+node-tests: venv  ## integration tests of a node's parts: an agent in the test's process, real supervisors and programs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/integration/node $(PYTEST_ARGS)
+
+integration: venv  ## all other tests with real Redis, gunicorn and agents, WORKERS=2 at a time; 0 for --pdb
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/integration --ignore=tests/integration/lab --ignore=tests/integration/node $(PYTEST_ARGS)
 
 CHAOS := $(BIN)/python -m tools.scenarios chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 

@@ -1,19 +1,20 @@
-"""Fixtures of the integration tests: meshes of real processes."""
+"""Fixtures that several folders use: meshes of real processes, and a node's folders and log."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rae_node.config.layout import Layout
+from rae_node.telemetry.log import EventLog
 from tests.fake_nvml import FakeNvml, build
+from tests.harness import MakeMesh
 from tools.devmesh import DevMesh
-
-MakeMesh = Callable[..., DevMesh]
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def fake_nvml(nvml_library: Path, tmp_path: Path) -> FakeNvml:
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A port that nobody listens on, and nobody gets while the test runs."""
+    """A port without a listener, reserved while the test runs."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
@@ -59,3 +60,16 @@ def mesh() -> Iterator[DevMesh]:
     """One mesh with two agents for each file, for tests that leave it as they found it."""
     with DevMesh(("n1", "n2")) as running:
         yield running
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    found = Layout(tmp_path / "node")
+    found.create()
+    return found
+
+
+@pytest.fixture
+def quiet_log() -> Iterator[EventLog]:
+    with Path("/dev/null").open("w") as stream:
+        yield EventLog("n1", stream)

@@ -17,7 +17,7 @@ from typing import Any
 from tests.lab import Host, Lab
 from tests.lab.host import Done
 from tests.lab.lab import CHECKOUT, VAULT_PASSWORD
-from tools.devmesh import wait_until
+from tests.until import until
 
 NODES = ("node1", "node2")
 _BIN = Path(sys.executable).parent
@@ -112,7 +112,7 @@ class Site:
             assert seen["state"] in {state, "waiting", "queued", "leased", "running"}, seen
             return seen if seen["state"] == state else {}
 
-        found: dict[str, Any] = wait_until(there, timeout_s, f"{task_id} {state}", every_s=0.5)
+        found: dict[str, Any] = until(there, f"{task_id} {state}", timeout_s, every_s=0.5)
         return found
 
     def nodes(self) -> dict[str, str]:
@@ -123,7 +123,7 @@ class Site:
         """Wait until control shows these nodes online, and no other."""
         wanted = dict.fromkeys(names, "online")
         what = f"online: {', '.join(names) or 'none'}"
-        wait_until(lambda: self._control_says(wanted), timeout_s, what, every_s=0.5)
+        until(lambda: self._control_says(wanted), what, timeout_s, every_s=0.5)
 
     def _control_says(self, wanted: Mapping[str, str]) -> bool:
         done = self.control.run([*_RAECTL, "--json", "nodes", "list"], check=False)
@@ -162,4 +162,4 @@ class Site:
 
     def eventually(self, what: str, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
         """Wait for something that takes a host to answer."""
-        return wait_until(condition, timeout_s, what, every_s=0.5)
+        return until(condition, what, timeout_s, every_s=0.5)

@@ -64,10 +64,10 @@ def other(name: str) -> str:
 
 
 @pytest.mark.parametrize("order", REBOOTS, ids="-".join)
-def test_b4_b9_all_comes_back_after_reboots_and_who_is_not_lent_does_not_run(
+def test_after_reboots_lent_nodes_work_again_and_others_do_not_run(
     lent: Site, order: tuple[str, ...]
 ) -> None:
-    """node2 was lent and is its owner's again; node1 is lent."""
+    """node2 was lent and is its owner's again; node1 is lent. Contract: B4, B9."""
     lent.playbook("disable-node", "--limit", "node2")
     lent.online("node1")
     for name in order:
@@ -81,7 +81,8 @@ def test_b4_b9_all_comes_back_after_reboots_and_who_is_not_lent_does_not_run(
     lent.playbook("enable-node", "--limit", "node2,rae_control")
 
 
-def test_a8_a14_nodes_go_on_without_control_and_deliver_afterwards(lent: Site) -> None:
+def test_nodes_go_on_without_control_and_deliver_afterwards(lent: Site) -> None:
+    """Contract: A8, A14."""
     before = {name: agent(lent.lab.hosts[name]) for name in NODES}
     seconds = OUTAGE_S * 0.7
     tasks = lent.submit(*(sleeping(seconds, lease_ttl_s=600, requirements={"nodes": [name]})
@@ -103,7 +104,8 @@ def test_a8_a14_nodes_go_on_without_control_and_deliver_afterwards(lent: Site) -
     assert before == {name: agent(lent.lab.hosts[name]) for name in NODES}
 
 
-def test_a12_an_agent_that_is_stopped_says_goodbye_and_its_task_moves(lent: Site) -> None:
+def test_an_agent_that_is_stopped_says_goodbye_and_its_task_moves(lent: Site) -> None:
+    """Contract: A12."""
     (task,) = lent.submit(sleeping(1201))
     first = lent.until(task, "running")["node_id"]
     host = lent.lab.hosts[first]
@@ -120,7 +122,8 @@ def test_a12_an_agent_that_is_stopped_says_goodbye_and_its_task_moves(lent: Site
     host.run(["systemctl", "start", "rae-node"])
 
 
-def test_a5_a_task_dies_with_its_killed_agent_and_runs_again(lent: Site) -> None:
+def test_a_task_dies_with_its_killed_agent_and_runs_again(lent: Site) -> None:
+    """Contract: A5."""
     (task,) = lent.submit(sleeping(1202))
     first = lent.until(task, "running")["node_id"]
     host = lent.lab.hosts[first]

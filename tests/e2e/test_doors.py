@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.site import Site
 from tests.lab import Host
-from tools.devmesh import wait_until
+from tests.until import until
 
 API = 8080
 LONG = bool(os.environ.get("RAE_TEST_LONG"))
@@ -45,7 +45,7 @@ def listen(host: Host, *ports: int) -> None:
              "[Install]\nWantedBy=multi-user.target\n")  # fmt: skip
     host.run(["systemctl", "daemon-reload"])
     host.run(["systemctl", "enable", "--quiet", "--now", "standin.service"])
-    wait_until(lambda: host.run(["ss", "-Hltn", f"sport = :{ports[-1]}"]).stdout, 10, "it listens")
+    until(lambda: host.run(["ss", "-Hltn", f"sport = :{ports[-1]}"]).stdout, "it listens")
 
 
 def forget(host: Host) -> None:
@@ -78,12 +78,14 @@ def peerapi(site: Site) -> set[int]:
     return {int(line.split()[3].rpartition(":")[2]) for line in lines}
 
 
-def test_a2_a14_nothing_of_control_answers_outside(busy: Site) -> None:
+def test_nothing_of_control_answers_outside(busy: Site) -> None:
+    """Contract: A2, A14."""
     asked = [*ports(), *peerapi(busy)]
     assert busy.probe("outsider", public(busy), asked) == set()
 
 
-def test_a2_a7_a14_control_answers_a_node_at_the_api_and_nowhere_else(busy: Site) -> None:
+def test_control_answers_a_node_at_the_api_and_nowhere_else(busy: Site) -> None:
+    """Contract: A2, A7, A14."""
     four, six = busy.tailnet("control")
     asked = [*ports(), *peerapi(busy)]
     found = busy.probe("node1", [four, six, *public(busy)], asked)
@@ -150,7 +152,8 @@ def test_the_api_is_closed_outside_after_a_reboot_before_tailscaled_is_up(busy: 
     busy.online("node1", "node2", timeout_s=150)
 
 
-def test_a7_the_owner_s_own_server_answers_in_the_lan_and_not_in_the_tailnet(lent: Site) -> None:
+def test_the_owner_s_own_server_answers_in_the_lan_and_not_in_the_tailnet(lent: Site) -> None:
+    """Contract: A7."""
     node = lent.lab.hosts["node1"]
     listen(node, 8123)
     try:

@@ -72,7 +72,8 @@ def test_what_keeps_secrets_is_root_s_alone(lent: Site) -> None:
             assert line.startswith(("root 400 f", "root 700 d")), line
 
 
-def test_b2_looking_at_a_lent_node_is_no_owner_s_presence(lent: Site) -> None:
+def test_looking_at_a_lent_node_is_no_owner_s_presence(lent: Site) -> None:
+    """Contract: B2."""
     node = lent.lab.hosts["node1"]
     lent.eventually(
         "node1 works", lambda: node.run(["rae-node", "status"]).stdout.startswith("ready")

@@ -63,9 +63,10 @@ def test_artifacts_come_back_over_the_tailnet(lent: Site, answers: list[dict[str
         assert text.split()[0] == hashlib.sha256(f"number {number}\n".encode()).hexdigest()
 
 
-def test_b10_nothing_of_the_tasks_stays_and_all_ran_in_units(
+def test_nothing_of_the_tasks_stays_and_all_ran_in_units(
     lent: Site, answers: list[dict[str, Any]]
 ) -> None:
+    """Contract: B10."""
     shown = lent.raectl("nodes", "list")["nodes"]
     assert {node["isolation"] for node in shown} == {"unit"}
     for name in ("node1", "node2"):

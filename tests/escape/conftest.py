@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +12,9 @@ import pytest
 
 from rae_node.errors import NodeError
 from rae_node.isolation.bubblewrap import prepared, tried
-from tools.devmesh import DevMesh, wait_until
-
-TASKS = Path(__file__).parent / "tasks"
-CHECKOUT = Path(__file__).resolve().parents[2]
-# Set where a test has booted a host for it, see tests/e2e/test_unit_level.py.
-LEVEL = os.environ.get("RAE_ESCAPE_LEVEL", "bubblewrap")
-DATA = Path(os.environ["RAE_ESCAPE_DATA"]) if LEVEL == "unit" else None
-RUN_AS = os.environ.get("RAE_ESCAPE_AS", "").split()
-NODE = {
-    "isolation": LEVEL, "min_isolation": LEVEL, "task_paths": [str(TASKS)],
-    "max_concurrent_cpu": 3, "mem_soft_mb": 512, "workspace_max_mb": 256, "input_max_mb": 64,
-    "workspace_max_files": 20_000,
-}  # fmt: skip
+from tests.escape.harness import CHECKOUT, LEVEL, make_mesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 
 def pytest_collection_modifyitems() -> None:
@@ -59,19 +47,6 @@ def mesh() -> Iterator[DevMesh]:
         yield running
 
 
-def make_mesh(**settings: Any) -> DevMesh:
-    """A control and one node, at the level of this run."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))  # as systemd starts it
-    if DATA is not None:  # the units may write where the workspaces are, and nowhere else
-        for entry in set(DATA.iterdir()) - {DATA / "nodes"}:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        (DATA / "log").mkdir()
-        shutil.chown(DATA / "log", DATA.owner(), DATA.group())
-    more = {"node": NODE, "run_as": RUN_AS, "data": DATA, **settings}
-    return DevMesh(("n1",), **more)
-
-
 @pytest.fixture(scope="session")
 def facts(mesh: DevMesh) -> Iterator[dict[str, Any]]:
     """What an attacker would like to reach, by its real name."""
@@ -98,7 +73,7 @@ def bystander(mesh: DevMesh) -> Iterator[None]:
     agent = mesh.nodes["n1"].pid
     work = [{"kind": "cli", "params": {"command": "sleep", "args": ["3600"]}, "timeout_s": 3600}]
     task_id = mesh.rae.submit(work)[0].task_id
-    wait_until(lambda: mesh.admin.task(task_id).state == "running", 20, "the bystander runs")
+    until(lambda: mesh.admin.task(task_id).state == "running", "the bystander runs", 20)
     yield
     view = mesh.admin.task(task_id)
     assert (view.state, len(view.history)) == ("running", 1), view.history

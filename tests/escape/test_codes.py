@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from rae_protocol import models
-from tests.escape.conftest import NODE, make_mesh
-from tests.escape.test_escape import running
-from tests.escape.test_kills import supervisor
+from tests.escape.harness import NODE, make_mesh, running, supervisor
 from tests.messages import faults
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 # Its own: another checkout may run the same tests now.
 MARKER = f"{500 + os.getpid() // 1000 % 100}.{os.getpid() % 1000:03d}"
@@ -56,8 +55,8 @@ def ended(mesh: DevMesh, code: str) -> models.TaskView:
     task_id = mesh.rae.submit([BODIES[code]])[0].task_id
     happens = {"E_LOST": kill_supervisor, "E_YIELD": come_back}.get(code)
     if happens is not None:
-        wait_until(lambda: mesh.rae.task(task_id).state == "running", 20, f"{code}: it runs")
-        wait_until(lambda: running(MARKER), 20, "its program")
+        until(lambda: mesh.rae.task(task_id).state == "running", f"{code}: it runs", 20)
+        until(lambda: running(MARKER), "its program", 20)
         happens(mesh)
     view = mesh.rae.wait(task_id, 60)
     if happens is come_back:

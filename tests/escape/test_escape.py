@@ -5,17 +5,17 @@ Every line is tried by real code from inside a real task, at level `bubblewrap`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rae_protocol import models
+from tests.escape.harness import harm, python, running
 from tests.escape.tasks import attempts
 from tests.escape.tasks.attempts import NUMBERS
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 pytestmark = pytest.mark.usefixtures("bystander")
 MOUNTS, PIDS, NET, FILTER = "mount namespace", "PID namespace", "network namespace", "seccomp"
@@ -43,14 +43,6 @@ BOMBS = {
     "slow_to_look_at": ("E_ARTIFACT", WATCH), "moved_out_of_sight": ("E_ARTIFACT", WATCH),
     "deep_folders": ("E_ARTIFACT", WATCH), "flood": ("E_ARTIFACT", WATCH),
 }  # fmt: skip
-
-
-def python(task: str, **params: Any) -> dict[str, Any]:
-    return {"kind": "python", "params": {"task": task, "params": params}, "max_attempts": 1}
-
-
-def harm(what: str, **args: Any) -> dict[str, Any]:
-    return python("harm", what=what, args=args)
 
 
 def done(mesh: DevMesh, body: dict[str, Any], timeout_s: float = 60) -> models.TaskView:
@@ -91,7 +83,7 @@ def test_outside_a_box_the_same_attempts_succeed(facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_bomb_hurts_nobody_but_its_task(mesh: DevMesh, bomb: str, record_property: Any) -> None:
+def test_a_bomb_hurts_only_its_own_task(mesh: DevMesh, bomb: str, record_property: Any) -> None:
     code, layer = BOMBS[bomb]
     view = done(mesh, {**harm(bomb), "timeout_s": 20 if bomb != "fork_bomb" else 3})
     assert view.error is not None
@@ -116,22 +108,10 @@ def test_files_that_one_task_holds_on_the_way_do_not_stop_those_of_another(
     record_property("layer", "supervisor")
     marker = f"86419.{os.getpid()}"
     holder = mesh.rae.submit([harm("files_on_the_way", marker=marker)])[0].task_id
-    wait_until(lambda: running(marker), 20, "all that the kernel takes is on the way")
+    until(lambda: running(marker), "all that the kernel takes is on the way", 20)
     view = done(mesh, {**harm("leave_behind"), "artifacts": [{"name": "mark"}]})
     assert view.state == "succeeded", view.error
     mesh.rae.cancel(holder)
-
-
-def running(marker: str) -> list[int]:
-    """Processes `sleep MARKER`; not bubblewrap, which has that among its arguments."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if words[0].endswith(b"sleep") and words[1:2] == [marker.encode()]:
-                    found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.parametrize("name", ["link", "fifo", "folder", "plain", "twin", "folder/plain"])
@@ -159,10 +139,12 @@ def test_the_next_task_finds_nothing_of_the_one_before(mesh: DevMesh, record_pro
     view = done(mesh, harm("look_for_marks"))
     assert (view.state, view.result) == ("succeeded", [])
     workdir = mesh.nodes["n1"].root / "workdir"
-    wait_until(lambda: len(list(workdir.iterdir())) == 1, 10, "only the bystander's workspace")
+    until(lambda: len(list(workdir.iterdir())) == 1, "only the bystander's workspace")
 
 
-def test_a_silent_or_babbling_task_holds_nobody_up(mesh: DevMesh, record_property: Any) -> None:
+def test_a_silent_or_babbling_task_delays_no_other_task(
+    mesh: DevMesh, record_property: Any
+) -> None:
     record_property("layer", "supervisor")
     view = done(mesh, harm("slow_loris"))
     assert view.state in {"succeeded", "failed"}

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from rae_protocol.errors import RaeError
-from tests.escape.conftest import LEVEL, NODE, make_mesh
-from tests.escape.test_escape import harm, running
-from tools.devmesh import DevMesh, Node, wait_until
-from tools.processes import MeshError, processes_of
+from tests.escape.harness import LEVEL, NODE, harm, make_mesh, refused, running, supervisor
+from tests.until import until
+from tools.devmesh import DevMesh
 
 MARKER = f"86418.{os.getpid()}"  # another checkout may run the same tests now
 QUICK = {"kind": "cli", "params": {"command": "true"}}
@@ -30,12 +29,6 @@ def mesh_to_kill() -> Iterator[DevMesh]:
 
 def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def supervisor(mesh: DevMesh) -> int:
-    """The one that runs; as a unit it does not know the mesh's folder."""
-    (found,) = processes_of(Path("/supervisor.py")) if LEVEL == "unit" else mesh.supervisors()
-    return found
 
 
 def box(mesh: DevMesh) -> int:
@@ -68,18 +61,18 @@ def test_nothing_of_a_task_survives_a_kill_and_its_workspace_goes(
     mesh = mesh_to_kill
     body = {**harm("many", marker=MARKER, sessions=3, each=20), "max_attempts": 1}
     task_id = mesh.rae.submit([body])[0].task_id
-    wait_until(lambda: len(running(MARKER)) == 3, 20, "the task's processes")
+    until(lambda: len(running(MARKER)) == 3, "the task's processes", 20)
     folder = mesh.nodes["n1"].root / "workdir" / f"{task_id}.1"
     assert folder.is_dir()
     if pid := VICTIMS[victim](mesh):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not running(MARKER), 5, "all of them are dead")
+    until(lambda: not running(MARKER), "all of them are dead", 5)
     with contextlib.suppress(RaeError):  # it may have ended already
         mesh.rae.cancel(task_id)
     if victim == "agent":
         mesh.nodes["n1"].kill()
         mesh.nodes["n1"].start()
-    wait_until(lambda: not folder.exists(), 20, "the workspace is wiped")
+    until(lambda: not folder.exists(), "the workspace is wiped", 20)
     mesh.wait_node("n1", "online")
     assert mesh.rae.wait(mesh.rae.submit([QUICK])[0].task_id, 30).state == "succeeded"
 
@@ -127,7 +120,7 @@ def at_rest(mesh: DevMesh) -> dict[str, object]:
         looks.append(traces(mesh))
         return len(looks) > 2 and looks[-3] == looks[-2] == looks[-1]
 
-    wait_until(same, 30, "the node rests", every_s=0.5)
+    until(same, "the node rests", 30, every_s=0.5)
     return looks[-1]
 
 
@@ -136,19 +129,19 @@ def test_after_500_tasks_of_which_50_were_killed_nothing_is_left(mesh_to_kill: D
     slow = {"kind": "cli", "params": {"command": "sleep", "args": ["600"]}, "priority": 4}
     warm = mesh.rae.submit([QUICK] * 20)
     assert {mesh.rae.wait(ref.task_id, 60).state for ref in warm} == {"succeeded"}
-    wait_until(lambda: not list((mesh.nodes["n1"].root / "workdir").iterdir()), 20, "it rests")
+    until(lambda: not list((mesh.nodes["n1"].root / "workdir").iterdir()), "it rests", 20)
     before = at_rest(mesh)
     doomed = [ref.task_id for ref in mesh.rae.submit([slow] * 50)]
     rest = [ref.task_id for ref in mesh.rae.submit([QUICK] * 450)]
     for task_id in doomed:
         # The first runs after the 450, which come before it.
-        wait_until(lambda t=task_id: mesh.rae.task(t).state == "running", 300, "a slow task runs")
+        until(lambda t=task_id: mesh.rae.task(t).state == "running", "a slow task runs", 300)
         mesh.rae.cancel(task_id)
     assert {mesh.rae.wait(task_id, 60).state for task_id in doomed} == {"cancelled"}
     assert {mesh.rae.wait(task_id, 60).state for task_id in rest} == {"succeeded"}
     try:
-        wait_until(lambda: traces(mesh) == before, 30, "everything is as before", every_s=0.5)
-    except MeshError:
+        until(lambda: traces(mesh) == before, "everything is as before", 30, every_s=0.5)
+    except AssertionError:
         after = traces(mesh)
         changed = [key for key in after if after[key] != before[key]]
         assert {key: (before[key], after[key]) for key in changed} == {}
@@ -168,17 +161,10 @@ def test_a_node_that_cannot_make_a_box_refuses_work_and_says_why() -> None:
         node.start()
         mesh.wait_node("n1", "online")
         task_id = mesh.rae.submit([QUICK])[0].task_id
-        wait_until(lambda: mesh.admin.node("n1").reasons, 20, "control knows why")
+        until(lambda: mesh.admin.node("n1").reasons, "control knows why", 20)
         assert "isolation_too_weak" in mesh.admin.node("n1").reasons
         assert mesh.admin.node("n1").isolation == "process"
         assert "bubblewrap cannot make a box" in node.owner("status")
         told = refused(node)
         assert "min_isolation" in told and "bubblewrap" in told
         assert mesh.rae.task(task_id).state == "queued"
-
-
-def refused(node: Node, verb: str = "doctor") -> str:
-    """What the doctor says, or another verb, whose exit code is then not 0."""
-    with pytest.raises(MeshError) as caught:
-        node.owner(verb)
-    return str(caught.value)

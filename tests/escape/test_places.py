@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from rae_protocol import models
-from tests.escape.conftest import CHECKOUT, NODE, TASKS
-from tests.escape.test_escape import python
-from tests.escape.test_kills import refused
-from tools.devmesh import DevMesh, wait_until
+from tests.escape.harness import CHECKOUT, NODE, TASKS, python, refused
+from tests.until import until
+from tools.devmesh import DevMesh
 
 PRIVATE = "for the owner alone"
 
@@ -131,7 +130,7 @@ def test_a_program_that_cannot_start_in_its_box_is_not_charged_to_the_task(there
         history = there.admin.task(task_id).history
         return history[0] if history and history[0].ended_at else None
 
-    ended = wait_until(first, 20, "the first attempt ends")
+    ended = until(first, "the first attempt ends", 20)
     view = there.admin.task(task_id)
     there.admin.cancel(task_id)
     assert (ended.state, ended.reason) == ("interrupted", "yield_infrastructure"), view
@@ -151,7 +150,7 @@ def test_an_agent_that_would_show_a_whole_folder_of_its_owner_refuses_to_start(
         file = node.root / "agent" / "config.yaml"
         file.write_text(f"{file.read_text()}\ntask_paths: ['{folders[what]}']\n")
         node.start()
-        wait_until(lambda: not node.running, 20, "the agent ends")
+        until(lambda: not node.running, "the agent ends", 20)
         for said in (node.tail(), refused(node, "doctor"), refused(node, "report")):
             assert f"the task folder {folders[what]}" in said and what in said, said
             assert "name that in task_paths" in said, said

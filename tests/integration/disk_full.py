@@ -29,7 +29,8 @@ from rae_protocol.clock import SystemClock
 from rae_protocol.errors import RemoteError
 from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 SIZES = {"ledger": "48m", "blobs": "4m", "redis": "4m", "restore": "4m"}
 
@@ -84,7 +85,7 @@ def scenario(part: str) -> dict[str, Any]:
         )  # fmt: skip
         node.register(models.RegisterRequest(node_id="n", ack=True, machine="m", instance="i"))
         ids = [rae.submit([{"kind": "cli", "lease_ttl_s": 600}])[0].task_id for _ in range(3)]
-        task = wait_until(lambda: node.poll(wait_s=2, slots=["cpu0"]).task, 10, "a task comes")
+        task = until(lambda: node.poll(wait_s=2, slots=["cpu0"]).task, "a task comes")
         ref = models.LeaseRef(task_id=task.task_id, attempt=task.attempt, lease_id=task.lease_id)
         node.ack(ref)
         filler, first = fill(place), ids[0]
@@ -101,12 +102,12 @@ def scenario(part: str) -> dict[str, Any]:
         if part != "redis":
             # It comes back although nothing can be written, and tells what it knows.
             killed = mesh.kill("worker")
-            wait_until(lambda: readable(rae, first), 60, "control reads with a full disk")
+            until(lambda: readable(rae, first), "control reads with a full disk", 60)
         filler.unlink()
-        wait_until(lambda: rc_of(lambda: rae.submit([{"kind": "cli"}])) == "ok", 60, "it is over")
+        until(lambda: rc_of(lambda: rae.submit([{"kind": "cli"}])) == "ok", "it is over", 60)
         # The node's result was computed all the while; it goes where it belongs.
-        wait_until(lambda: delivered(node, ref), 30, "the result is taken")
-        wait_until(lambda: node_gets(node), 30, "tasks come again")
+        until(lambda: delivered(node, ref), "the result is taken", 30)
+        until(lambda: node_gets(node), "tasks come again", 30)
         return {
             "seen": {name: sorted(values) for name, values in seen.items()},
             "alive": alive,

@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tools.devmesh import install_stamp, wait_until
+from tests.until import until
+from tools.devmesh import install_stamp
 from tools.stamp import stamps_in
 
 
@@ -59,4 +60,4 @@ class Stamps:
 
 
 def started(stamps: Stamps, task_id: str, attempt: int = 1) -> None:
-    wait_until(lambda: stamps.lines(task_id, attempt), 20, f"attempt {attempt} of {task_id} runs")
+    until(lambda: stamps.lines(task_id, attempt), f"attempt {attempt} of {task_id} runs", 20)

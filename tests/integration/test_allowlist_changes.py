@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.conftest import MakeMesh
-from tools.devmesh import DevMesh, wait_until
+from tests.harness import MakeMesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 UNAME = "- path: /usr/bin/uname\n  args: [['-s']]\n"
 
@@ -20,11 +21,11 @@ def test_a_new_entry_runs_at_once_and_what_runs_meanwhile_goes_on(make_mesh: Mak
     sleeps = {"kind": "cli", "params": {"command": "sleep", "args": ["4"]}}
     asked = {"kind": "cli", "params": {"command": "uname", "args": ["-s"]}}
     long = mesh.rae.submit([sleeps])[0].task_id
-    wait_until(lambda: mesh.rae.task(long).state.value == "running", 20, "the long task runs")
+    until(lambda: mesh.rae.task(long).state.value == "running", "the long task runs", 20)
     lists = node.root / "agent" / "allowlist.d"
     lists.mkdir(exist_ok=True)
     (lists / "own.yaml").write_text(UNAME)
-    wait_until(lambda: "uname" in commands(mesh), 10, "control knows the new command")
+    until(lambda: "uname" in commands(mesh), "control knows the new command")
     view = mesh.rae.wait(mesh.rae.submit([asked])[0].task_id, 20)
     assert (view.state.value, view.attempts) == ("succeeded", 1)
     view = mesh.rae.wait(long, 20)

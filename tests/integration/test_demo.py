@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.devmesh import wait_until
+from tests.until import until
 from tools.processes import processes_of
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def nothing_is_left(folder: Path) -> None:
-    wait_until(lambda: not processes_of(folder), 10, "every process of the demo is gone")
+    until(lambda: not processes_of(folder), "every process of the demo is gone")
     assert list(folder.iterdir()) == []
 
 
@@ -77,6 +77,6 @@ def test_a_demo_that_is_stopped_in_the_middle_leaves_no_process(
         demo.send_signal(number)
         demo.communicate(timeout=30)
     assert demo.returncode != 0
-    wait_until(lambda: not processes_of(folder), 20, "every process of the demo is gone")
+    until(lambda: not processes_of(folder), "every process of the demo is gone", 20)
     if number is not signal.SIGKILL:
         assert list(folder.iterdir()) == []

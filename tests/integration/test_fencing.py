@@ -14,20 +14,16 @@ from pathlib import Path
 import pytest
 
 from rae_node.supervisor.process_tree import descendants
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
+from tests.integration.harness import TTL, state
 from tests.integration.stamps import Stamps, started
-from tools.devmesh import SCALE, DevMesh, wait_until
-
-TTL = 120 / SCALE
+from tests.until import until
+from tools.devmesh import SCALE
 
 
 @pytest.fixture
 def stamps(tmp_path: Path) -> Stamps:
     return Stamps(tmp_path)
-
-
-def state(mesh: DevMesh, task_id: str) -> str:
-    return mesh.admin.task(task_id).state.value
 
 
 def test_an_agent_stopped_for_longer_than_the_lease_reports_no_success(
@@ -38,7 +34,7 @@ def test_an_agent_stopped_for_longer_than_the_lease_reports_no_success(
     started(stamps, task_id)
     mesh.nodes["n1"].signal(signal.SIGSTOP)
     # The supervisor kills at the deadline, before control gives the task away, all by itself.
-    wait_until(lambda: state(mesh, task_id) == "queued", 3 * TTL, "control took the task back")
+    until(lambda: state(mesh, task_id) == "queued", "control took the task back", 3 * TTL)
     silent = stamps.lived(task_id)[1][1]
     mesh.nodes["n1"].signal(signal.SIGCONT)
     started(stamps, task_id, 2)
@@ -66,7 +62,7 @@ def test_a_whole_node_stopped_for_longer_than_the_lease_does_no_more_when_it_goe
             os.kill(pid, signal.SIGCONT)
     # Its agent comes back, and says so in its own log: whatever could run of it has had its turn.
     log = mesh.nodes[name].log
-    wait_until(lambda: "task_ended" in log.read_text(), 30, "the agent has seen the end")
+    until(lambda: "task_ended" in log.read_text(), "the agent has seen the end", 30)
     stamps.alive_alone(task_id)
     assert stamps.ended(task_id) == []
 
@@ -98,7 +94,7 @@ def test_a_stopped_supervisor_does_not_keep_its_task_alive(
     mesh.kill("gunicorn", signal.SIGSTOP)
     mesh.kill("worker", signal.SIGSTOP)
     # No heartbeat is answered any more: the agent itself must end the task at its deadline.
-    wait_until(lambda: stamps.silent(task_id), 3 * TTL, "the agent killed the task")
+    until(lambda: stamps.silent(task_id), "the agent killed the task", 3 * TTL)
     mesh.kill("worker", signal.SIGCONT)
     mesh.kill("gunicorn", signal.SIGCONT)
     started(stamps, task_id, 2)
@@ -119,8 +115,8 @@ def test_control_away_for_five_minutes(make_mesh: MakeMesh, stamps: Stamps) -> N
     token_before = mesh.admin.events().events
     registrations = sum(e.reason == "registered" for e in token_before)
     mesh.control.stop()
-    wait_until(lambda: stamps.ended(patient.task_id), away, "the patient task ended")
-    wait_until(lambda: stamps.silent(strict.task_id), away, "the strict one was killed")
+    until(lambda: stamps.ended(patient.task_id), "the patient task ended", away)
+    until(lambda: stamps.silent(strict.task_id), "the strict one was killed", away)
     mesh.start_control()
     view = mesh.rae.wait(patient.task_id, 30)
     assert (view.state.value, view.attempts) == ("succeeded", 1)
@@ -174,7 +170,7 @@ def test_a_cancelled_task_is_dead_within_a_second(make_mesh: MakeMesh, stamps: S
     task_id = mesh.rae.submit([stamps.body(60)])[0].task_id
     started(stamps, task_id)
     assert mesh.rae.cancel(task_id).state.value == "cancelled"
-    wait_until(lambda: stamps.silent(task_id), 2, "the cancelled task is dead")
+    until(lambda: stamps.silent(task_id), "the cancelled task is dead", 2)
     assert stamps.ended(task_id) == []
     other = mesh.rae.submit([stamps.body(0.1)])[0].task_id
     assert mesh.rae.wait(other, 20).state.value == "succeeded"

@@ -65,7 +65,8 @@ def test_a_client_from_the_protocol_page_registers_polls_acks_and_delivers(
         assert transitions == ["queued", "leased", "running", "succeeded"]
 
 
-def test_a3_a_client_with_a_bearer_token_and_four_calls_finishes_tasks(control: DevMesh) -> None:
+def test_a_client_with_a_bearer_token_and_four_calls_finishes_tasks(control: DevMesh) -> None:
+    """Contract: A3."""
     enrolled = control.admin.enrol("only-curl", kind="bearer")
     ids = submit_for(control, "only-curl", 2)
     output = run_client(control.url, enrolled, [str(CLIENTS / "bearer_client.sh"), "2"])

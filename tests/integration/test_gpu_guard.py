@@ -11,7 +11,8 @@ import pytest
 
 from rae_node.host import processes
 from tests.fake_nvml import GPU, LOST, FakeNvml
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 BODY = {
     "kind": "cli", "params": {"command": "sleep", "args": ["600"]},
@@ -57,7 +58,7 @@ def mesh(node: DevMesh, nvml: FakeNvml) -> Iterator[DevMesh]:
     for view in node.rae.tasks().tasks:
         if view.state.value not in {"succeeded", "failed", "cancelled", "expired"}:
             node.rae.cancel(view.task_id)
-    wait_until(lambda: not node.admin.node("n1").reasons, 30, "the node is open again")
+    until(lambda: not node.admin.node("n1").reasons, "the node is open again", 30)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def running(mesh: DevMesh, task_id: str) -> int:
         sleeps = [pid for pid in below if b"sleep\x00600" in processes.read_proc(f"{pid}/cmdline")]
         return sleeps[0] if sleeps else None
 
-    pid: int = wait_until(found, 30, f"{task_id} runs")
+    pid: int = until(found, f"{task_id} runs", 30)
     return pid
 
 
@@ -95,24 +96,25 @@ def history(mesh: DevMesh, task_id: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
-def test_b3_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
+def test_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
     mesh: DevMesh, nvml: FakeNvml, trouble: str
 ) -> None:
+    """Contract: B3."""
     lines, code, reason = TROUBLE[trouble]
     task_id = submit(mesh)
     pid = running(mesh, task_id)
     nvml.show(*lines)
-    given_back = wait_until(
+    given_back = until(
         lambda: [event for event in history(mesh, task_id) if event.reason == reason],
-        30,
         "the task is given back",
+        30,
     )[0]
     assert given_back.detail["stopped_ms"] > 0
     assert not processes.is_alive(pid)
-    wait_until(lambda: code in reasons(mesh), 10, "control knows why")
+    until(lambda: code in reasons(mesh), "control knows why")
     later = submit(mesh)
     seen = mesh.admin.node("n1").last_seen
-    wait_until(lambda: mesh.admin.node("n1").last_seen != seen, 10, "another heartbeat")
+    until(lambda: mesh.admin.node("n1").last_seen != seen, "another heartbeat")
     leases = [
         event.seq
         for event in (*history(mesh, task_id), *history(mesh, later))
@@ -123,9 +125,10 @@ def test_b3_gpu_trouble_ends_the_running_task_and_lets_no_other_begin(
     running(mesh, "one of the two, when the GPU is free again,")
 
 
-def test_b1_our_own_task_may_use_the_whole_gpu_beside_a_compositor_at_rest(
+def test_our_own_task_may_use_the_whole_gpu_beside_a_compositor_at_rest(
     mesh: DevMesh, nvml: FakeNvml, compositor: int
 ) -> None:
+    """Contract: B1."""
     task_id = submit(mesh)
     pid = running(mesh, task_id)
     nvml.show(
@@ -135,18 +138,19 @@ def test_b1_our_own_task_may_use_the_whole_gpu_beside_a_compositor_at_rest(
         f"graphics 0 {compositor} 300 4",
     )
     looks = nvml.calls().count("nvmlDeviceGetUtilizationRates")
-    wait_until(
+    until(
         lambda: nvml.calls().count("nvmlDeviceGetUtilizationRates") >= looks + 5,
-        20,
         "the guard has looked again and again",
+        20,
     )
     assert processes.is_alive(pid) and mesh.rae.task(task_id).state.value == "running"
     # The same use is foreign as soon as it is somebody else's.
     nvml.show("gpu GPU-0 16384 16000 100", "proc 0 1 15700 100")
-    wait_until(lambda: not processes.is_alive(pid), 20, "the task is stopped")
+    until(lambda: not processes.is_alive(pid), "the task is stopped", 20)
 
 
-def test_b7_a_dev_node_says_its_sources_and_carries_its_scripts(mesh: DevMesh) -> None:
+def test_a_dev_node_names_its_sources_and_has_the_scripts(mesh: DevMesh) -> None:
+    """Contract: B7."""
     assert "load, gpu" in mesh.nodes["n1"].owner("status")
     assert (mesh.nodes["n1"].root / "agent" / "auto_runner.py").is_file()
     assert "ALLOWS work" in mesh.nodes["n1"].owner("dry-run")

@@ -18,7 +18,8 @@ import requests
 from rae_control.maintenance.backup import check_folder
 from rae_control.server.gunicorn_worker import SLOW_S
 from rae_control.wire import KNOWN_EACH
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 from tools.ledger_rows import Rows, fill
 
 MANY = 60_000
@@ -94,7 +95,7 @@ def bob_reads(mesh: DevMesh) -> None:
     assert len(get(mesh, "bob", "/tasks?limit=5").json()["tasks"]) == 5
 
 
-def test_two_hundred_long_lists_delay_nobody_else(mesh: DevMesh) -> None:
+def test_two_hundred_long_lists_delay_no_other_submitter(mesh: DevMesh) -> None:
     with ExitStack() as stack:
         callers = [stack.enter_context(asked(mesh, "ann", "/tasks?limit=500")) for _ in range(200)]
         reading = drain(callers)
@@ -146,8 +147,8 @@ def test_two_hundred_large_details_that_are_not_read_are_bounded_and_end(
         refused = get(mesh, "ann", large)
         assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
         bob_reads(mesh)
-        wait_until(lambda: get(mesh, "ann", large).status_code == 200, SLOW_S + 30, "they ended")
-        wait_until(lambda: unnamed(mesh) == 0, 30, "nothing is held")
+        until(lambda: get(mesh, "ann", large).status_code == 200, "they ended", SLOW_S + 30)
+        until(lambda: unnamed(mesh) == 0, "nothing is held", 30)
 
 
 def bob_submits(mesh: DevMesh) -> None:
@@ -165,7 +166,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_hundreds_of_submits_at_once_delay_nobody_else(mesh: DevMesh, kind: str) -> None:
+def test_hundreds_of_submits_at_once_delay_no_other_submitter(mesh: DevMesh, kind: str) -> None:
     many, body = FLOODS[kind]
     text = json.dumps(body).encode()
     with ExitStack() as stack:

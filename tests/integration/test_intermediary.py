@@ -1,7 +1,7 @@
 """A captive portal or proxy between agents and control is never taken for control.
 
-Real control, agents and programs, with `tools/scenarios/intermediary.py` in between. The tasks
-write down themselves when they live, on CLOCK_BOOTTIME.
+Real control, agents and programs, with `tools/intermediary.py` in between. The tasks write down
+themselves when they live, on CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import pytest
 
 from rae_protocol.client import RaeClient
 from rae_protocol.errors import Unreachable
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
+from tests.integration.harness import TTL
 from tests.integration.stamps import Stamps, started
-from tests.integration.test_fencing import TTL
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 from tools.scenarios.intermediary import EVERY, Instead, Intermediary, Request, Rule, Script
 
 Between = Callable[[DevMesh], Intermediary]
@@ -80,7 +81,7 @@ def test_an_ack_that_control_never_got_starts_no_program(
                    [Instead("302", reaches=False)] * 6)  # fmt: skip
     portal.rule = first_of(acks, beats)
     task_id = mesh.rae.submit([stamps.body(TTL)])[0].task_id
-    wait_until(lambda: portal.replaced, 20, "the ack was answered by the portal")
+    until(lambda: portal.replaced, "the ack was answered by the portal", 20)
     join(mesh, "n2", mesh.url, stamps)
     view = mesh.rae.wait(task_id, 60)
     assert view.state.value == "succeeded"
@@ -132,7 +133,7 @@ def test_a_result_is_kept_until_control_has_it_and_the_first_one_stays(
         ]
         assert stamps.ended(ref.task_id) == [1]
         assert succeeded_once(mesh, ref.task_id)
-    wait_until(lambda: events(mesh, "n1").count("result_delivered") == 3, 30, "all were confirmed")
+    until(lambda: events(mesh, "n1").count("result_delivered") == 3, "all were confirmed", 30)
     assert script.left == []
     assert not {"result_refused", "result_dropped"} & set(events(mesh, "n1"))
 
@@ -150,7 +151,7 @@ def test_a_yield_is_delivered_in_the_end(
     script = Script(calls("/tasks/yield"), [instead for instead in EVERY if not instead.reaches])
     portal.rule = script
     mesh.nodes["n1"].owner("pause")
-    wait_until(lambda: "yield_delivered" in events(mesh, "n1"), 60, "the yield was delivered")
+    until(lambda: "yield_delivered" in events(mesh, "n1"), "the yield was delivered", 60)
     assert script.left == []
     assert mesh.admin.task(task_id).reason == "yield_paused"
     mesh.nodes["n1"].owner("resume")
@@ -201,7 +202,7 @@ def test_a_node_behind_a_portal_registers_polls_and_beats_in_the_end(
     mesh.wait_node("n1", "online", 60)
     task_id = mesh.rae.submit([stamps.body(0.5)])[0].task_id
     assert mesh.rae.wait(task_id, 60).state.value == "succeeded"
-    wait_until(lambda: not any(s.left for s in scripts[:3]), 60, "the portal gave every answer")
+    until(lambda: not any(s.left for s in scripts[:3]), "the portal gave every answer", 60)
     assert mesh.nodes["n1"].running
     assert mesh.admin.node("n1").state == "online"
     stamps.alive_alone(task_id)
@@ -230,7 +231,7 @@ def test_orders_and_refusals_in_controls_words_end_no_work(
     view = mesh.rae.wait(task_id, 60)
     assert (view.state.value, view.attempts, view.interruptions) == ("succeeded", 1, 0)
     assert stamps.ended(task_id) == [1]
-    wait_until(lambda: not script.left, 60, "every forged answer was given")
+    until(lambda: not script.left, "every forged answer was given", 60)
     assert mesh.nodes["n1"].running
     assert not {"session_over", "control_has_another_past"} & set(events(mesh, "n1"))
     assert events(mesh, "n1").count("registered") == 1

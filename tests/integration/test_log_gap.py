@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.conftest import MakeMesh
-from tools.devmesh import wait_until
+from tests.harness import MakeMesh
+from tests.until import until
 
 TALKER = """
 import pathlib, time
@@ -32,7 +32,7 @@ def test_a_log_that_control_lost_is_sent_again_before_the_task_ends(
     body = {"kind": "python", "params": {"task": "talker", "params": {"go": str(go)}}}
     task_id = mesh.rae.submit([body])[0].task_id
     log = mesh.data / "logs" / f"{task_id}.1.log"
-    wait_until(lambda: log.exists() and log.read_bytes().endswith(b"first\n"), 20, "the log comes")
+    until(lambda: log.exists() and log.read_bytes().endswith(b"first\n"), "the log comes", 20)
     os.truncate(log, 1000)
     go.touch()
     assert mesh.rae.wait(task_id, 30).state.value == "succeeded"

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from rae_protocol import models
 from rae_protocol.node_client import NodeClient
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
 
 MANY = 1100  # beyond what select() can name
 

@@ -12,8 +12,9 @@ import requests
 from rae_control.maintenance.backup import check_folder
 from rae_protocol import models
 from rae_protocol.node_client import NodeClient
-from tests.conftest import MakeMesh
-from tools.devmesh import DevMesh, wait_until
+from tests.harness import MakeMesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 MANY = 20_000
 # On one core, all at once took over a second; a piece takes 10 ms, a busy machine some times that.
@@ -70,7 +71,7 @@ def ended(mesh: DevMesh, state: str) -> bool:
 def test_a_cancel_of_a_task_that_thousands_need(mesh: DevMesh) -> None:
     with Other(mesh) as other:
         assert mesh.rae.cancel("root").state.value == "cancelled"
-        wait_until(lambda: ended(mesh, "failed"), 120, "all have ended")
+        until(lambda: ended(mesh, "failed"), "all have ended", 120)
     assert other.longest < MOST_S
 
 
@@ -89,5 +90,5 @@ def test_a_success_that_thousands_wait_for_survives_a_kill(mesh: DevMesh) -> Non
         node.result(done)
     mesh.kill("worker")
     mesh.wait_ready()
-    wait_until(lambda: ended(mesh, "queued"), 120, "all are queued")
+    until(lambda: ended(mesh, "queued"), "all are queued", 120)
     assert other.longest < MOST_S

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import MakeMesh
-from tools.devmesh import DevMesh, wait_until
+from tests.harness import MakeMesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 MIB = 1024**2
 TASKS, EACH = 60, 4 * MIB
@@ -124,7 +125,7 @@ def test_the_end_of_a_task_costs_no_specs_of_those_that_need_it(full: DevMesh) -
     def cancel() -> None:
         call(full, "POST", "/tasks/t0/cancel", b"{}")
         last = f"/tasks/t{TASKS - 1}/result"
-        wait_until(lambda: b"dependency failed" in call(full, "GET", last), 30, "all have ended")
+        until(lambda: b"dependency failed" in call(full, "GET", last), "all have ended", 30)
 
     assert growth(full, cancel) < MOST
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
 from tests.integration.stamps import Stamps
 from tools.devmesh import FAST_CONTROL
 

@@ -6,8 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from tests.conftest import MakeMesh
-from tools.devmesh import DevMesh, wait_until
+from tests.harness import MakeMesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 
 def test_the_doctor_finds_nothing_wrong_with_a_dev_node_that_works(mesh: DevMesh) -> None:
@@ -17,9 +18,10 @@ def test_the_doctor_finds_nothing_wrong_with_a_dev_node_that_works(mesh: DevMesh
     assert {states[name] for name in ("control", "clock", "agent", "enrolment")} == {"ok"}
 
 
-def test_c8_no_secret_is_in_the_logs_of_a_node_that_works_and_is_then_refused(
+def test_no_secret_is_in_the_logs_of_a_node_that_works_and_is_then_refused(
     make_mesh: MakeMesh, tmp_path: Path
 ) -> None:
+    """Contract: C8."""
     file = tmp_path / "agent.jsonl"
     mesh = make_mesh("n1", node={"logging": json.dumps({"level": "info", "path": str(file)})})
     task = mesh.rae.submit([{"kind": "cli", "params": {"command": "true"}}])[0]
@@ -29,7 +31,7 @@ def test_c8_no_secret_is_in_the_logs_of_a_node_that_works_and_is_then_refused(
     enrolment = json.loads((mesh.nodes["n1"].root / "agent" / "enrolment.json").read_text())
     secrets.append(enrolment["enrolment_secret"])
     mesh.admin.node_verb("n1", "revoke")
-    wait_until(lambda: "control_refused" in file.read_text(), 30, "the node is refused")
+    until(lambda: "control_refused" in file.read_text(), "the node is refused", 30)
     mesh.nodes["n1"].stop()
     shown = file.read_text() + (mesh.data / "log" / "node-n1.out").read_text()
     events = {json.loads(line)["event"] for line in file.read_text().splitlines()}

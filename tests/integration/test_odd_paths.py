@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
 
 PLACES = [("ein Käfer/100%23 ?#", "C"), ("l" * 120, "de_DE.UTF-8")]
 TASKS = [

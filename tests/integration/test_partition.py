@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
+from tests.integration.harness import state
 from tests.integration.stamps import Stamps, started
-from tests.integration.test_fencing import state
-from tools.devmesh import Node, wait_until
+from tests.until import until
+from tools.devmesh import Node
 
 
 class Cable:
@@ -95,13 +96,13 @@ def test_a_cut_off_node_stops_before_its_task_starts_elsewhere(
         started(stamps, task_id, 2)
         assert mesh.admin.task(task_id).history[1].node_id == "near"
         stamps.alive_alone(task_id)
-        wait_until(lambda: mesh.admin.node("far").state == "offline", 20, "far is offline")
+        until(lambda: mesh.admin.node("far").state == "offline", "far is offline", 20)
         cable.plug()
-        wait_until(lambda: mesh.admin.node("far").state == "online", 30, "far came back")
+        until(lambda: mesh.admin.node("far").state == "online", "far came back", 30)
         assert state(mesh, task_id) == "running"
         assert stamps.ended(task_id) == []
         # Alone, also after the cut-off node had a chance to go on with what it had.
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        wait_until(lambda: stamps.lived(task_id)[2][1] > now + 0.5, 5, "the second attempt lives")
+        until(lambda: stamps.lived(task_id)[2][1] > now + 0.5, "the second attempt lives", 5)
         stamps.alive_alone(task_id)
         mesh.rae.cancel(task_id)

@@ -11,9 +11,10 @@ import pytest
 
 from rae_protocol.session import CA_VARIABLES
 from tests.certificates import Authority, tls_front
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
 from tests.messages import faults
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 
 def raectl(mesh: DevMesh, url: str, *words: str, **environment: str) -> tuple[int, str]:
@@ -71,5 +72,5 @@ def test_an_agent_logs_and_tells_its_owner_which_certificate_problem_there_is(
             text = node.log.read_text(encoding="utf-8")
             return '"reason": "certificate"' in text or '"reason":"certificate"' in text
 
-        wait_until(logged, 20, "the agent logs the certificate problem")
+        until(logged, "the agent logs the certificate problem", 20)
         assert "another host name" in node.owner("why")

@@ -1,4 +1,4 @@
-"""What control keeps is for its user alone, and nobody else changes what a node goes by.
+"""What control keeps is for its user alone, and no other user can write a node's files.
 
 Whatever the umask and the folder's mode.
 """
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeMesh
-from tools.devmesh import DevMesh, wait_until
+from tests.harness import MakeMesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 CLI = {"kind": "cli", "params": {"command": "true"}}
 
@@ -45,7 +46,7 @@ def readable(data: Path) -> list[str]:
 def work(mesh: DevMesh) -> None:
     mesh.rae.upload_blob(b"somebody's input")
     mesh.rae.submit([CLI])
-    wait_until(lambda: list(mesh.data.glob("redis/appendonlydir/*")), 10, "the queue is written")
+    until(lambda: list(mesh.data.glob("redis/appendonlydir/*")), "the queue is written")
     assert (mesh.data / "ledger.db-wal").exists()
 
 
@@ -83,7 +84,7 @@ def writable(node: Path) -> list[str]:
     )
 
 
-def test_under_a_umask_of_0_nobody_else_changes_what_a_node_goes_by(
+def test_under_a_umask_of_0_no_other_user_can_write_a_nodes_files(
     open_folder: Path, make_mesh: MakeMesh
 ) -> None:
     mesh = make_mesh("n1", data=open_folder)
@@ -93,4 +94,4 @@ def test_under_a_umask_of_0_nobody_else_changes_what_a_node_goes_by(
     for path in (agent.parent, agent, agent / "main.py"):
         path.chmod(0o777)  # as an earlier version left them
     mesh.nodes["n1"].start()
-    wait_until(lambda: writable(nodes) == [], 20, "the folders are closed")
+    until(lambda: writable(nodes) == [], "the folders are closed", 20)

@@ -291,7 +291,7 @@ def test_a_url_without_a_token_is_refused_before_anything_is_sent(idle: Raectl) 
     )
 
 
-def test_nobody_there_is_exit_code_3(idle: Raectl, free_port: int) -> None:
+def test_an_unreachable_control_is_exit_code_3(idle: Raectl, free_port: int) -> None:
     away = {"RAE_URL": f"http://127.0.0.1:{free_port}", "RAE_TOKEN": "x"}
     assert idle("nodes", "wait", "n1", "--timeout", "0.1", **away).returncode == 3
     done = idle("tasks", **away)

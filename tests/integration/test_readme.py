@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.devmesh import wait_until
+from tests.until import until
 from tools.processes import Process
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
                 parts.append(part)
                 part.start()
                 if number == 0:
-                    wait_until(lambda: "listens" in parts[0].tail(), 30, "control listens")
+                    until(lambda: "listens" in parts[0].tail(), "control listens", 30)
             yield folder
         finally:
             for part in reversed(parts):
@@ -77,7 +77,7 @@ def test_the_first_screen_has_the_demo_and_the_tests() -> None:
 
 
 def test_a_mesh_of_ones_own_runs_the_readmes_task(data: Path) -> None:
-    wait_until(lambda: " online " in call(CALLS[0], data).stdout, 30, "the node is online")
+    until(lambda: " online " in call(CALLS[0], data).stdout, "the node is online", 30)
     for line in CALLS:
         done = call(line, data)
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from tests.conftest import MakeMesh
-from tools.devmesh import wait_until
+from tests.harness import MakeMesh
+from tests.until import until
 from tools.processes import is_alive
 
 
@@ -23,7 +23,7 @@ def test_a_damaged_append_only_file_costs_nothing(make_mesh: MakeMesh) -> None:
         assert control.kill("serve", signal.SIGSTOP)  # it would start Redis again at once
         pid = control.pid("redis")
         control.kill("redis")
-        wait_until(lambda: not is_alive(pid), 10, "Redis is dead")
+        until(lambda: not is_alive(pid), "Redis is dead")
         size = files[0].stat().st_size
         with files[0].open("r+b") as handle:
             for place in range(size // 4, size, size // 20):
@@ -31,9 +31,9 @@ def test_a_damaged_append_only_file_costs_nothing(make_mesh: MakeMesh) -> None:
                 handle.write(b"\0garbage\r\n")
         return control.kill("serve", signal.SIGCONT)
 
-    wait_until(garbage_everywhere, 20, "the queue is in the file")
+    until(garbage_everywhere, "the queue is in the file", 20)
     log = control.data / "log" / "control.out"
-    wait_until(lambda: "it starts empty" in log.read_text(), 20, "Redis starts empty")
+    until(lambda: "it starts empty" in log.read_text(), "Redis starts empty", 20)
     control.add_node("n1")
     for task_id in (ids[0], ids[-1]):
         assert rae.wait(task_id, 60).state.value == "succeeded"

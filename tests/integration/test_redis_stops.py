@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import MakeMesh
-from tools.devmesh import DevMesh, wait_until
+from tests.harness import MakeMesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 # What waits for Redis even once waits for longer than this: control gives it 2 s a call.
 ONE_CALL_S = 2.0
@@ -43,12 +44,12 @@ def test_while_redis_does_not_answer_agents_get_task_after_task(make_mesh: MakeM
         queued = sum(rae.task(task_id).state.value == "queued" for task_id in left)
         return rq_counts(mesh) == (queued, 0)
 
-    wait_until(true_again, 30, "rq info is right")
+    until(true_again, "rq info is right", 30)
     for node in ("n1", "n2"):
         mesh.admin.node_verb(node, "resume")
     for task_id in left:
         assert rae.wait(task_id, 60).state.value == "succeeded"
-    wait_until(lambda: rq_counts(mesh) == (0, 0), 30, "rq info is right at the end")
+    until(lambda: rq_counts(mesh) == (0, 0), "rq info is right at the end", 30)
 
 
 def test_a_poll_that_waits_gets_its_task_while_redis_does_not_answer(make_mesh: MakeMesh) -> None:

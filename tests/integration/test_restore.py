@@ -10,9 +10,10 @@ from pathlib import Path
 import requests
 
 from rae_control.maintenance.backup import check_folder
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
 from tests.integration.stamps import Stamps, started
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 
 def rae_control(*words: str) -> None:
@@ -67,7 +68,7 @@ def test_a_task_submitted_after_the_backup_does_not_run_beside_its_first_attempt
     assert held(mesh)
     assert "or until these nodes have reported: n1" in mesh.rae.task("again").why[0]
     before = len(stamps.lines("again"))
-    wait_until(lambda: len(stamps.lines("again")) > before + 100, 20, "the first attempt goes on")
+    until(lambda: len(stamps.lines("again")) > before + 100, "the first attempt goes on", 20)
     assert mesh.rae.task("again").attempts == 0
     mesh.nodes["n1"].signal(signal.SIGCONT)
     view = mesh.rae.wait("again", 60)

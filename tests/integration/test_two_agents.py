@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
 from tests.integration.stamps import Stamps, started
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 
 def registrations(mesh: DevMesh) -> int:
@@ -35,7 +36,7 @@ def test_a_copied_node_does_not_start_what_the_first_machine_still_runs(
         for end in (copy.kill, copy.stop, None):  # cut off, then with a goodbye
             before = registrations(mesh)
             copy.start()
-            wait_until(lambda n=before: registrations(mesh) > n, 30, "the copy registered")
+            until(lambda n=before: registrations(mesh) > n, "the copy registered", 30)
             if end is not None:
                 end()
         assert mesh.admin.node("n1").state == "online"
@@ -45,7 +46,7 @@ def test_a_copied_node_does_not_start_what_the_first_machine_still_runs(
         started(stamps, task_id, 2)
         mesh.nodes["n1"].signal(signal.SIGCONT)
         log = mesh.nodes["n1"].log
-        wait_until(lambda: "task_ended" in log.read_text(), 30, "the first agent saw the end")
+        until(lambda: "task_ended" in log.read_text(), "the first agent saw the end", 30)
         stamps.alive_alone(task_id)
     finally:
         copy.stop()
@@ -91,9 +92,9 @@ def test_an_input_and_a_program_that_both_take_almost_the_time_limit_cost_no_att
     inputs = {"f": {"url": url}}
     body = stamps.body(each_s, inputs=inputs, timeout_s=limit_s, lease_ttl_s=ttl_s)
     task_id = mesh.rae.submit([body])[0].task_id
-    wait_until(lambda: mesh.rae.task(task_id).state.value == "running", 20, "it was acked")
+    until(lambda: mesh.rae.task(task_id).state.value == "running", "it was acked", 20)
     acked = time.monotonic()
-    wait_until(lambda: time.monotonic() > acked + each_s, 30, "the input took long")
+    until(lambda: time.monotonic() > acked + each_s, "the input took long", 30)
     slow.free.set()  # type: ignore[attr-defined]
     view = mesh.rae.wait(task_id, 60)
     assert (view.state.value, view.attempts, view.interruptions) == ("succeeded", 1, 0)

@@ -13,7 +13,7 @@ import pytest
 
 from rae_node.config.layout import Layout
 from rae_protocol.folders import make_folder
-from tests.conftest import MakeMesh
+from tests.harness import MakeMesh
 
 TASK = {"kind": "cli", "params": {"command": "true"}}
 
@@ -32,7 +32,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("value", [0, 0o002, 0o077])
-def test_a_development_node_is_reachable_and_nobody_elses_to_change(
+def test_other_users_reach_a_development_node_and_cannot_change_it(
     make_mesh: MakeMesh, tmp_path: Path, value: int
 ) -> None:
     with umask(value):

@@ -2,7 +2,7 @@
 
 Everything of a lab (bridge, addresses, cgroup, folder) is named by a number. Who holds the lock
 `NUMBER.lock` owns it, and the kernel lets go of the lock when the owner dies: what belongs to a
-number whose lock is free is nobody's, and the next lab removes it.
+number whose lock is free has no owner, and the next lab removes it.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Lab:
         return Tailnet((folder / "url").read_text(), programs / "guest", folder)
 
     def join(self, name: str, key: str = "", *flags: str) -> None:
-        """Make a host one of the tailnet's, as a role will; with a key of its own, unless told."""
+        """Make a host one of the tailnet's, as a role will; without a key, with one of its own."""
         host, key = self.hosts[name], key or self.tailnet.key()
         host.copy(self.tailnet.programs, "/usr/local/bin")
         host.run(["mv", "/usr/local/bin/tailscaled", "/usr/local/sbin/tailscaled"])
@@ -247,7 +247,7 @@ class Lab:
         return {
             "etc/hostname": f"{name}\n",
             "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n",
-            "etc/resolv.conf": "# nobody to ask; a tailnet brings its own\n",
+            "etc/resolv.conf": "# no resolver; a tailnet brings its own\n",
             # Without one it would be a first boot, which enables what it likes.
             "etc/machine-id": f"{uuid.uuid4().hex}\n",
             "etc/systemd/network/10-lab.network": network,

@@ -46,7 +46,7 @@ class Tailnet:
     folder: Path
 
     def key(self, *, reusable: bool = False) -> str:
-        """A key that nobody has; it lets one machine in, or any number."""
+        """A new key; it lets one machine in, or any number."""
         key = f"tskey-auth-{'reusable-' if reusable else ''}{secrets.token_hex(12)}"
         (self.folder / "keys" / key).touch(mode=0o600)
         return key

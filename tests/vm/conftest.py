@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,9 +10,7 @@ import pytest
 
 from tests.lab import vm_image, vm_states
 from tests.lab.vm import Vm
-from tests.vm.guest import Guest, Lent, connect, make_mesh
-
-MakeGuest = Callable[..., Guest]
+from tests.vm.guest import Guest, Lent, MakeGuest, connect, make_mesh
 
 
 @pytest.fixture

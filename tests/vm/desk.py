@@ -13,9 +13,8 @@ from typing import Any
 
 from tests.lab import vm_states
 from tests.lab.vm_image import USER
-from tests.vm.conftest import MakeGuest
-from tests.vm.guest import Guest, Inside, Task, inside, running_task, stopped_after_ms
-from tools.devmesh import wait_until
+from tests.until import until
+from tests.vm.guest import Guest, Inside, MakeGuest, Task, inside, running_task, stopped_after_ms
 
 # 600 s in the contract's files: a 250th of that, so that eighty returns take minutes.
 IDLE_S = 2.4
@@ -55,7 +54,7 @@ class Desk:
             said = ["org.freedesktop.login1.Session", "SetLockedHint", "b", str(locked).lower()]
             busctl = ["busctl", "call", "org.freedesktop.login1", path, *said]
             self.guest.vm.run(["runuser", "-u", USER, "--", *busctl])
-        wait_until(lambda: self._locked() is locked, 20, f"locked is {locked}")
+        until(lambda: self._locked() is locked, f"locked is {locked}", 20)
 
     def _locked(self) -> bool:
         (session,) = vm_states.sessions(self.guest.vm)
@@ -66,7 +65,7 @@ class Desk:
         self.lock(locked=True)
         self.guest.vm.qmp.key("shift")
         self.lock(locked=False)
-        wait_until(self.proven, 20, "the unlock proves that input is seen", every_s=0.2)
+        until(self.proven, "the unlock proves that input is seen", 20, every_s=0.2)
 
     def work(self) -> Task:
         """Wait until the machine works: the owner's quiet time is over."""

@@ -19,7 +19,8 @@ from tests.lab.lab import CHECKOUT
 from tests.lab.node_files import AGENT
 from tests.lab.vm import Vm
 from tests.lab.vm_image import RELEASE
-from tools.devmesh import DevMesh, wait_until
+from tests.until import until
+from tools.devmesh import DevMesh
 
 INSIDE, TASKS = Path(__file__).with_name("inside"), Path(__file__).with_name("tasks")
 HARM = CHECKOUT / "tests" / "escape" / "tasks" / "harm.py"
@@ -172,12 +173,12 @@ def connect(vm: Vm, mesh: DevMesh) -> Guest:
     """Enrol a machine at its control, and wait until it is online. Raises MeshError."""
     mesh.admin.enrol(NODE)
     vm.forward(PORT, int(mesh.url.rpartition(":")[2]))
-    wait_until(lambda: mesh.admin.node(NODE).state == "online", 60, "the machine is online")
+    until(lambda: mesh.admin.node(NODE).state == "online", "the machine is online", 60)
     return Guest(vm, mesh)
 
 
 def running_task(guest: Guest, **task: Any) -> Task:
-    """Submit a task, `sleep` unless told otherwise, and wait until its program runs."""
+    """Submit a task, `sleep` by default, and wait until its program runs."""
     before = set(guest.boxes())
     task_id = guest.mesh.rae.submit([guest.body(**task)])[0].task_id
 
@@ -190,7 +191,7 @@ def running_task(guest: Guest, **task: Any) -> Task:
                 return Task(task_id, unit, tuple(pids))
         return None
 
-    found: Task = wait_until(running, 120, f"task {task_id} runs in the guest", every_s=0.1)
+    found: Task = until(running, f"task {task_id} runs in the guest", 120, every_s=0.1)
     return found
 
 
@@ -250,3 +251,6 @@ def inside(vm: Vm, script: str, *argv: str) -> Iterator[Inside]:
             assert popen.stdin is not None
             popen.stdin.close()
             popen.terminate()
+
+
+MakeGuest = Callable[..., Guest]

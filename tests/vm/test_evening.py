@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 from tests.lab.vm_image import USER
-from tests.vm.conftest import MakeGuest
+from tests.until import until
 from tests.vm.desk import Desk, sit_down
-from tests.vm.guest import PYTHON
-from tools.devmesh import wait_until
+from tests.vm.guest import PYTHON, MakeGuest
 
 
 def asked(desk: Desk, *verb: str) -> str:
@@ -33,7 +32,7 @@ def in_order(text: str, parts: list[str]) -> None:
 
 def test_an_evening_is_shown_in_the_order_in_which_it_happened(make_guest: MakeGuest) -> None:
     desk = sit_down(make_guest, "x11")
-    wait_until(lambda: desk.status()["reasons"] == ["graphical_session"], 60, "a quiet desk")
+    until(lambda: desk.status()["reasons"] == ["graphical_session"], "a quiet desk", 60)
     (cause,) = (one for one in why(desk)["causes"] if one["code"] == "graphical_session")
     assert USER in cause["who"] and "sudo rae-node detector test" in cause["who"]
     assert why(desk)["work_in_s"] is None
@@ -44,7 +43,7 @@ def test_an_evening_is_shown_in_the_order_in_which_it_happened(make_guest: MakeG
     assert why(desk)["working"] == [task.task_id]
     desk.lock(locked=True)
     desk.guest.vm.qmp.key("a")
-    wait_until(lambda: task.unit not in desk.guest.boxes(), 20, "the task is gone")
+    until(lambda: task.unit not in desk.guest.boxes(), "the task is gone", 20)
     desk.lock(locked=False)
     print(asked(desk, "why"))
     desk.forget(task)

@@ -8,10 +8,9 @@ import time
 import pytest
 
 from tests.lab import vm_states
-from tests.vm.conftest import MakeGuest
+from tests.until import until
 from tests.vm.desk import BLIND_MS, IDLE_S, STOP_MS, UNIT, Desk, gamepad, sit_down, spread
-from tests.vm.guest import KEYS, PYTHON, running_task, stopped_after_ms
-from tools.devmesh import wait_until
+from tests.vm.guest import KEYS, PYTHON, MakeGuest, running_task, stopped_after_ms
 
 TIMES = int(os.environ.get("RAE_VM_RETURNS", "20"))
 DESKTOPS: tuple[vm_states.Name, ...] = ("x11", "wayland")
@@ -27,23 +26,25 @@ def desk(make_guest: MakeGuest, request: pytest.FixtureRequest) -> Desk:
 
 
 @pytest.mark.parametrize("state", DESKTOPS)
-def test_b2_a_desktop_counts_for_ever_until_an_unlock_by_a_key_proves_input(
+def test_a_desktop_counts_for_ever_until_an_unlock_by_a_key_proves_input(
     make_guest: MakeGuest, state: vm_states.Name
 ) -> None:
+    """Contract: B2."""
     desk = sit_down(make_guest, state)
-    wait_until(lambda: "input_recent" not in desk.status()["reasons"], 60, "a quiet desk")
+    until(lambda: "input_recent" not in desk.status()["reasons"], "a quiet desk", 60)
     assert desk.status()["reasons"] == ["graphical_session"]
     assert "sudo rae-node detector test" in desk.why() and "alice" in desk.why()
     desk.prove()
     task = desk.work()  # logged in and untouched
     desk.lock(locked=True)
     end = time.monotonic() + 2 * IDLE_S
-    wait_until(lambda: time.monotonic() > end, 60, "the screen stays locked for a while")
+    until(lambda: time.monotonic() > end, "the screen stays locked for a while", 60)
     assert task.unit in desk.guest.boxes(), "locked and untouched"
     assert desk.status()["reasons"] == []
 
 
-def test_b2_the_owner_who_comes_back_has_the_machine_within_a_second(desk: Desk) -> None:
+def test_the_owner_who_comes_back_has_the_machine_within_a_second(desk: Desk) -> None:
+    """Contract: B2."""
     qmp = desk.guest.vm.qmp
     with gamepad(desk.guest) as pad:
         ways = {
@@ -116,10 +117,10 @@ def test_a_lost_permission_voids_the_proof_and_a_new_one_brings_the_work_back(
     desk = sit_down(make_guest, "x11")
     desk.prove()
     desk.guest.vm.run(["sh", "-c", "chmod 600 /dev/input/event*"])
-    wait_until(lambda: "blind_input" in desk.status()["reasons"], 20, "blindness")
+    until(lambda: "blind_input" in desk.status()["reasons"], "blindness", 20)
     assert "group" in desk.why()
     desk.guest.vm.run(["sh", "-c", "chmod 660 /dev/input/event*"])
-    wait_until(lambda: "blind_input" not in desk.status()["reasons"], 20, "sight", every_s=0.2)
+    until(lambda: "blind_input" not in desk.status()["reasons"], "sight", 20, every_s=0.2)
     assert not desk.proven()
     desk.prove()
     assert desk.work()
@@ -132,13 +133,13 @@ def test_a_pad_and_a_keyboard_are_seen_when_they_are_plugged_in_and_out(
     qmp = desk.guest.vm.qmp
     task = running_task(desk.guest)
     qmp.plug("usb-kbd", "k")
-    wait_until(lambda: task.unit not in desk.guest.boxes(), 20, "plugging in stops the work")
+    until(lambda: task.unit not in desk.guest.boxes(), "plugging in stops the work", 20)
     desk.forget(task)
     listed = desk.guest.agent("detector", "status")
     assert "QEMU USB Keyboard" in listed, listed
     values = desk.returns(lambda: qmp.key("a"), KEYS, 2)
     qmp.unplug("k")
-    wait_until(lambda: "USB Keyboard" not in desk.guest.agent("detector", "status"), 20, "gone")
+    until(lambda: "USB Keyboard" not in desk.guest.agent("detector", "status"), "gone", 20)
     with gamepad(desk.guest) as pad:
         values += desk.returns(pad.press, KEYS, 2)
         values += desk.returns(lambda: pad.send("abs", "ABS_X", 30000), STICK, 1)
@@ -158,16 +159,24 @@ def test_a_resting_stick_with_noise_is_named_and_raises_no_alarm_once_calibrated
     with gamepad(desk.guest) as pad:
         began = time.monotonic()
         pad.send("noise", "ABS_X", 9000)  # from now on
-        wait_until(lambda: "axis X of 'Lab pad'" in desk.guest.agent("detector", "status"), 120,
-                   "the axis is found and named", every_s=0.5)  # fmt: skip
+        until(
+            lambda: "axis X of 'Lab pad'" in desk.guest.agent("detector", "status"),
+            "the axis is found and named",
+            120,
+            every_s=0.5,
+        )
         print(f"calibrated after {time.monotonic() - began:.0f} s")
         task = desk.work()
         end = time.monotonic() + 60
-        wait_until(lambda: time.monotonic() > end or task.unit not in desk.guest.boxes(), 90,
-                   "ten scaled minutes pass", every_s=0.5)  # fmt: skip
+        until(
+            lambda: time.monotonic() > end or task.unit not in desk.guest.boxes(),
+            "ten scaled minutes pass",
+            90,
+            every_s=0.5,
+        )
         assert task.unit in desk.guest.boxes(), desk.why()
         pad.send("abs", "ABS_X", 32000)
-        wait_until(lambda: task.unit not in desk.guest.boxes(), 20, "a real push stops it")
+        until(lambda: task.unit not in desk.guest.boxes(), "a real push stops it", 20)
 
 
 def test_nothing_but_hands_disturbs_a_quiet_desk_for_ten_scaled_minutes(
@@ -185,8 +194,12 @@ def test_nothing_but_hands_disturbs_a_quiet_desk_for_ten_scaled_minutes(
         "ln -sf /usr/share/zoneinfo/Pacific/Kiritimati /etc/localtime", "true",
     ):  # fmt: skip
         vm.run(["sh", "-c", command])
-    wait_until(lambda: time.monotonic() > end or task.unit not in desk.guest.boxes(), 60,
-               "ten scaled minutes pass", every_s=0.5)  # fmt: skip
+    until(
+        lambda: time.monotonic() > end or task.unit not in desk.guest.boxes(),
+        "ten scaled minutes pass",
+        60,
+        every_s=0.5,
+    )
     assert task.unit in desk.guest.boxes(), desk.why()
     assert stopped_after_ms(desk.guest, task, lambda: vm.qmp.key("a"), KEYS) <= STOP_MS
 
@@ -198,13 +211,13 @@ def test_no_clock_that_is_set_ahead_shortens_the_quiet_time_after_a_key(
     desk = sit_down(make_guest, "greeter", safety={"idle_required_minutes": long_s / 60})
     desk.guest.vm.qmp.key("a")
     pressed = time.monotonic()
-    wait_until(lambda: "input_recent" in desk.status()["reasons"], 20, "the key")
+    until(lambda: "input_recent" in desk.status()["reasons"], "the key", 20)
     desk.guest.vm.run(["date", "-s", "+5 hours"])
     desk.guest.vm.suspend()
     end = time.monotonic() + 3
-    wait_until(lambda: time.monotonic() > end, 10, "it sleeps for a while")
+    until(lambda: time.monotonic() > end, "it sleeps for a while")
     desk.guest.vm.wake()
     woken = time.monotonic()
-    wait_until(lambda: not desk.status()["reasons"], 4 * long_s, "quiet", every_s=0.5)
+    until(lambda: not desk.status()["reasons"], "quiet", 4 * long_s, every_s=0.5)
     assert time.monotonic() - woken >= long_s - 3, "waking begins the quiet time anew"
     assert time.monotonic() - pressed >= long_s

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vm.conftest import MakeGuest
-from tests.vm.guest import NODE, SLICE, Guest, running_task
-from tools.devmesh import wait_until
+from tests.until import until
+from tests.vm.guest import NODE, SLICE, Guest, MakeGuest, running_task
 
 MEMORY_MB = 200
 # From outside, as root: neither rights nor a /dev without nodes are in the way, only the kernel's
@@ -46,7 +45,8 @@ def works(guest: Guest) -> bool:
     return guest.mesh.rae.wait(guest.mesh.rae.submit([body])[0].task_id, 60).state == "succeeded"
 
 
-def test_c5_a_memory_bomb_is_ended_by_the_kernel_at_the_limit_of_its_cgroup(guest: Guest) -> None:
+def test_a_memory_bomb_is_ended_by_the_kernel_at_the_limit_of_its_cgroup(guest: Guest) -> None:
+    """Contract: C5."""
     assert counts(guest, "memory.events")["oom_kill"] == 0
     bomb = guest.body(max_attempts=1, **harm("memory"))
     view = guest.mesh.rae.wait(guest.mesh.rae.submit([bomb])[0].task_id, 90)
@@ -59,22 +59,24 @@ def test_c5_a_memory_bomb_is_ended_by_the_kernel_at_the_limit_of_its_cgroup(gues
     assert works(guest)
 
 
-def test_c5_a_fork_bomb_stops_at_pids_max_and_the_node_works_on(guest: Guest) -> None:
+def test_a_fork_bomb_stops_at_pids_max_and_the_node_works_on(guest: Guest) -> None:
+    """Contract: C5."""
     # A thousand processes take this machine a minute; what is shown is that the kernel refuses.
     guest.vm.put("/run/systemd/system/rae-task@.service.d/few.conf", "[Service]\nTasksMax=100\n")
     guest.vm.run(["systemctl", "daemon-reload"])
     bomb = running_task(guest, timeout_s=90, max_attempts=1, **harm("fork_bomb"))
-    wait_until(
-        lambda: counts(guest, f"{bomb.unit}/task/pids.events")["max"] > 0, 60, "a fork is refused"
+    until(
+        lambda: counts(guest, f"{bomb.unit}/task/pids.events")["max"] > 0, "a fork is refused", 60
     )
     assert int(guest.read(f"{SLICE}/{bomb.unit}/pids.current")) == 100
     assert guest.mesh.admin.node(NODE).state == "online"
     guest.mesh.rae.cancel(bomb.task_id)
-    wait_until(lambda: bomb.unit not in guest.boxes(), 20, "all of it is gone", every_s=0.2)
+    until(lambda: bomb.unit not in guest.boxes(), "all of it is gone", 20, every_s=0.2)
     assert works(guest)
 
 
-def test_c5_a_task_s_unit_opens_no_device_of_the_machine(guest: Guest) -> None:
+def test_a_task_s_unit_opens_no_device_of_the_machine(guest: Guest) -> None:
+    """Contract: C5."""
     task = running_task(guest)
     devices = ["/dev/input/event0", "/dev/vda", "/dev/tty1", "/dev/dri/card0", "/dev/null"]
     inside = f"{SLICE}/{task.unit}/task"

@@ -14,9 +14,8 @@ import pytest
 from tests.lab import vm_image, vm_states
 from tests.lab.lab import CHECKOUT
 from tests.lab.vm import Vm
-from tests.vm.conftest import MakeGuest
-from tests.vm.guest import KEYS, NODE, Guest, inside, running_task, stopped_after_ms
-from tools.devmesh import wait_until
+from tests.until import until
+from tests.vm.guest import KEYS, NODE, Guest, MakeGuest, inside, running_task, stopped_after_ms
 from tools.processes import processes_of
 
 SEEN = {
@@ -70,19 +69,19 @@ def test_the_time_from_a_key_to_the_end_of_a_task_is_one_clock_s(vm_text: Guest)
 def test_a_keyboard_is_plugged_in_and_out(bare: Vm) -> None:
     assert "QEMU QEMU USB Keyboard" not in names(bare)
     bare.qmp.plug("usb-kbd", "second")
-    wait_until(lambda: "QEMU QEMU USB Keyboard" in names(bare), 20, "it is there", every_s=0.2)
+    until(lambda: "QEMU QEMU USB Keyboard" in names(bare), "it is there", 20, every_s=0.2)
     bare.qmp.unplug("second")
-    wait_until(lambda: "QEMU QEMU USB Keyboard" not in names(bare), 20, "it is gone", every_s=0.2)
+    until(lambda: "QEMU QEMU USB Keyboard" not in names(bare), "it is gone", 20, every_s=0.2)
 
 
-def test_a_gamepad_does_what_it_is_told(bare: Vm) -> None:
+def test_a_gamepad_makes_the_moves_of_its_script(bare: Vm) -> None:
     with inside(bare, "pad.py", "pad") as pad:
         path = pad.line().removeprefix("ready ")
         with inside(bare, "watch.py", KEYS) as watch:
             assert watch.line() == "ready"
             pad.say("key BTN_SOUTH 1")
             assert f"/dev/input/{json.loads(watch.line())['device']}" == path
-    wait_until(lambda: "Lab pad" not in names(bare), 20, "it is gone with its program")
+    until(lambda: "Lab pad" not in names(bare), "it is gone with its program", 20)
 
 
 def test_nothing_of_a_machine_outlives_a_process_that_is_killed() -> None:
@@ -96,7 +95,7 @@ def test_nothing_of_a_machine_outlives_a_process_that_is_killed() -> None:
             assert not list(folder.glob("*.qcow2"))
         finally:
             owner.send_signal(signal.SIGKILL)
-    wait_until(lambda: not processes_of(folder), 20, "qemu and ssh are gone")
+    until(lambda: not processes_of(folder), "qemu and ssh are gone", 20)
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()

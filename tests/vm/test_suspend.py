@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from tests.until import until
 from tests.vm.guest import LEASE_S, NODE, TASKS, Guest, inside, running_task
-from tools.devmesh import wait_until
 
 ASLEEP_S = 20.0
 LATE_S = 0.2
@@ -23,7 +23,7 @@ def test_nothing_of_a_task_runs_on_after_a_suspend_that_outlasted_its_lease(
     assert ASLEEP_S > LEASE_S
     live = {"kind": "python", "params": {"task": "live", "params": {}}}
     task = running_task(guest, **live, requirements={"nodes": [NODE, "elsewhere"]})
-    file = wait_until(lambda: stamps_of(guest), 20, "its first stamp")
+    file = until(lambda: stamps_of(guest), "its first stamp", 20)
     mesh.add_node("elsewhere", {"task_paths": [str(TASKS)]})
     mesh.wait_node("elsewhere", "online")
     with inside(guest.vm, "follow.py", file) as follow:
@@ -33,9 +33,9 @@ def test_nothing_of_a_task_runs_on_after_a_suspend_that_outlasted_its_lease(
         view = mesh.rae.wait(task.task_id, ASLEEP_S)
         assert (view.state, view.attempts) == ("succeeded", 2)
         assert view.history[-1].node_id == "elsewhere"
-        wait_until(lambda: time.monotonic() - began > ASLEEP_S, ASLEEP_S + 1, "it has slept")
+        until(lambda: time.monotonic() - began > ASLEEP_S, "it has slept", ASLEEP_S + 1)
         guest.vm.wake()
-        wait_until(lambda: task.unit not in guest.boxes(), 20, "the task is gone")
+        until(lambda: task.unit not in guest.boxes(), "the task is gone", 20)
         lines = follow.rest()
     stamps = [float(line) for line in lines if not line.startswith("slept")]
     (slept,) = [line.split()[1:] for line in lines if line.startswith("slept")]

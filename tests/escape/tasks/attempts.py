@@ -194,7 +194,7 @@ def connected(family: int, address: Any) -> str:
 
 
 def network(facts: Facts) -> str:
-    """Services on the host's loopback, and anything beyond (192.0.2.1 is nobody's address)."""
+    """Services on the host's loopback, and anything beyond (192.0.2.1 is no host's address)."""
     inet, unix = socket.AF_INET, socket.AF_UNIX
     found = {
         denied(lambda: connected(inet, ("127.0.0.1", facts["port"]))),

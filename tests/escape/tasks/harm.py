@@ -93,7 +93,7 @@ def nameless() -> None:
 
 
 def unreadable_program() -> None:
-    """Deleted files, held by a program that nobody may read, and so nobody look into."""
+    """Deleted files, held by a program without read permission, so no process can look into it."""
     shutil.copyfile("/usr/bin/sleep", "hidden")
     os.chmod("hidden", 0o111)
     while True:
@@ -163,7 +163,7 @@ def files_on_the_way(marker: str) -> None:
 
 
 def closed_folder() -> None:
-    """Files in a folder that nobody may enter, at the times when somebody looks."""
+    """Files in a folder that cannot be entered at the moments when the supervisor looks."""
     os.mkdir("closed")
     number = 0
     while True:

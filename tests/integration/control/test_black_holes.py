@@ -8,8 +8,7 @@ import gevent
 import pytest
 
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api, ManualClock, tick
+from tests.integration.control.harness import ECHO, Api, ManualClock, tick
 
 FAILED = {"code": "E_EXIT", "message": "exit code 1"}
 DENIED = {"code": "E_DENY", "message": "argument 1 matches nothing"}
@@ -70,7 +69,8 @@ def test_a_command_that_no_node_has_is_refused_at_once_with_what_there_is(api: A
     assert api.task(ref["task_id"])["error"]["code"] == "E_DENY"
 
 
-def test_c7_what_one_node_denies_is_offered_to_each_other_one_once(api: Api) -> None:
+def test_a_task_that_one_node_denies_is_offered_to_each_other_node_once(api: Api) -> None:
+    """Contract: C7."""
     for name in ("n1", "n2", "n3"):
         api.join(name, machine=name, **has("true"))
     api.join("other", machine="other", **has("cat"))

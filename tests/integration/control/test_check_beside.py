@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api, until
+from tests.integration.control.harness import ECHO, Api, until
 
 MIB = 1024**2
 
@@ -27,7 +26,7 @@ def test_the_log_is_emptied_while_a_deep_check_reads_a_large_blob(api: Api, mesh
 
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(backup.check_folder, mesh.data, deep=True)
-        writing = until(reader_is_there)
+        writing = until(reader_is_there, "the checking process reads the ledger")
         try:
             for number in range(20):
                 spec = {**ECHO, "task_id": f"t{number}", "inputs": {"f": {"inline": "x" * 4 * MIB}}}

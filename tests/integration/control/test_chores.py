@@ -19,10 +19,7 @@ from rae_control.maintenance.backup import restore
 from rae_control.maintenance.chores import enqueue, newest
 from rae_control.mesh.mesh import Mesh
 from rae_control.queue.rq_queue import CHORES_QUEUE
-from tools.devmesh import wait_until
-
-from .conftest import ECHO, Api, Server, until
-from .test_queue import settled, shown
+from tests.integration.control.harness import ECHO, Api, Server, settled, shown, until
 
 
 class Chores:
@@ -87,14 +84,16 @@ def test_a_chore_asked_for_twice_is_done_once_and_the_mesh_leaves_it_alone(
     assert "backup: queued, and no worker runs; start one with `rae-control worker" in said
     assert "already queued or running, and no worker runs" in chores.chore("backup")
     mesh.keeper.unavailable(_error())  # all of the queue is compared
-    until(lambda: mesh.keeper.available)
+    until(lambda: mesh.keeper.available, "the keeper has Redis")
     settled(mesh)
     assert shown(redis_server)[0][CHORES_QUEUE] == (1, 0)
     chores.start()
-    until(lambda: newest(chores.folder), 20)
-    until(lambda: "chore_done" in chores.log.read_text(), 20)
+    until(lambda: newest(chores.folder), "a copy of the ledger", 20)
+    until(
+        lambda: "chore_done" in chores.log.read_text(), "the log names the chore that is done", 20
+    )
     mesh.keeper.unavailable(_error())
-    until(lambda: mesh.keeper.available)
+    until(lambda: mesh.keeper.available, "the keeper has Redis")
     settled(mesh)
     workers = shown(redis_server)[1]
     assert {"n1.cpu0", "n1.cpu1"} < set(workers)
@@ -103,20 +102,24 @@ def test_a_chore_asked_for_twice_is_done_once_and_the_mesh_leaves_it_alone(
     assert made is not None and made.stat().st_mode & 0o777 == 0o600
     assert restore(made, tmp_path / "again", force=False) == []
     # What is done may be asked for again.
-    until(lambda: chores.chore("check") == "check: queued\n", 5)
-    until(lambda: "all is well" in chores.log.read_text(), 20)
+    until(lambda: chores.chore("check") == "check: queued\n", "the check is queued", 5)
+    until(lambda: "all is well" in chores.log.read_text(), "the check has found nothing", 20)
 
 
 def test_a_worker_that_was_killed_is_not_taken_for_one_that_runs(chores: Chores) -> None:
     chores.start()
-    until(lambda: chores.chore("check") != "" and "no worker" not in chores.chore("check"), 20)
+    until(
+        lambda: chores.chore("check") != "" and "no worker" not in chores.chore("check"),
+        "a worker for chores",
+        20,
+    )
     assert chores.worker is not None
     chores.worker.kill()
     chores.worker.wait()
     assert "no worker runs" in chores.chore("backup")
 
 
-def test_a_backup_replaces_no_file_unless_it_is_told_to(chores: Chores, tmp_path: Path) -> None:
+def test_a_backup_replaces_no_file_without_the_option(chores: Chores, tmp_path: Path) -> None:
     file = tmp_path / "mine.raebackup"
     file.write_text("the only one of last year")
     refused = chores.verb("backup", str(file))
@@ -156,7 +159,7 @@ def test_a_failure_is_in_the_log_and_in_rqs_registry(
     assert enqueue(redis_server.url, None, "backup", mesh.data, config)
     chores.start()
     client = redis.Redis.from_url(redis_server.url)
-    wait_until(lambda: client.zcard(f"rq:failed:{CHORES_QUEUE}") == 1, 20, "RQ shows the failure")
+    until(lambda: client.zcard(f"rq:failed:{CHORES_QUEUE}") == 1, "RQ shows the failure", 20)
     client.close()
     (line,) = [line for line in chores.said() if line["event"] == "chore_failed"]
     assert line["level"] == "error"
@@ -167,10 +170,16 @@ def test_a_failure_is_in_the_log_and_in_rqs_registry(
 
 def test_a_killed_worker_is_followed_by_another(chores: Chores, redis_server: Server) -> None:
     chores.start()
-    until(lambda: any(name.startswith(CHORES_QUEUE) for name in shown(redis_server)[1]), 20)
+    until(
+        lambda: any(name.startswith(CHORES_QUEUE) for name in shown(redis_server)[1]),
+        "rq shows the worker for chores",
+        20,
+    )
     assert chores.worker is not None
     chores.worker.send_signal(signal.SIGKILL)
     chores.worker.wait()
     chores.start()
     chores.chore("check")
-    until(lambda: "chore_done" in chores.log.read_text(), 20)
+    until(
+        lambda: "chore_done" in chores.log.read_text(), "the log names the chore that is done", 20
+    )

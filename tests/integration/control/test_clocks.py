@@ -11,8 +11,7 @@ from rae_control.config import ControlConfig
 from rae_control.maintenance import chores
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
-
-from .conftest import ECHO, Api, ManualClock, Server, build, tick
+from tests.integration.control.harness import ECHO, Api, ManualClock, Server, build, tick
 
 HOUR, DAY = 3600.0, 86400.0
 

@@ -13,8 +13,7 @@ from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.base import Tx
 from rae_control.ledger.claims import LaneOffer, claim
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api, ManualClock
+from tests.integration.control.harness import ECHO, Api, ManualClock
 
 LATER, LATEST = "2190-01-01T00:00:00Z", "2190-01-02T00:00:00Z"
 MANY = 1000

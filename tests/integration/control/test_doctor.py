@@ -19,9 +19,8 @@ from rae_control.config import ControlConfig
 from rae_control.errors import LedgerLocked
 from rae_control.ledger.sqlite import Ledger
 from rae_control.maintenance.doctor import Finding, examine
+from tests.integration.control.harness import ManualClock, Server
 from tools.devmesh import DevMesh
-
-from .conftest import ManualClock, Server
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_a_sound_folder_has_nothing_wrong(folder: Path, port: int) -> None:
     assert wrong(folder, port) == {}
 
 
-def test_m17_files_of_a_wrong_kind_or_content_are_named(folder: Path, port: int) -> None:
+def test_files_of_a_wrong_kind_or_content_are_named(folder: Path, port: int) -> None:
     (folder / "blobs").write_text("")
     (folder / "files.lock").mkdir()
     (folder / "root.key").write_text("no key")
@@ -60,7 +59,7 @@ def test_m17_files_of_a_wrong_kind_or_content_are_named(folder: Path, port: int)
 
 
 @pytest.mark.parametrize("text", ["70000", "-1"])
-def test_m16_a_port_that_is_none_is_refused(folder: Path, text: str) -> None:
+def test_a_port_out_of_range_is_refused(folder: Path, text: str) -> None:
     done = verb(folder, "doctor", f"--port={text}")
     assert (done.returncode, "from 0 to 65535" in done.stderr) == (2, True)
 
@@ -87,9 +86,10 @@ def test_each_thing_that_is_wrong_is_named_with_its_fix(folder: Path, port: int)
     [("127.0.0.1", True), ("100.101.102.103", True), ("fd7a:115c:a1e0::1", True), ("::1", True),
      ("0.0.0.0", False), ("192.168.1.5", False), ("8.8.8.8", False), ("control", False)],
 )  # fmt: skip
-def test_a2_only_tailscale_and_loopback_addresses_are_fine(
+def test_only_tailscale_and_loopback_addresses_are_fine(
     tmp_path: Path, host: str, ok: bool
 ) -> None:
+    """Contract: A2."""
     findings = examine(tmp_path / "none", ControlConfig(), host=host, port=1, polls=1)
     assert {item.name: item.ok for item in findings}["address"] is ok
 

@@ -20,7 +20,7 @@ from rae_control.mesh.mesh import Mesh
 from rae_control.queue.rq_queue import RqQueue
 from rae_control.storage.files import LogStore
 from rae_protocol.errors import RaeError
-from tests.integration.control.conftest import ManualClock, Server, until
+from tests.integration.control.harness import ManualClock, Server, until
 
 
 @contextmanager
@@ -40,12 +40,12 @@ def test_a_loop_that_ends_ends_the_process_and_a_stop_does_not(
     config = config.model_copy(update={"reconcile_interval_s": 0.05})
     queue, roots = RqQueue(redis_server.url, 0.5), load_roots(tmp_path)
     mesh = Mesh(tmp_path, config, clock, queue, roots, end=ends.append)
-    until(lambda: mesh.keeper.compared)
+    until(lambda: mesh.keeper.compared, "the keeper has compared")
     # The keeper's next look at the lanes cannot be answered.
     mesh.write(lambda tx: tx.run("ALTER TABLE tasks RENAME TO gone"))
     clock.advance(60)
     mesh.keeper.slots_changed()
-    assert until(lambda: ends) == [70]
+    assert until(lambda: ends, "the process ends") == [70]
     mesh.close()
     gevent.idle()
     assert ends == [70]

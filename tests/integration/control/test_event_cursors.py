@@ -9,7 +9,7 @@ import pytest
 from rae_control.ledger import views
 from rae_control.ledger.base import Tx
 from rae_control.mesh.mesh import Mesh
-from tests.integration.control.conftest import ECHO, Api, ManualClock
+from tests.integration.control.harness import ECHO, Api, ManualClock
 
 DAY = 86400.0
 
@@ -53,7 +53,7 @@ def test_a_cursor_of_an_earlier_incarnation_is_refused_wherever_it_stands(api: A
     assert feed(api, 1, incarnation="before-the-restore")["rc"] == "unknown_cursor"
 
 
-def test_a_cursor_before_removed_events_is_told_so_once(
+def test_a_cursor_before_removed_events_is_reported_once(
     api: Api, mesh: Mesh, clock: ManualClock
 ) -> None:
     ended(api, "first")

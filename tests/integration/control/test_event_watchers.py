@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from rae_control.mesh.mesh import Mesh
-from tests.integration.control.conftest import ECHO, Api, until
+from tests.integration.control.harness import ECHO, Api, until
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def watch(api: Api, mesh: Mesh, looked: list[str], who: str) -> gevent.Greenlet:
         return [event.get("task_id") for event in page["events"]]
 
     watcher = gevent.spawn(wait)
-    until(lambda: looks(looked) == 2)  # before it waits, and once it is known to wait
+    # Before it waits, and once it is known to wait.
+    until(lambda: looks(looked) == 2, "the call looks twice")
     looked.clear()
     return watcher
 

@@ -8,9 +8,7 @@ import pytest
 
 from rae_control.config import ControlConfig
 from rae_control.core.limits import Limit
-
-from .conftest import ECHO, Api
-from .test_refusals import refused
+from tests.integration.control.harness import ECHO, Api, refused
 
 BURST = 200.0
 

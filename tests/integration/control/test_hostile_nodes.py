@@ -10,9 +10,7 @@ import pytest
 from rae_control import wire
 from rae_control.core.gate import Budget
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api, ManualClock, multipart, tick
-from .test_refusals import refused
+from tests.integration.control.harness import ECHO, Api, ManualClock, multipart, refused, tick
 
 KIND = "multipart/form-data; boundary=xyz"
 DECLARES = {**ECHO, "artifacts": [{"name": "a.bin"}]}

@@ -11,9 +11,7 @@ from rae_control.ledger.base import fetch
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_protocol.names import MAX_HISTORY
-
-from .conftest import ECHO, Api, ManualClock
-from .test_refusals import refused
+from tests.integration.control.harness import ECHO, Api, ManualClock, refused
 
 MIB = 1024**2
 

@@ -17,8 +17,7 @@ from rae_control.ledger.writer import COMMIT_S, LedgerWriter
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_control.mesh.turns import Turns
-
-from .conftest import ECHO, Api, ManualClock
+from tests.integration.control.harness import ECHO, Api, ManualClock
 
 
 class SlowClock(ManualClock):

@@ -7,8 +7,7 @@ import os
 import gevent
 
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api
+from tests.integration.control.harness import ECHO, Api
 
 
 def test_a_lease_input_is_looked_up_beside_the_writer(api: Api, mesh: Mesh) -> None:

@@ -24,14 +24,7 @@ from rae_control.ledger.sqlite import Ledger
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
-from tests.integration.control.conftest import (
-    ECHO,
-    Api,
-    ManualClock,
-    Server,
-    build,
-    multipart,
-)
+from tests.integration.control.harness import ECHO, Api, ManualClock, Server, build, multipart
 
 DAY = 86400.0
 V1 = Path(__file__).with_name("ledger_v1.sql")
@@ -147,7 +140,7 @@ def test_nothing_is_removed_while_a_backup_reads(api: Api, mesh: Mesh, clock: Ma
     assert rows(mesh, "SELECT 1 FROM tasks") == rows(mesh, "SELECT 1 FROM lanes") == []
 
 
-def test_h9_a_full_disk_makes_room_by_itself_and_loses_no_log(
+def test_a_full_disk_makes_room_by_itself_and_loses_no_log(
     api: Api, mesh: Mesh, clock: ManualClock
 ) -> None:
     api.join("n1")
@@ -172,7 +165,7 @@ def test_h9_a_full_disk_makes_room_by_itself_and_loses_no_log(
     assert rows(mesh, "SELECT 1 FROM events") == []
 
 
-def test_h10_control_is_not_ready_for_submits_on_a_low_disk(
+def test_control_is_not_ready_for_submits_on_a_low_disk(
     tmp_path: Path, redis_server: Server, clock: ManualClock, config: ControlConfig
 ) -> None:
     config = config.model_copy(update={"low_water_bytes": 2**60})
@@ -186,7 +179,7 @@ def test_h10_control_is_not_ready_for_submits_on_a_low_disk(
         low.close()
 
 
-def test_h8_what_became_due_is_written_in_small_batches(
+def test_what_became_due_is_written_in_small_batches(
     api: Api, mesh: Mesh, clock: ManualClock
 ) -> None:
     later = datetime.fromtimestamp(clock.wall() + 60, tz=timezone.utc).isoformat()
@@ -265,16 +258,14 @@ def test_check_finds_every_kind_of_violation(api: Api, mesh: Mesh, tmp_path: Pat
         assert rule in rules(copy), rule
 
 
-def test_m13_a_blob_cut_short_on_the_disk_is_healed_by_its_next_upload(
-    api: Api, mesh: Mesh
-) -> None:
+def test_a_blob_cut_short_on_the_disk_is_replaced_by_its_next_upload(api: Api, mesh: Mesh) -> None:
     path = mesh.blobs.path(api.blob(b"all of it"))
     path.write_bytes(b"all")
     api.blob(b"all of it")
     assert path.read_bytes() == b"all of it"
 
 
-def test_m14_a_file_that_is_no_log_does_not_spoil_a_backup(
+def test_a_file_that_is_no_log_does_not_spoil_a_backup(
     api: Api, mesh: Mesh, tmp_path: Path
 ) -> None:
     (mesh.data / "logs" / "notes of mine.log").write_text("hi")

@@ -13,7 +13,7 @@ from rae_control.ledger import views
 from rae_control.ledger.base import fetch
 from rae_control.ledger.sqlite import Ledger, connect
 from rae_control.maintenance.backup import check_folder
-from tests.integration.control.conftest import ECHO, Api, ManualClock
+from tests.integration.control.harness import ECHO, Api, ManualClock
 from tools.ledger_rows import Rows, fill
 
 BLOCK, BLOCKS = 2500, 4

@@ -18,8 +18,7 @@ import requests
 from rae_control.config import ControlConfig
 from rae_control.mesh.mesh import Mesh
 from rae_protocol.log import JsonFormatter, facts
-
-from .conftest import ECHO, Api, ManualClock
+from tests.integration.control.harness import ECHO, Api, ManualClock
 
 
 class Lines(logging.Handler):
@@ -43,9 +42,10 @@ def lines() -> Iterator[list[str]]:
     root.setLevel(level)
 
 
-def test_c8_log_lines_name_event_node_and_task(
+def test_log_lines_name_event_node_and_task(
     lines: list[str], api: Api, mesh: Mesh, clock: ManualClock
 ) -> None:
+    """Contract: C8."""
     api.join("n1")
     api.submit({**ECHO, "task_id": "t1"})
     api.take("n1")
@@ -76,7 +76,7 @@ def test_c8_log_lines_name_event_node_and_task(
     )
 
 
-def test_a_refusal_is_told_a_bounded_number_of_times(lines: list[str], api: Api) -> None:
+def test_a_refusal_is_logged_a_bounded_number_of_times(lines: list[str], api: Api) -> None:
     for _ in range(200):
         api.client.get("/tasks")
     assert sum("request_refused" in line for line in lines) == 50
@@ -122,6 +122,6 @@ def test_a_stderr_that_takes_no_more_lines_holds_nothing_up(tmp_path: Path) -> N
             with os.fdopen(reading, "rb") as pipe:
                 text = pipe.read()
     assert server.returncode == 0
-    told = [json.loads(line)["event"] for line in text[filler:].splitlines()]
-    assert told[0] == "control_started"
-    assert told[-1] == "control_stopped"
+    events = [json.loads(line)["event"] for line in text[filler:].splitlines()]
+    assert events[0] == "control_started"
+    assert events[-1] == "control_stopped"

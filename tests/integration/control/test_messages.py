@@ -8,9 +8,7 @@ import pytest
 
 from rae_control.config import ControlConfig
 from rae_protocol.errors import TABLE
-
-from .conftest import ECHO, Api
-from .test_refusals import refused
+from tests.integration.control.harness import ECHO, Api, refused
 
 # A mistake of ours, and a control that is not there yet: no request makes these two.
 NOT_BY_REQUEST = {"internal", "not_ready"}

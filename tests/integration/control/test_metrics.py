@@ -7,8 +7,7 @@ import re
 from prometheus_client.parser import text_string_to_metric_families
 
 from rae_control.mesh.mesh import Mesh
-
-from .conftest import ECHO, Api, ManualClock, until
+from tests.integration.control.harness import ECHO, Api, ManualClock, until
 
 
 def scrape(api: Api) -> dict[str, float]:
@@ -39,7 +38,7 @@ def test_metrics_follow_tasks_from_submit_to_result(
     yielded = api.take("n1")
     api.node("n1", "POST", "/tasks/yield", {**yielded, "reason": "owner"})
     api.result("n1", api.take("n1"), "failed", error={"code": "E_ODD_WORD", "message": ""})
-    until(lambda: mesh.keeper.health.used_memory)
+    until(lambda: mesh.keeper.health.used_memory, "Redis has said what it holds")
     found = scrape(api)
     assert found["rae_tasksstate:succeeded"] == 1
     assert found["rae_claims_totaloutcome:won"] == 3

@@ -9,7 +9,7 @@ import pytest
 
 from rae_control.core.takeovers import WINDOW_S
 from rae_control.mesh.mesh import Mesh
-from tests.integration.control.conftest import ECHO, Api, ManualClock
+from tests.integration.control.harness import ECHO, Api, ManualClock
 
 HERE, THERE = "100.64.0.7", "100.64.0.8"
 

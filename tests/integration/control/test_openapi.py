@@ -12,8 +12,7 @@ from rae_control.api.operations import OPERATIONS
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
 from rae_protocol.errors import TABLE
-
-from .conftest import Api
+from tests.integration.control.harness import Api
 
 
 def documented() -> set[tuple[str, str]]:
@@ -42,7 +41,7 @@ def test_the_document_is_served_to_everybody_and_names_both_prefixes(api: Api) -
     assert set(spec["components"]["securitySchemes"]) == {"bearer", "signature", "enrolment"}
 
 
-def test_every_reference_leads_somewhere_and_every_error_is_told() -> None:
+def test_every_reference_leads_somewhere_and_every_error_is_listed() -> None:
     text = document(OPERATIONS).decode()
     spec = json.loads(text)
     names = set(re.findall(r'"#/components/schemas/([A-Za-z]+)"', text))
@@ -50,7 +49,7 @@ def test_every_reference_leads_somewhere_and_every_error_is_told() -> None:
     ids = re.findall(r'"operationId":"([^"]+)"', text)
     assert len(set(ids)) == len(ids)
     told = {rc for op in OPERATIONS for rc in op.rcs}
-    # These are told by the server for any path and method, and for what has neither.
+    # The server gives these for any path and method, and for what has neither.
     assert told | {"method_not_allowed", "not_found", "invalid_request"} == set(TABLE)
 
 

@@ -24,9 +24,8 @@ import requests
 
 from rae_control.maintenance.backup import check_folder
 from rae_protocol import signing
-from tools.devmesh import wait_until
-
-from .conftest import Server
+from tests.integration.control.harness import Server
+from tests.until import until
 
 # What systemd does before it starts a service: LISTEN_PID is the program's own.
 _PASS = """
@@ -95,8 +94,8 @@ class Service:
             os.close(fd)
         return self.process
 
-    def hears(self, word: str) -> None:
-        """Wait until systemd would have heard this."""
+    def expect(self, word: str) -> None:
+        """Wait until control has sent this to systemd."""
         while word not in self.manager.recv(1000).decode().splitlines():
             pass
 
@@ -150,16 +149,19 @@ def refusal(service: Service, *words: str, **more: Any) -> str:
     return said
 
 
-def test_a2_it_serves_on_passed_sockets_and_says_so_when_it_does(service: Service) -> None:
+def test_control_serves_on_passed_sockets_and_notifies_systemd_when_it_does(
+    service: Service,
+) -> None:
+    """Contract: A2."""
     admin = service.token("admin", "admin")
     process = service.start(listen="127.0.0.1,::1")
-    service.hears("READY=1")
+    service.expect("READY=1")
     for sock in service.listeners:
         port = sock.getsockname()[1]
         host = "[::1]" if sock.family == socket.AF_INET6 else "127.0.0.1"
         assert requests.get(f"http://{host}:{port}/readyz", timeout=5).status_code == 200
     assert service.get("/nodes", admin).status_code == 200
-    service.hears("WATCHDOG=1")
+    service.expect("WATCHDOG=1")
     # The process that systemd started is the arbiter, and nothing secret is to be seen of it.
     seen = b"".join(Path(f"/proc/{process.pid}/{name}").read_bytes()
                     for name in ("cmdline", "environ"))  # fmt: skip
@@ -167,27 +169,27 @@ def test_a2_it_serves_on_passed_sockets_and_says_so_when_it_does(service: Servic
     assert not any(word.encode() in seen for word in (service.key, PASSWORD, admin))
     text = service.redis.folder / "redis.sock"
     client = redis.Redis(unix_socket_path=str(text), username="rae", password=PASSWORD)
-    wait_until(lambda: client.exists("rq:queues"), 10, "the queue is Redis's")
+    until(lambda: client.exists("rq:queues"), "the queue is Redis's")
     client.close()
 
 
 def test_a_blocked_event_loop_misses_the_watchdog(service: Service) -> None:
     service.start()
-    service.hears("WATCHDOG=1")
+    service.expect("WATCHDOG=1")
     worker = int((service.data / "run" / "worker.pid").read_text())
     os.kill(worker, signal.SIGSTOP)
     service.manager.settimeout(3)
     with pytest.raises(TimeoutError):
         while True:
-            service.hears("WATCHDOG=1")
+            service.expect("WATCHDOG=1")
     os.kill(worker, signal.SIGCONT)
-    service.hears("WATCHDOG=1")
+    service.expect("WATCHDOG=1")
 
 
 def test_sigterm_answers_open_polls_and_ends_soon(service: Service) -> None:
     admin = service.token("admin", "admin")
     service.start()
-    service.hears("READY=1")
+    service.expect("READY=1")
     secret = service.post("/nodes/enrol", admin, {"node_id": "n1", "kind": "bearer"}).json()
     body = {"node_id": "n1", "capabilities": {}}
     node = service.post("/nodes/register", secret["enrolment_secret"], body).json()["node_token"]
@@ -199,26 +201,26 @@ def test_sigterm_answers_open_polls_and_ends_soon(service: Service) -> None:
     ]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: "polls_open 1" in service.get("/metrics", admin).text, 10, "it waits")
+    until(lambda: "polls_open 1" in service.get("/metrics", admin).text, "it waits")
     with requests.Session() as at_rest:  # does not hang up by itself
         at_rest.get(service.url + "/healthz", timeout=5)
         assert service.stop() == 0  # which waits 10 s
     assert "control_stopped" in (service.folder / "stderr").read_text()
-    service.hears("STOPPING=1")
+    service.expect("STOPPING=1")
     for thread in waiting:
         thread.join()
     assert sorted(answer.status_code for answer in said) == [200, 503]
     assert check_folder(service.data, deep=True) == []
 
 
-def test_a_tailscaled_that_hangs_holds_up_nobody_else(service: Service) -> None:
+def test_a_tailscaled_that_hangs_delays_no_other_caller(service: Service) -> None:
     admin = service.token("admin", "admin")
     tailscaled = socket.socket(socket.AF_UNIX)
     with tailscaled:
         tailscaled.bind(str(service.folder / "tailscaled.sock"))
         tailscaled.listen()
         service.start("--set", f"tailscale_socket={service.folder / 'tailscaled.sock'}")
-        service.hears("READY=1")
+        service.expect("READY=1")
         secret = service.post("/nodes/enrol", admin, {"node_id": "n1", "kind": "bearer"}).json()
         said: list[requests.Response] = []
         body = {"node_id": "n1", "capabilities": {}}
@@ -236,19 +238,19 @@ def test_a_tailscaled_that_hangs_holds_up_nobody_else(service: Service) -> None:
 def test_exactly_the_tokens_of_the_vault_hold(service: Service) -> None:
     old, rae = service.token("admin", "admin"), service.token("rae", "submit")
     service.start()
-    service.hears("READY=1")
+    service.expect("READY=1")
     other = service.post("/tokens", old, {"name": "monitor", "role": "read"}).json()["token"]
     service.stop()
     new = service.token("admin", "admin")
     service.tokens["rae"]["role"] = "read"
     service.secret("tokens.json", json.dumps(service.tokens))
     service.start()
-    service.hears("READY=1")
+    service.expect("READY=1")
     assert service.get("/nodes", old).status_code == 401
     assert [service.get("/nodes", who).status_code for who in (new, other, rae)] == [200] * 3
 
 
-def test_what_a_service_lacks_is_told_with_the_fix(service: Service) -> None:
+def test_a_service_names_what_it_lacks_and_the_fix(service: Service) -> None:
     assert "is no address to listen at" in refusal(service, listen="0.0.0.0")
     service.listeners.pop().close()
     env = {"RAE_BIND_ADDRESS": "192.0.2.1"}
@@ -267,7 +269,7 @@ def test_what_a_service_lacks_is_told_with_the_fix(service: Service) -> None:
 def test_a_backup_without_keys_comes_back_under_the_vaults_key(service: Service) -> None:
     admin = service.token("admin", "admin")
     service.start()
-    service.hears("READY=1")
+    service.expect("READY=1")
     secret = service.post("/nodes/enrol", admin, {"node_id": "n1"}).json()["enrolment_secret"]
     assert secret == signing.enrolment_secret(bytes.fromhex(service.key), "n1", 1)
 
@@ -292,19 +294,19 @@ def test_a_backup_without_keys_comes_back_under_the_vaults_key(service: Service)
     done = verb("restore", archive, "--force", "--no-keys")
     assert done.returncode == 0, done.stderr
     service.start()
-    service.hears("READY=1")
+    service.expect("READY=1")
     assert service.get("/nodes/n1", admin).status_code == 200
 
 
-def test_a_config_is_judged_without_a_start(tmp_path: Path) -> None:
+def test_a_config_is_checked_without_a_start(tmp_path: Path) -> None:
     file = tmp_path / "control.yaml"
 
-    def judge(text: str) -> subprocess.CompletedProcess[str]:
+    def check(text: str) -> subprocess.CompletedProcess[str]:
         file.write_text(text)
         command = [sys.executable, "-m", "rae_control.cli.rae_control", "check-config", str(file)]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
-    assert judge("retention_days: 30\n").returncode == 0
-    wrong = judge("retention_days: 30\nheartbeat_interval_s: soon\n")
+    assert check("retention_days: 30\n").returncode == 0
+    wrong = check("retention_days: 30\nheartbeat_interval_s: soon\n")
     assert wrong.returncode == 1
     assert f"{file}:2: heartbeat_interval_s: must be a decimal number" in wrong.stderr

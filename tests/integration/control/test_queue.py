@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -12,31 +9,16 @@ import redis
 
 from rae_control.mesh.mesh import Mesh
 from rae_control.queue.keeper import DRIFTED_EVERY, LOOK_S
-
-from .conftest import ECHO, Api, ManualClock, Server, until
-
-
-def rq_info(server: Server, *arguments: str) -> str:
-    command = [str(Path(sys.executable).with_name("rq")), "info", "-u", server.url,
-               "-S", "rq.serializers.JSONSerializer", "--raw", *arguments]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def shown(server: Server) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """What rq info shows: queues with (queued, executing), workers with their state."""
-    queues, workers = {}, {}
-    for line in rq_info(server).splitlines():
-        words = line.replace(",", "").split()
-        if words[0] == "queue":
-            queues[words[1]] = (int(words[2]), int(words[3]))
-        elif words[0] == "worker":
-            workers[words[1]] = line.split(")")[1].split()[0]
-    return queues, workers
-
-
-def settled(mesh: Mesh) -> None:
-    until(lambda: not mesh.keeper._ops and not mesh.keeper._slots_changed)
-    gevent.sleep(0.05)
+from tests.integration.control.harness import (
+    ECHO,
+    Api,
+    ManualClock,
+    Server,
+    rq_info,
+    settled,
+    shown,
+    until,
+)
 
 
 def state_of(mesh: Mesh) -> list[Any]:
@@ -115,11 +97,11 @@ def test_while_redis_is_gone_everything_goes_on_and_what_it_missed_is_shown_afte
             assert api.result("n1", ref).json["state"] == "succeeded"
         assert api.rae("POST", f"/tasks/{ids[2]}/cancel").json["state"] == "cancelled"
         assert api.take("n1")["task_id"] == ids[3]
-        until(lambda: not mesh.keeper.available)
+        until(lambda: not mesh.keeper.available, "the keeper notices that Redis is gone")
         assert api.rae("GET", "/readyz").json["queue"] == "unavailable"
     finally:
         redis_server.start()
-    until(lambda: mesh.keeper.available)
+    until(lambda: mesh.keeper.available, "the keeper has Redis again")
     settled(mesh)
     (lane,) = mesh.lanes.lanes
     assert shown(redis_server)[0][lane] == (4, 1)
@@ -137,10 +119,10 @@ def test_no_job_outlives_its_task_whatever_redis_missed(
         for task_id in ids[:3]:
             api.rae("POST", f"/tasks/{task_id}/cancel")
         api.result("n1", api.take("n1"))
-        until(lambda: not mesh.keeper.available)
+        until(lambda: not mesh.keeper.available, "the keeper notices that Redis is gone")
     finally:
         redis_server.start()
-    until(lambda: mesh.keeper.available)
+    until(lambda: mesh.keeper.available, "the keeper has Redis again")
     settled(mesh)
     client = redis.Redis.from_url(redis_server.url)
     assert sorted(client.keys("rq:job:*")) == sorted(f"rq:job:{name}".encode() for name in ids[4:])
@@ -215,8 +197,12 @@ def test_lanes_that_rq_lost_and_keys_of_another_type_come_back(
         client.rpush(key, "another program's")
         mesh.keeper._compare_now = True
         mesh.keeper.slots_changed()
-        until(lambda k=key: client.type(k) != b"list", 20)
-        until(lambda: mesh.keeper.available and not mesh.keeper._compare_now, 20)
+        until(lambda k=key: client.type(k) != b"list", "the key is a list no more", 20)
+        until(
+            lambda: mesh.keeper.available and not mesh.keeper._compare_now,
+            "the keeper has compared everything",
+            20,
+        )
         settled(mesh)
         assert shown(redis_server) == before, key
     client.close()
@@ -230,13 +216,13 @@ def test_an_emptied_redis_is_noticed_by_itself_and_shows_each_task_once(
     api.take("n1")
     api.take("n1")
     settled(mesh)
-    until(lambda: mesh.keeper.compared)
+    until(lambda: mesh.keeper.compared, "the keeper has compared")
     before = shown(redis_server)
     client = redis.Redis.from_url(redis_server.url)
     client.flushall()
     clock.advance(LOOK_S)
     mesh.keeper.slots_changed()
-    until(lambda: client.get("rae:shown-by"))
+    until(lambda: client.get("rae:shown-by"), "the keeper has signed what it shows")
     settled(mesh)
     assert shown(redis_server) == before
     client.close()
@@ -281,7 +267,9 @@ def test_a_swapped_job_is_found_by_the_full_comparison(
     assert mesh.keeper.queue.task_ids(lane) == [task_id]
 
 
-def test_l19_a_doubled_entry_goes(api: Api, mesh: Mesh, redis_server: Server) -> None:
+def test_a_job_that_stands_twice_in_its_lane_is_removed_once(
+    api: Api, mesh: Mesh, redis_server: Server
+) -> None:
     ids = [ref["task_id"] for ref in api.submit(*[ECHO] * 3)]
     settled(mesh)
     (lane,) = mesh.lanes.lanes
@@ -326,7 +314,7 @@ def test_steps_under_way_are_no_drift_and_make_no_lane_be_read(
     settled(mesh)
     mesh.keeper._compare()
     before = reads()
-    until(submit)  # the keeper has not begun with it
+    until(submit, "a submit that the keeper has not begun with")
     mesh.keeper._compare()
     assert reads() == before
     settled(mesh)

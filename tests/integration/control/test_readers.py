@@ -48,7 +48,7 @@ def test_what_a_read_raises_reaches_its_caller_and_the_next_one_goes_on(mesh: Me
         failing.get()
 
 
-def test_a_caller_with_too_many_waiting_reads_is_refused_and_nobody_else(mesh: Mesh) -> None:
+def test_only_a_caller_with_too_many_waiting_reads_is_refused(mesh: Mesh) -> None:
     slow = Slow()
     waiting = [gevent.spawn(mesh.read, slow, "ann")]
     gevent.sleep(0)

@@ -13,7 +13,7 @@ from rae_control.ledger.base import BATCH_S
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
-from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build
+from tests.integration.control.harness import ECHO, Api, ManualClock, Server, build
 
 NEED_IT = [f"d{number}" for number in range(12)]
 

@@ -14,7 +14,7 @@ from rae_control.mesh.mesh import Mesh
 from rae_control.queue.rq_queue import RqQueue
 from rae_control.server.app import create_app
 from rae_protocol import signing
-from tests.integration.control.conftest import Api, ManualClock, Server, build, tick
+from tests.integration.control.harness import Api, ManualClock, Server, build, tick
 
 BEAT = json.dumps({"node_id": "n1", "leases": []}).encode()
 PATH = "/nodes/heartbeat"
@@ -29,7 +29,7 @@ class Restarts:
         self.api = Api(create_app(self.mesh).test_client(), clock)
 
     def again(self, *, takes_s: float = 1.0, set_by: float = 0.0, reboots: bool = False) -> None:
-        """A restart; nobody has waited for anything after it."""
+        """A restart; no time has passed after it."""
         self.mesh.close()
         self.clock.advance(takes_s)
         self.clock.step(set_by)
@@ -131,7 +131,7 @@ def test_a_clock_set_across_a_restart_brings_nothing_round_again(
 
 
 @pytest.mark.parametrize("set_by", [-500, -90, -2, 30])
-def test_a_clock_set_while_control_runs_brings_nothing_round_and_keeps_nobody_out(
+def test_a_clock_set_while_control_runs_replays_no_call_and_refuses_no_node(
     control: Restarts, set_by: float
 ) -> None:
     control.again()
@@ -147,7 +147,7 @@ def test_a_clock_set_while_control_runs_brings_nothing_round_and_keeps_nobody_ou
 
 
 @pytest.mark.parametrize("wrong_by", [-40_000_000, -3600, 300, 3600])
-def test_a_clock_that_is_set_right_after_the_start_lets_nothing_older_in_and_keeps_nobody_out(
+def test_a_clock_set_right_after_the_start_lets_no_older_call_in_and_refuses_no_node(
     control: Restarts, wrong_by: float
 ) -> None:
     copy = control.signed()

@@ -15,8 +15,7 @@ from rae_control.cli.rae_control import main
 from rae_control.errors import BackupDamaged, RestoreUnfinished
 from rae_control.ledger.sqlite import RESTORING, Ledger
 from rae_control.maintenance import backup
-
-from .conftest import ManualClock
+from tests.integration.control.harness import ManualClock
 
 # Kills itself before the n-th file is moved or removed.
 KILLED = """

@@ -15,7 +15,7 @@ from rae_control.ledger.sqlite import connect, copy_to
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
-from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build
+from tests.integration.control.harness import ECHO, Api, ManualClock, Server, build
 
 TASK = {**ECHO, "task_id": "again"}
 Restart = Callable[[Path], Mesh]

@@ -15,7 +15,7 @@ from rae_control.config import ControlConfig
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
 from rae_protocol import signing
-from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build
+from tests.integration.control.harness import ECHO, Api, ManualClock, Server, build
 
 
 class Caller:
@@ -184,7 +184,7 @@ def test_control_signs_nothing_for_who_cannot_sign(node: Caller) -> None:
     assert signing.ANSWER_HEADER not in node.api.rae("GET", "/tasks").headers
 
 
-def test_a_token_that_somebody_read_off_the_wire_replaces_nobody(node: Caller, mesh: Mesh) -> None:
+def test_a_token_read_off_the_wire_replaces_no_session(node: Caller, mesh: Mesh) -> None:
     # Twice a replaced session means two machines with one name, and cordons the node.
     old = node.token
     for instance in ("i2", "i3", "i4"):

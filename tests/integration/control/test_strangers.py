@@ -26,8 +26,9 @@ from rae_protocol.errors import TABLE
 from rae_protocol.models import Heartbeat, RegisterRequest
 from rae_protocol.names import MAX_REGISTER_BYTES, MAX_RESULT_BYTES
 from rae_protocol.node_client import NodeClient
-from tests.conftest import MakeMesh
-from tools.devmesh import DevMesh, wait_until
+from tests.harness import MakeMesh
+from tests.until import until
+from tools.devmesh import DevMesh
 
 MIB = 1024**2
 ADDRESSES = (f"127.0.7.{number}" for number in count(1))
@@ -248,16 +249,13 @@ def test_idle_strangers_make_way_and_do_not_take_the_last_descriptor(
             connection = stack.enter_context(connect(control, sources[number % 6]))
             connection.sendall(head("POST", "/nodes/register", 1, signature(node_id=f"n{number}")))
         assert control.rae.submit([{"kind": "never"}])[0].created
-        wait_until(
-            lambda: files(pid) - before <= gate.OF_ALL + 20, 10,
-            "the oldest connections are gone",
-        )  # fmt: skip
+        until(lambda: files(pid) - before <= gate.OF_ALL + 20, "the oldest connections are gone")
         assert "Traceback" not in (control.data / "log" / "gunicorn.out").read_text()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, own)
 
 
-def test_where_few_files_may_be_open_idle_strangers_keep_nobody_out(stack: ExitStack) -> None:
+def test_where_few_files_may_be_open_idle_strangers_keep_no_caller_out(stack: ExitStack) -> None:
     with DevMesh((), run_as=["prlimit", "--nofile=1024:1024"]) as mesh:
         sources = [next(ADDRESSES) for _ in range(4)]
         for number in range(900):
@@ -284,10 +282,9 @@ def test_one_token_has_its_connections_however_its_header_is_written(
                 head("GET", "/healthz", 0, f"Authorization: {scheme}{spaced}{token}")
             )
             connection.recv(4096)
-        wait_until(
-            lambda: files(pid) - before <= gate.OF_A_CALLER + 10, 10,
-            "the oldest connections are gone",
-        )  # fmt: skip
+        until(
+            lambda: files(pid) - before <= gate.OF_A_CALLER + 10, "the oldest connections are gone"
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, own)
 

@@ -16,7 +16,7 @@ from rae_control.maintenance.backup import check_folder
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app
 from rae_protocol.errors import RaeError
-from tests.integration.control.conftest import ECHO, Api, ManualClock, Server, build, until
+from tests.integration.control.harness import ECHO, Api, ManualClock, Server, build, until
 
 ODD = ["a.b", "", ".", "p5.alice.0123456789", "x y", "ü", "a/b", "a:b", "-a", "a\n", "a" * 33]
 TOKEN = "token-of-somebody-else"
@@ -60,7 +60,7 @@ def test_an_old_ledger_with_an_odd_name_starts_and_its_tasks_run(
         assert sent.status_code == 201, sent.json
         ((lane, there),) = again.lanes.lanes.items()
         shown = again.keeper.queue.lanes
-        until(lambda s=shown, name=lane, n=there.queued: s().get(name) == n)
+        until(lambda s=shown, name=lane, n=there.queued: s().get(name) == n, "rq shows the lane")
         again.close()
     again = build(tmp_path, redis_server, clock, config)
     try:

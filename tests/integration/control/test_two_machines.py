@@ -7,7 +7,7 @@ from typing import Any
 import gevent
 
 from rae_control.mesh.mesh import Mesh
-from tests.integration.control.conftest import ECHO, Api, ManualClock, tick, until
+from tests.integration.control.harness import ECHO, Api, ManualClock, tick, until
 
 SECOND = {"machine": "m2", "instance": "i2"}
 
@@ -127,7 +127,10 @@ def test_a_client_that_names_no_machine_delivers_after_it_registered_again(api: 
     secret = api.enrol("plain", "bearer")
     task_id = api.submit(ECHO)[0]["task_id"]
     first = bearer(api, secret)
-    until(lambda: api.client.get("/tasks/poll", headers=first).json.get("task"))
+    until(
+        lambda: api.client.get("/tasks/poll", headers=first).json.get("task"),
+        "the first machine gets the task",
+    )
     again = bearer(api, secret)
     outcome = {"task_id": task_id, "status": "succeeded"}
     answer = api.client.post("/tasks/result", json=outcome, headers=again)
@@ -140,7 +143,10 @@ def test_a_goodbye_speaks_for_its_own_session_where_no_machine_is_named(
     secret = api.enrol("plain", "bearer")
     task_id = api.submit(ECHO)[0]["task_id"]
     first = bearer(api, secret)
-    until(lambda: api.client.get("/tasks/poll", headers=first).json.get("task"))
+    until(
+        lambda: api.client.get("/tasks/poll", headers=first).json.get("task"),
+        "the first machine gets the task",
+    )
     second = bearer(api, secret)
     api.client.post("/nodes/goodbye", json={"node_id": "plain"}, headers=second)
     assert api.task(task_id)["state"] == "waiting"
@@ -154,7 +160,10 @@ def test_a_lease_that_only_unnamed_heartbeats_held_is_fenced_when_it_ends(
     secret = api.enrol("plain", "bearer")
     task_id = api.submit({**ECHO, "timeout_s": 60})[0]["task_id"]
     headers = bearer(api, secret)
-    until(lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"))
+    until(
+        lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"),
+        "the first machine gets the task",
+    )
     states = []
     for _ in range(60 + 3 * 120 + 2):
         tick(mesh, clock, 1)
@@ -213,7 +222,10 @@ def test_a_refused_result_without_a_lease_ends_the_fence_of_a_client_s_only_atte
     headers = bearer(api, secret)
     outcome = {"task_id": task_id, "status": "succeeded"}
     for over in ("queued", "waiting"):
-        until(lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"))
+        until(
+            lambda: api.client.get("/tasks/poll", headers=headers).json.get("task"),
+            "the first machine gets the task",
+        )
         api.rae("POST", f"/tasks/{task_id}/cancel", {})
         api.rae("POST", f"/tasks/{task_id}/requeue", {})
         assert api.task(task_id)["state"] == "waiting"
@@ -231,7 +243,7 @@ class Plain:
         self._secret = api.enrol("plain", "bearer")
         self.task_id = api.submit({**ECHO, "timeout_s": 3600})[0]["task_id"]
         self.starts()
-        self.leased = until(lambda: self.polls().get("task"))
+        self.leased = until(lambda: self.polls().get("task"), "the client gets the task")
 
     def starts(self, **more: Any) -> None:
         body = {"node_id": "plain", "capabilities": {}, **self._extra, **more}

@@ -14,9 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from rae_control.config import ControlConfig
-
-from .conftest import Api
-from .test_refusals import refused
+from tests.integration.control.harness import Api, refused
 
 
 class Tailscaled(socketserver.ThreadingUnixStreamServer):
@@ -106,7 +104,7 @@ def test_who_is_not_on_the_tailnet_or_has_no_secret_gets_no_further(
     assert len(tailscaled.asked) == before
 
 
-def test_a_tailscaled_that_is_away_is_told_and_asked_again(
+def test_a_tailscaled_that_is_away_is_reported_and_asked_again(
     api: Api, tailscaled: Tailscaled
 ) -> None:
     api.enrol("node1")

@@ -15,7 +15,7 @@ from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
 from tests.lab.libraries import libraries
 from tests.lab.node_files import SOCKETS, unit_files
-from tools.devmesh import wait_until
+from tests.until import until
 
 CPU, GPU, KILL = (f"/run/rae-task/{name}.sock" for name in ("cpu", "gpu", "kill"))
 AGENT_USER = "rae-node"
@@ -114,13 +114,13 @@ class Task:
         assert stdin is not None
         stdin.write(json.dumps(where + dedent(python)) + "\n")
         stdin.flush()
-        line = self.hears()
+        line = self.reads()
         assert line, f"nothing came back; the journal has:\n{self._journal()}"
         told: dict[str, Any] = json.loads(line)
         self.cgroup = Path(f"/proc/{self._host.leader}/root/sys/fs/cgroup{told['cgroup']}")
         return told
 
-    def hears(self) -> str:
+    def reads(self) -> str:
         """The next line from the other side; empty when it has hung up."""
         assert self._relay.stdout is not None
         return self._relay.stdout.readline()
@@ -143,7 +143,7 @@ class Task:
 
     def wait_gone(self) -> None:
         """Wait until no process of the unit lives; how long that takes, `make bench` measures."""
-        wait_until(lambda: not self.alive(), 10, f"all of {self.unit} is gone")
+        until(lambda: not self.alive(), f"all of {self.unit} is gone")
 
     def close(self) -> None:
         """Hang up."""

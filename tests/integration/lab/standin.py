@@ -1,4 +1,4 @@
-"""Stands where the supervisor will: runs the Python that comes in the first line, tells its `told`.
+"""Stands in for the supervisor: runs the Python of the first line, and prints that one's `told`.
 
 Then it waits, as a supervisor does, for the end of the connection, and ends with it.
 """

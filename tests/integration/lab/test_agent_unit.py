@@ -14,7 +14,7 @@ from rae_node.package import DATA as PACKAGE_DATA
 from tests.integration.lab import node
 from tests.integration.lab.node import BIN, PACKAGES
 from tests.lab import Host, Lab
-from tools.devmesh import wait_until
+from tests.until import until
 
 DATA = "/opt/rae-test"
 SUPERVISOR = f"""
@@ -53,11 +53,11 @@ def host(lab: Lab) -> Host:
     host.run(["systemd-run", "--unit=control", BIN, "-m", "rae_control.cli.rae_control",
               "serve", "--dev", "--data", DATA])  # fmt: skip
     enrol = ["--json", "nodes", "enrol", "n1"]
-    wait_until(lambda: raectl(host, *enrol, check=False), 30, "control enrols", every_s=0.3)
+    until(lambda: raectl(host, *enrol, check=False), "control enrols", 30, every_s=0.3)
     host.put("/etc/rae-node/enrolment.json", raectl(host, *enrol), 0o400)
     host.put("/opt/rae-node/agent/enabled", "")
     host.run(["systemctl", "start", "rae-node", "rae-ollama"])
-    wait_until(lambda: nodes(host), 30, "it registers")
+    until(lambda: nodes(host), "it registers", 30)
     return host
 
 
@@ -94,23 +94,23 @@ def test_the_agent_works_in_its_unit_with_its_credential(host: Host) -> None:
     assert (seen["state"], seen["isolation"]) == ("online", "unit"), why
     said = raectl(host, "submit", "--wait", "--", "echo", "in a unit")
     assert "in a unit" in said or "succeeded" in said
-    # No polkit in the lab, so no right to block: it is told, and the task ran.
+    # No polkit in the lab, so no right to block: the agent logs it, and the task ran.
     assert len(events(host, "sleep_not_blocked")) == 1
 
 
-def test_b5_the_block_is_logind_s_and_ends_with_its_holder(host: Host) -> None:
-    """As root, who needs no rule."""
+def test_the_sleep_block_is_logind_s_and_ends_with_its_holder(host: Host) -> None:
+    """As root, who needs no rule. Contract: B5."""
 
     def listed() -> bool:
         return "RAE" in host.run(["systemd-inhibit", "--list"]).stdout
 
     assert not listed()
     host.run(["systemd-run", "--unit=awake", "--collect", BIN, "-c", AWAKE])
-    wait_until(listed, 10, "systemd-inhibit --list shows it")
+    until(listed, "systemd-inhibit --list shows it")
     held = host.run(["systemd-inhibit", "--list"]).stdout
     assert "sleep" in held and "block" in held
     host.run(["systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", "awake"])
-    wait_until(lambda: not listed(), 10, "it is let go")
+    until(lambda: not listed(), "it is let go")
 
 
 def test_the_owners_return_ends_the_model_runners_processes(host: Host) -> None:
@@ -120,12 +120,12 @@ def test_the_owners_return_ends_the_model_runners_processes(host: Host) -> None:
     before = processes(host, "rae-ollama.service")
     assert len(before) == 1
     raectl(host, "submit", "--json-file", f"{DATA}/poem.json")
-    wait_until(lambda: len(processes(host, "rae-ollama.service")) > 1, 20, "a model is loaded")
+    until(lambda: len(processes(host, "rae-ollama.service")) > 1, "a model is loaded", 20)
     loaded = processes(host, "rae-ollama.service")
     said = host.run([BIN, "-m", "rae_node", "pause", "--root", "/opt/rae-node"]).stdout
     assert "1 task was stopped" in said
     assert not loaded & processes(host, "rae-ollama.service")
-    wait_until(lambda: len(processes(host, "rae-ollama.service")) == 1, 10, "it comes back empty")
+    until(lambda: len(processes(host, "rae-ollama.service")) == 1, "it comes back empty")
     (killed,) = events(host, "model_runner_killed")[-1:]
     ended = [told for told in events(host, "task_ended") if told.get("reason") == "paused"]
     assert float(ended[-1]["stopped_ms"]) >= float(killed["ms"])
@@ -133,7 +133,7 @@ def test_the_owners_return_ends_the_model_runners_processes(host: Host) -> None:
     raectl(host, "cancel", "poem")
 
 
-def test_nobody_but_the_agent_kills_the_model_runner(host: Host) -> None:
+def test_only_the_agent_kills_the_model_runner(host: Host) -> None:
     door = "/run/rae-task/kill-ollama.sock"
     for user in ("rae-task", "rae-ollama"):
         refused = host.run(node.as_user(user, node.relay(door)), check=False)
@@ -146,7 +146,7 @@ def test_an_agent_that_stands_still_is_ended_by_the_watchdog(host: Host) -> None
     host.run(["systemctl", "daemon-reload"])
     host.run(["systemctl", "restart", "rae-node"])
     host.run(["systemctl", "kill", "--kill-who=main", "--signal=SIGSTOP", "rae-node"])
-    wait_until(lambda: show(host, "rae-node", "NRestarts") != "0", 30, "it restarts", every_s=0.3)
-    wait_until(lambda: show(host, "rae-node", "SubState") == "running", 30, "it runs again")
+    until(lambda: show(host, "rae-node", "NRestarts") != "0", "it restarts", 30, every_s=0.3)
+    until(lambda: show(host, "rae-node", "SubState") == "running", "it runs again", 30)
     host.run(["rm", drop])
     host.run(["systemctl", "daemon-reload"])

@@ -14,7 +14,7 @@ from tests.lab import Host, Lab
 from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
 from tests.lab.libraries import libraries
-from tools.devmesh import wait_until
+from tests.until import until
 
 UNITS = Path(str(files("rae_control"))) / "data" / "units"
 SERVICES = sorted(file.name for file in UNITS.glob("*.service"))
@@ -103,7 +103,8 @@ def test_the_units_stay_as_closed_as_they_are(host: Host, unit: str) -> None:
     assert level is not None and float(level[1]) <= 2.0, said
 
 
-def test_a2_it_serves_at_the_tailnets_address_without_a_secret_to_be_seen(host: Host) -> None:
+def test_control_serves_at_the_tailnets_address_and_shows_no_secret(host: Host) -> None:
+    """Contract: A2."""
     assert show(host, "rae-control", "SubState") == "running"
     assert json.loads(ask(host, "/nodes")) == {"nodes": []}
     assert json.loads(ask(host, "/readyz", "[::1]"))["queue"] == "ok"
@@ -122,7 +123,7 @@ def test_a2_it_serves_at_the_tailnets_address_without_a_secret_to_be_seen(host: 
 def test_what_is_killed_comes_back_and_requests_wait_for_it(host: Host) -> None:
     before = show(host, "rae-control", "MainPID")
     host.run(["systemctl", "kill", "--signal=SIGKILL", "rae-control"])
-    # Nobody is refused: the socket is systemd's.
+    # No caller is refused: the socket is systemd's.
     assert json.loads(ask(host, "/nodes")) == {"nodes": []}
     assert show(host, "rae-control", "MainPID") != before
 
@@ -135,7 +136,7 @@ def test_a_loop_that_is_blocked_is_ended_by_the_watchdog(host: Host) -> None:
     restarts = int(show(host, "rae-control", "NRestarts"))
     worker = host.run(["cat", "/var/lib/rae-control/run/worker.pid"]).stdout
     host.run(["kill", "-STOP", worker])
-    wait_until(lambda: int(show(host, "rae-control", "NRestarts")) > restarts, 60, "it restarts")
+    until(lambda: int(show(host, "rae-control", "NRestarts")) > restarts, "it restarts", 60)
     assert json.loads(ask(host, "/nodes")) == {"nodes": []}
     host.run(["rm", drop])
     host.run(["systemctl", "daemon-reload"])
@@ -145,9 +146,9 @@ def test_the_timers_backup_is_written_by_the_worker(host: Host) -> None:
     assert "rae-control-backup.service" in host.run(["systemctl", "list-timers", "--all"]).stdout
     host.run(["systemctl", "start", "rae-control-backup"])
     look = ["find", "/var/backups/rae-control", "-name", "*.raebackup", "-printf", "%m %u\n"]
-    wait_until(lambda: host.run(look).stdout, 30, "the backup is there")
+    until(lambda: host.run(look).stdout, "the backup is there", 30)
     assert host.run(look).stdout == "600 rae-control\n"
-    wait_until(lambda: "chore_done" in host.unit_log("rae-control-worker"), 10, "it says so")
+    until(lambda: "chore_done" in host.unit_log("rae-control-worker"), "it says so")
 
 
 def test_a_stop_is_quick_and_clean(host: Host) -> None:

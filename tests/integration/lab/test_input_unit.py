@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.lab import node
 from tests.lab import Host, Lab
-from tools.devmesh import wait_until
+from tests.until import until
 
 SOCKET = "/run/rae-input/input.sock"
 # Its answer, as JSON; the process that asks is named on the command line.
@@ -126,14 +126,15 @@ def test_it_comes_back_a_second_after_its_end_and_its_stop_leaves_nothing(host: 
         said = node.settings(host, "rae-input.service")
         return said["SubState"] == "running" and said["MainPID"] != before
 
-    wait_until(again, 10, "it runs again", every_s=0.2)
+    until(again, "it runs again", every_s=0.2)
     assert ask(host)["blind"] == ""
     host.run(["systemctl", "stop", "rae-input"])
     assert host.run(["test", "-e", "/run/rae-input"], check=False).returncode == 1
     host.run(["systemctl", "start", "rae-input"])
 
 
-def test_b9_starting_an_agent_that_is_not_lent_starts_no_detector(host: Host) -> None:
+def test_starting_an_agent_that_is_not_lent_starts_no_detector(host: Host) -> None:
+    """Contract: B9."""
     host.run(["systemctl", "stop", "rae-input"])
     host.run(["systemctl", "start", "rae-node"])
     states = {name: node.settings(host, f"{name}.service") for name in ("rae-node", "rae-input")}

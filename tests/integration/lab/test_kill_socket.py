@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
+from tests.integration.lab.harness import CROWD
 from tests.integration.lab.node import AGENT_USER, KILL, Task, as_user, relay
-from tests.integration.lab.test_units import CROWD
 from tests.lab import Host
-from tools.devmesh import wait_until
+from tests.until import until
 
 
 def ask(host: Host, words: str) -> str:
     return host.run(as_user(AGENT_USER, relay(KILL)), stdin=words).stdout
 
 
-def test_it_kills_the_unit_it_is_told(host: Host) -> None:
+def test_it_kills_the_unit_that_the_agent_names(host: Host) -> None:
     with Task(host) as other, Task(host) as task:
         other.tell("")
         task.tell(CROWD)
-        wait_until(lambda: task.processes() == 21, 10, "the crowd is there")
+        until(lambda: task.processes() == 21, "the crowd is there")
         host.run(["systemctl", "kill", "--signal=SIGSTOP", task.unit])
         assert ask(host, f"{task.unit}\n") == "ok\n"
         task.wait_gone()
@@ -45,4 +45,4 @@ def test_it_kills_nothing_else(host: Host, words: str) -> None:
 
 def test_who_connects_and_says_nothing_is_hung_up_on(host: Host) -> None:
     with Task(host, KILL) as silent:
-        assert silent.hears() == ""
+        assert silent.reads() == ""

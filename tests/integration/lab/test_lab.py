@@ -104,7 +104,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(lab: Lab, host: Host) -
     assert host.run(["true"]).returncode == 0, "a lab whose owner lives was removed"
 
 
-def test_the_command_line_makes_a_lab_that_stays_until_it_is_told_to_go(lab: Lab) -> None:
+def test_the_command_line_makes_a_lab_that_stays_until_down(lab: Lab) -> None:
     def lab_says(*words: str) -> str:
         command = [sys.executable, "-m", "tests.lab", *words]
         done = subprocess.run(

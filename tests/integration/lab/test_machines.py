@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.integration.lab.harness import REACH
 from tests.lab import Host, Lab, LabError
-
-REACH = "import socket, sys; socket.create_connection((sys.argv[1], 22), 10)"
 
 
 def test_apt_installs_what_roles_need_without_a_network(pair: tuple[Host, Host]) -> None:

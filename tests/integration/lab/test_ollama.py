@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from tests.lab import Host, Lab, ollama
-from tools.devmesh import wait_until
+from tests.until import until
 
 API = "http://127.0.0.1:11434/api"
 
@@ -29,7 +29,7 @@ def test_ollama_answers_on_a_host_with_the_tiny_model(lab: Lab, pair: tuple[Host
               "/usr/local/bin/ollama", "serve"])  # fmt: skip
     try:
         version = ["curl", "--silent", f"{API}/version"]
-        wait_until(lambda: host.run(version, check=False).stdout, 20, "ollama answers")
+        until(lambda: host.run(version, check=False).stdout, "ollama answers", 20)
         assert host.run(version).stdout == f'{{"version":"{ollama.VERSION}"}}'
         digest = f"sha256:{hashlib.sha256(built.model.read_bytes()).hexdigest()}"
         host.run(["curl", "--silent", "--fail", "-T", f"/run/lab/ollama/{built.model.name}",

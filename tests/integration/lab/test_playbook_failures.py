@@ -59,7 +59,7 @@ def undone(host: Host, *argv: str) -> Iterator[None]:
     ],
     ids=["empty", "no group", "two control hosts"],
 )
-def test_a_wrong_inventory_is_told(
+def test_a_wrong_inventory_is_reported(
     site: Site, tmp_path: Path, hosts: dict[str, object], count: int
 ) -> None:
     file = tmp_path / "hosts.yml"
@@ -70,14 +70,16 @@ def test_a_wrong_inventory_is_told(
     assert "Copy inventory/example to inventory/mesh" in ran.words
 
 
-def test_no_inventory_at_all_is_told(site: Site, tmp_path: Path) -> None:
+def test_a_missing_inventory_is_reported(site: Site, tmp_path: Path) -> None:
     ran = site.play("site", inventory=tmp_path / "mesh")
     assert ran.returncode != 0 and ran.changed == 0
     assert f"Unable to parse {tmp_path / 'mesh'} as an inventory source" in ran.words
     assert "Copy inventory/example to inventory/mesh" in ran.words
 
 
-def test_a_wrong_vault_password_is_told_in_ansible_s_own_words(site: Site, tmp_path: Path) -> None:
+def test_a_wrong_vault_password_is_reported_in_ansible_s_own_words(
+    site: Site, tmp_path: Path
+) -> None:
     wrong = tmp_path / "password"
     wrong.write_text("another one\n")
     ran = site.play("site", password=wrong)
@@ -86,7 +88,7 @@ def test_a_wrong_vault_password_is_told_in_ansible_s_own_words(site: Site, tmp_p
     assert "Decryption failed (no vault secrets were found that could decrypt" in ran.words
 
 
-def test_an_inventory_without_a_vault_is_told(site: Site, tmp_path: Path) -> None:
+def test_an_inventory_without_a_vault_is_reported(site: Site, tmp_path: Path) -> None:
     bare = tmp_path / "mesh"
     shutil.copytree(site.inventory, bare, ignore=shutil.ignore_patterns("vault.yml"))
     ran = site.play("site", inventory=bare)
@@ -98,18 +100,18 @@ def test_an_inventory_without_a_vault_is_told(site: Site, tmp_path: Path) -> Non
 def test_a_host_that_does_not_answer_stops_the_run_before_any_is_changed(
     site: Site, more: Path
 ) -> None:
-    nobody = f"10.99.{site.lab.number}.250"
-    more.write_text(yaml.safe_dump({"rae_nodes": {"hosts": {"node1": {"ansible_host": nobody}}}}))
+    absent = f"10.99.{site.lab.number}.250"
+    more.write_text(yaml.safe_dump({"rae_nodes": {"hosts": {"node1": {"ansible_host": absent}}}}))
     ran = refused(
         site,
-        f"node1 ({nobody}) cannot be reached",
-        f"check that `ssh root@{nobody}` works.",
+        f"node1 ({absent}) cannot be reached",
+        f"check that `ssh root@{absent}` works.",
         options=("--inventory", str(more)),
     )
     assert "unreachable=0" in ran.text
 
 
-def test_a_user_whom_sudo_asks_for_a_password_is_told(site: Site, more: Path) -> None:
+def test_a_user_whom_sudo_asks_for_a_password_is_reported(site: Site, more: Path) -> None:
     node = site.hosts["node1"]
     node.run(["useradd", "--create-home", "--groups=sudo", "--password=*", "op"])
     node.run(["cp", "-r", "/root/.ssh", "/home/op/"])
@@ -124,7 +126,7 @@ def test_a_user_whom_sudo_asks_for_a_password_is_told(site: Site, more: Path) ->
     )
 
 
-def test_a_clock_that_is_off_is_told_with_its_error(site: Site) -> None:
+def test_a_clock_that_is_off_is_reported_with_its_error(site: Site) -> None:
     node = site.hosts["node1"]
     node.run(["apt-get", "update", "--quiet"])
     node.run(["apt-get", "install", "--yes", "--quiet", "faketime"])
@@ -137,7 +139,7 @@ def test_a_clock_that_is_off_is_told_with_its_error(site: Site) -> None:
     assert told is not None and 299 <= int(told[1]) <= 305, ran.text
 
 
-def test_a_full_disk_is_told(site: Site) -> None:
+def test_a_full_disk_is_reported(site: Site) -> None:
     node = site.hosts["node1"]
     node.run(["mount", "-t", "tmpfs", "-o", "size=64M", "full", "/opt"])
     with undone(node, "umount", "/opt"):
@@ -146,7 +148,7 @@ def test_a_full_disk_is_told(site: Site) -> None:
                 "Free some space on it (`df -h /opt /var /etc` shows where)")  # fmt: skip
 
 
-def test_a_port_that_is_taken_is_told_with_who_has_it(site: Site) -> None:
+def test_a_port_that_is_taken_is_reported_with_who_has_it(site: Site) -> None:
     control = site.hosts["control"]
     control.run(
         ["systemd-run", "--unit=taken", "--collect", "python3", "-m", "http.server", "8080"]
@@ -158,7 +160,7 @@ def test_a_port_that_is_taken_is_told_with_who_has_it(site: Site) -> None:
                 "mesh_control_port.")  # fmt: skip
 
 
-def test_a_distribution_that_is_not_supported_is_told(site: Site) -> None:
+def test_a_distribution_that_is_not_supported_is_reported(site: Site) -> None:
     node = site.hosts["node1"]
     real = node.run(["cat", "/usr/lib/os-release"]).stdout
     other = 'NAME="Arch Linux"\nPRETTY_NAME="Arch Linux"\nID=arch\nBUILD_ID=rolling\n'
@@ -172,7 +174,7 @@ def test_a_distribution_that_is_not_supported_is_told(site: Site) -> None:
         node.run(["mv", "/root/debian_version", "/etc/"])
 
 
-def test_a_host_without_a_key_for_the_tailnet_is_told(site: Site, more: Path) -> None:
+def test_a_host_without_a_key_for_the_tailnet_is_reported(site: Site, more: Path) -> None:
     more.write_text(yaml.safe_dump({"rae_nodes": {"hosts": {"node1": {"lab_auth_key": ""}}}}))
     refused(site, "node1 is not in the tailnet and there is no key to join with",
             "put it into the vault as tailscale_auth_key",
@@ -193,13 +195,13 @@ def test_a_host_without_a_key_for_the_tailnet_is_told(site: Site, more: Path) ->
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_the_inventory_lacks_is_told(
+def test_what_the_inventory_lacks_is_reported(
     site: Site, variable: str, value: object, words: tuple[str, ...]
 ) -> None:
     refused(site, *words, options=variables(**{variable: value}))
 
 
-def test_a_key_that_was_used_is_told_and_its_host_is_again_as_it_was(
+def test_a_key_that_was_used_is_reported_and_its_host_is_again_as_it_was(
     site: Site, more: Path
 ) -> None:
     key = site.lab.tailnet.key()

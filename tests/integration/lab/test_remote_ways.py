@@ -22,7 +22,7 @@ from tests.lab.image import DESKTOPS, PYTHON, SUITE
 from tests.lab.lab import CHECKOUT
 from tests.lab.libraries import libraries
 from tests.lab.node_files import UNITS
-from tools.devmesh import wait_until
+from tests.until import until
 
 PACKAGES = f"/opt/rae-node/releases/test/lib/python{PYTHON}/site-packages"
 LOOK = """
@@ -92,7 +92,7 @@ class Eyes:
             found = self.look(**asked)
             return [found] if found[1] == code else []
 
-        (found,) = wait_until(seen, 15, what)
+        (found,) = until(seen, what, 15)
         return list(found[2])
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ def unit(host: Host, name: str, argv: Sequence[str], *options: str) -> Iterator[
 def wait_listening(host: Host, port: int) -> None:
     """Wait until the host listens at a port."""
     shown = ["ss", "--tcp", "--listening", "--numeric"]
-    wait_until(lambda: f":{port} " in host.run(shown).stdout, 20, f"port {port} is open")
+    until(lambda: f":{port} " in host.run(shown).stdout, f"port {port} is open", 20)
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def test_a_session_that_xrdps_client_left_behind_does_not_count(
     try:
         where = ["-s", "::1"] if SUITE == "bookworm" else []  # later ones have a Unix socket
         desk.run(["xrdp-sesrun", *where, "-p", "anna", "-t", server, "anna"])
-        wait_until(lambda: {server, "xrdp-chansrv"} <= processes(desk), 20, "it runs")
+        until(lambda: {server, "xrdp-chansrv"} <= processes(desk), "it runs", 20)
         (left,) = sessions_of(desk, "anna")
         assert "Service=xrdp-sesman" in desk.run(["loginctl", "show-session", left]).stdout
         assert eyes.look() == (False, "", [])
@@ -206,7 +206,7 @@ def test_a_session_that_xrdps_client_left_behind_does_not_count(
     finally:
         for one in sessions_of(desk, "anna"):
             desk.run(["loginctl", "terminate-session", one])
-        wait_until(lambda: not sessions_of(desk, "anna"), 20, "the session is gone")
+        until(lambda: not sessions_of(desk, "anna"), "the session is gone", 20)
 
 
 def sessions_of(host: Host, user: str) -> list[str]:
@@ -267,7 +267,7 @@ def compositor(host: Host) -> Iterator[list[str]]:
     display, shown = f"{folder}/wayland-1 ", ["ss", "--unix", "--listening"]
     host.run([*begin, *options, "sway", "-c", "/dev/null"])
     try:
-        wait_until(lambda: display in host.run(shown).stdout, 20, "it listens")
+        until(lambda: display in host.run(shown).stdout, "it listens", 20)
         yield [*begin, "--setenv=WAYLAND_DISPLAY=wayland-1"]
     finally:
         host.run([*user, "systemctl", "--user", "stop", "sway"])
@@ -331,7 +331,7 @@ def test_an_ssh_session_counts_while_it_is_there(desk: Host, eyes: Eyes) -> None
 
 def test_the_operators_playbook_is_no_presence(desk: Host, eyes: Eyes) -> None:
     with ssh(desk, "ansible"):
-        wait_until(lambda: sessions_of(desk, "ansible"), 10, "logind has its session")
+        until(lambda: sessions_of(desk, "ansible"), "logind has its session")
         assert eyes.look("logind")[0] is False
         assert eyes.look()[0] is False
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.integration.lab.test_machines import REACH
+from tests.integration.lab.harness import REACH
 from tests.lab import Host, Lab, LabError
 
 

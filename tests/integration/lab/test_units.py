@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.lab.harness import CROWD
 from tests.integration.lab.node import (
     CPU,
     GPU,
@@ -22,7 +23,7 @@ from tests.integration.lab.node import (
 )
 from tests.lab import Host
 from tests.lab.node_files import UNITS
-from tools.devmesh import wait_until
+from tests.until import until
 
 WORKDIR = "/opt/rae-node/workdir"
 SERVICES = sorted(file.name for file in UNITS.glob("*.service"))
@@ -38,21 +39,6 @@ def box(*argv):
             "/lib64", "--symlink", "usr/bin", "/bin", "--dev", "/dev", "--proc", "/proc",
             "--tmpfs", "/tmp", "--bind", {WORKDIR!r}, "/workdir", "--chdir", "/workdir", *argv]
     return made
-"""
-# 20 processes in 3 sessions that hear no signal but one.
-CROWD = """
-import os, signal, time
-for number in range(20):
-    if os.fork() == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        if number % 7 == 0:
-            os.setsid()
-        if os.fork():
-            os._exit(0)
-        os.closerange(0, 3)
-        time.sleep(600)
-        os._exit(0)
 """
 
 AGENT = """
@@ -97,8 +83,8 @@ def test_a_gpu_task_has_the_lines_of_a_task_but_for_its_devices() -> None:
 
 
 @pytest.mark.parametrize("unit", ["rae-task@x.service", "rae-task-gpu@x.service"])
-def test_c5_a_task_has_bounds(host: Host, unit: str) -> None:
-    """At the settings: the lab has no controllers that would enforce them."""
+def test_a_tasks_unit_bounds_its_memory_processes_and_time(host: Host, unit: str) -> None:
+    """At the settings: the lab has no controllers that would enforce them. Contract: C5."""
     said = settings(host, unit)
     assert "infinity" not in {said["MemoryMax"], said["TasksMax"], said["RuntimeMaxUSec"]}
     assert (said["MemorySwapMax"], said["LimitCORE"], said["DevicePolicy"]) == ("0", "1", "closed")
@@ -218,7 +204,7 @@ def test_the_unit_may_box_and_kill_by_a_cgroup_of_its_own(host: Host) -> None:
 
 @pytest.mark.parametrize("user", ["rae-task", "messagebus"])
 @pytest.mark.parametrize("socket", [CPU, GPU, KILL])
-def test_nobody_but_the_agent_connects(host: Host, socket: str, user: str) -> None:
+def test_only_the_agent_connects(host: Host, socket: str, user: str) -> None:
     refused = host.run(as_user(user, relay(socket)), check=False)
     assert refused.returncode != 0 and "PermissionError" in refused.stderr
 
@@ -226,14 +212,14 @@ def test_nobody_but_the_agent_connects(host: Host, socket: str, user: str) -> No
 def test_nothing_outlives_the_connection(host: Host) -> None:
     with Task(host) as task:
         task.tell(CROWD)
-        wait_until(lambda: task.processes() == 21, 10, "the crowd is there")
+        until(lambda: task.processes() == 21, "the crowd is there")
     task.wait_gone()
 
 
 def test_nothing_outlives_the_main_process(host: Host) -> None:
     with Task(host) as task:
         task.tell(CROWD)
-        wait_until(lambda: task.processes() == 21, 10, "the crowd is there")
+        until(lambda: task.processes() == 21, "the crowd is there")
         host.run(["systemctl", "kill", "--kill-who=main", "--signal=SIGKILL", task.unit])
         task.wait_gone()
     left = host.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "rae-task@*"])
@@ -251,13 +237,17 @@ def enabled(host: Host) -> Iterator[None]:
     host.run(["systemctl", "stop", "rae-node"])
 
 
-def test_b9_the_agent_does_not_run_before_it_is_enabled(host: Host) -> None:
+def test_the_agent_does_not_run_before_it_is_enabled(host: Host) -> None:
+    """Contract: B9."""
     host.run(["systemctl", "start", "rae-node"])
     said = settings(host, "rae-node.service")
     assert (said["ActiveState"], said["ConditionResult"]) == ("inactive", "no")
 
 
-def test_a13_b4_the_agents_unit(host: Host, enabled: None) -> None:
+def test_the_agents_unit_starts_auto_runner_at_boot_and_again_after_its_end(
+    host: Host, enabled: None
+) -> None:
+    """Contract: A13, B4."""
     host.run(["systemctl", "start", "rae-node"])
     said = settings(host, "rae-node.service")
     wanted = {

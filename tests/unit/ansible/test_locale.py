@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-
-from rae_node.diagnostics.report import unit_state
-from tests.unit.ansible.role import ROLE, play
 
 ROOT = Path(__file__).resolve().parents[3]
 ENGLISH = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C.UTF-8"}
@@ -97,24 +93,3 @@ CAPTURED = dict(captured())
 @pytest.mark.parametrize("where", CAPTURED)
 def test_a_program_whose_output_our_programs_read_gets_an_environment(where: str) -> None:
     assert CAPTURED[where]
-
-
-def test_a_package_that_is_gone_stops_no_removal_on_a_german_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LANGUAGE", "de")
-    common = {"name": str(ROLE.parent / "common"), "tasks_from": "remove_packages.yml"}
-    removal = [{"ansible.builtin.include_role": common}]
-    variables = {"common_packages": ["no-such-package-of-the-mesh"]}
-    done = play(tmp_path, {"desk": variables}, removal, {})
-    assert done.code == 0, done.text
-
-
-def test_systemctl_is_asked_in_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in on the PATH answers in the language that it is asked in."""
-    program = tmp_path / "systemctl"
-    program.write_text(f"#!{sys.executable}\nimport os\nprint(os.environ['LANGUAGE'])\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("LANGUAGE", "de")
-    assert "de" not in unit_state().split()

@@ -83,7 +83,7 @@ def test_interruptions_pause_longer_and_longer_but_never_endlessly(total: int, i
         assert (verdict.pause_s == 0) == (in_row < 3)
 
 
-def test_a_lease_that_nobody_renews_expires_after_its_ttl() -> None:
+def test_a_lease_that_is_not_renewed_expires_after_its_ttl() -> None:
     table = LeaseTable()
     table.open(lease())
     assert table.end_expired(120.0) == []
@@ -198,5 +198,6 @@ def test_a_bucket_never_lets_more_through_than_rate_and_burst(steps: list[float]
     assert passed <= 5 + 10 * now + 1
 
 
-def test_c7_a_missing_gpu_never_ends_a_task() -> None:
+def test_a_missing_gpu_never_ends_a_task() -> None:
+    """Contract: C7."""
     assert not after_interruption("E_NOGPU", 99, 99, LIMITS).final

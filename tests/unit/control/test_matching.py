@@ -46,7 +46,8 @@ def test_a_16_gb_card_takes_what_asks_for_16_gb(caps: dict[str, object]) -> None
     assert missing({"gpu": True, "vram_gb": 24}, node) == ["it needs 24 GB of VRAM"]
 
 
-def test_d4_every_capability_key_is_usable_as_a_requirement() -> None:
+def test_every_capability_key_is_usable_as_a_requirement() -> None:
+    """Contract: D4."""
     node = facts(D4)
     fitting = {"os": "linux", "cpu": "Ryzen 9", "ram_gb": 32, "gpu_model": "RTX 4080",
                "vram_gb": 16, "python_version": "3.11", "ffmpeg_version": "6"}  # fmt: skip
@@ -59,14 +60,16 @@ def test_d4_every_capability_key_is_usable_as_a_requirement() -> None:
 
 
 @pytest.mark.parametrize("name", ["davinci_available", "ui_session"])
-def test_d4_a_wish_for_no_such_thing_is_a_wish(name: str) -> None:
+def test_a_requirement_that_is_false_is_a_requirement(name: str) -> None:
+    """Contract: D4."""
     without, having = facts(D4, **{name: False}), facts(D4, **{name: True})
     assert missing({name: False}, without) == [] and missing({name: True}, having) == []
     assert missing({name: False}, having) and missing({name: True}, without)
     assert missing({name: False}, NodeFacts("n")), "unknown meets no requirement"
 
 
-def test_d4_os_in_and_min_ram_gb() -> None:
+def test_a_task_may_name_operating_systems_and_the_least_memory() -> None:
+    """Contract: D4."""
     wanted: dict[str, object] = {"os_in": ["windows"], "min_ram_gb": 8}
     assert missing(wanted, facts(D4)) == ["it needs the system windows"]
     assert missing(wanted, facts(D4, os="windows")) == []

@@ -39,7 +39,9 @@ def test_a_flood_takes_a_bounded_amount_and_only_its_sender_may_not_be_late() ->
     assert len(cache) <= 100
     now = NOW + 19
     cache.add("n2", now, "a", now)
-    assert not cache.knows("n1", NOW, now)  # a copy of these could not be told from a new one
+    assert not cache.knows(
+        "n1", NOW, now
+    )  # a copy of these could not be distinguished from a new one
     assert cache.knows("n1", now, now)
     assert cache.knows("n2", NOW, now)
 

@@ -61,7 +61,8 @@ def test_a_node_that_is_hindered_says_by_what() -> None:
     assert told == ["Node g fits, but only 6.0 of the 11.4 GB of VRAM that it needs are free now."]
 
 
-def test_a10_a_node_whose_trust_is_not_confirmed_is_named() -> None:
+def test_a_node_whose_trust_is_not_confirmed_is_named() -> None:
+    """Contract: A10."""
     one = NodeNow(NodeFacts("n1"), "online", "open", ("cpu0",), claims_trust=True)
     told = why_queued({**CLI, "trusted": True}, [one], 0)
     assert told[1] == "it needs a trusted node (1 of them)"

@@ -229,7 +229,8 @@ def lists(entry: Entry) -> st.SearchStrategy[list[str]]:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_c5_fuzz_no_list_leaves_the_workspace_reads_a_url_or_smuggles_an_option(name: str) -> None:
+def test_no_list_of_arguments_leaves_the_workspace_reads_a_url_or_adds_an_option(name: str) -> None:
+    """Contract: C5."""
     entry, passed = ENTRIES[name], 0
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -254,7 +255,8 @@ def test_c5_fuzz_no_list_leaves_the_workspace_reads_a_url_or_smuggles_an_option(
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_c5_each_hostile_word_and_each_option_is_judged_alike_at_each_place(name: str) -> None:
+def test_each_hostile_word_and_option_gets_the_same_verdict_at_each_place(name: str) -> None:
+    """Contract: C5."""
     entry = ENTRIES[name]
     firsts = ["a", "-k", "-i", "-e", "-n", *(item[0] for item in entry.args)]
     words = HOSTILE + [f"-{c}{end}" for c in string.printable for end in ("", "5", "vn")]

@@ -1,4 +1,4 @@
-"""What a box shows, what a delegated cgroup is told, and what the watch over a workspace counts."""
+"""What a box shows, the limits of a delegated cgroup, and what the workspace watch counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
     return {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == option}
 
 
-def test_a12_a_box_shows_its_workspace_as_workdir_and_of_it_no_logs() -> None:
+def test_a_box_shows_its_workspace_as_workdir_and_of_it_no_logs() -> None:
+    """Contract: A12."""
     words = BOX.arguments(Path("/node/workdir/t.1"))
     written = pairs(words, "--bind")
     assert written["/node/workdir/t.1/work"] == "/workdir/work"
@@ -83,7 +84,7 @@ def delegated(tmp_path: Path, controllers: str) -> Path:
     return tmp_path
 
 
-def test_a_delegated_cgroup_is_told_the_tasks_limits(
+def test_a_delegated_cgroup_gets_the_tasks_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = delegated(tmp_path, "cpu memory pids\n")

@@ -19,7 +19,7 @@ from rae_node.telemetry.journal import Journal
 from rae_node.telemetry.log import EventLog
 from rae_node.workspace.recovery import State, Sweeper, keep, read_state
 from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import SetClock
+from tests.unit.node.harness import SetClock
 
 HOUR, DAY = 3600.0, 86400.0
 IN_2099 = datetime(2099, 1, 1, tzinfo=timezone.utc).timestamp()
@@ -222,7 +222,8 @@ def days(tmp_path: Path, clock: SetClock) -> Days:
     return made
 
 
-def test_b6_a_file_is_kept_for_seven_days_of_a_machine_that_runs(days: Days) -> None:
+def test_a_journal_is_kept_for_seven_days_of_running_time(days: Days) -> None:
+    """Contract: B6."""
     days.run(7)
     assert len(days.names()) == 7
     first = days.names()[0]
@@ -232,7 +233,8 @@ def test_b6_a_file_is_kept_for_seven_days_of_a_machine_that_runs(days: Days) -> 
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_b6_a_step_of_the_clock_deletes_no_journal(days: Days, step: float) -> None:
+def test_a_step_of_the_clock_deletes_no_journal(days: Days, step: float) -> None:
+    """Contract: B6."""
     days.run(3)
     before = days.names()
     days.clock.wall_at += step
@@ -247,7 +249,8 @@ def test_b6_a_step_of_the_clock_deletes_no_journal(days: Days, step: float) -> N
 
 
 @pytest.mark.parametrize("wall", [0.0, IN_2099])
-def test_b6_an_impossible_clock_at_boot_deletes_no_journal(days: Days, wall: float) -> None:
+def test_an_impossible_clock_at_boot_deletes_no_journal(days: Days, wall: float) -> None:
+    """Contract: B6."""
     days.run(3)
     before, was = days.names(), days.clock.wall()
     days.reboot(0.0, wall)
@@ -259,7 +262,8 @@ def test_b6_an_impossible_clock_at_boot_deletes_no_journal(days: Days, wall: flo
     assert not set(before) & set(days.names())
 
 
-def test_b6_what_was_kept_long_enough_goes_soon_after_a_boot(days: Days) -> None:
+def test_journals_that_were_kept_long_enough_go_soon_after_a_boot(days: Days) -> None:
+    """Contract: B6."""
     days.run(3)
     days.reboot(10 * DAY)
     days.clock.passes(30)
@@ -270,7 +274,10 @@ def test_b6_what_was_kept_long_enough_goes_soon_after_a_boot(days: Days) -> None
     assert days.names() == []
 
 
-def test_b6_files_of_an_older_release_go_by_their_names(tmp_path: Path, clock: SetClock) -> None:
+def test_journals_of_an_older_release_are_removed_by_the_date_in_their_names(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    """Contract: B6."""
     day = datetime.fromtimestamp(clock.wall(), tz=timezone.utc)
     for age in (1, 20):
         (tmp_path / f"decisions-{day - timedelta(days=age):%Y-%m-%d}.jsonl").write_text("old")

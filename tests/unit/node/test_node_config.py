@@ -58,7 +58,8 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return config, runtime
 
 
-def test_a10_both_real_files_load_unchanged(tmp_path: Path) -> None:
+def test_both_existing_config_files_load_unchanged(tmp_path: Path) -> None:
+    """Contract: A10."""
     file = tmp_path / "config.yaml"
     file.write_text(KUBUS)
     kubus = load_node_config(file)
@@ -70,7 +71,8 @@ def test_a10_both_real_files_load_unchanged(tmp_path: Path) -> None:
     assert (julka.trusted, julka.capabilities.llm) == (False, ["python-specialist"])
 
 
-def test_b1_the_contracts_runtime_file_loads(pair: tuple[Path, Path]) -> None:
+def test_the_contracts_runtime_file_loads(pair: tuple[Path, Path]) -> None:
+    """Contract: B1."""
     _, runtime = load_both(*pair)
     assert (runtime.safety.cooldown_minutes, runtime.execution.poll_interval_sec) == (15, 45)
 
@@ -80,7 +82,8 @@ def leaves(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("section", "name"), leaves(yaml.safe_load(RUNTIME)))
-def test_b1_each_missing_field_is_named(tmp_path: Path, section: str, name: str) -> None:
+def test_each_missing_field_is_named(tmp_path: Path, section: str, name: str) -> None:
+    """Contract: B1."""
     data = yaml.safe_load(RUNTIME)
     del data[section][name]
     file = tmp_path / "runtime.yaml"
@@ -89,7 +92,8 @@ def test_b1_each_missing_field_is_named(tmp_path: Path, section: str, name: str)
         load_runtime(file)
 
 
-def test_b1_an_unknown_field_is_named_with_those_that_exist(tmp_path: Path) -> None:
+def test_an_unknown_field_is_named_with_those_that_exist(tmp_path: Path) -> None:
+    """Contract: B1."""
     data = copy.deepcopy(yaml.safe_load(RUNTIME))
     data["safety"]["max_cpu"] = 5
     file = tmp_path / "runtime.yaml"
@@ -98,7 +102,8 @@ def test_b1_an_unknown_field_is_named_with_those_that_exist(tmp_path: Path) -> N
         load_runtime(file)
 
 
-def test_b1_different_heartbeats_name_both_files(pair: tuple[Path, Path]) -> None:
+def test_different_heartbeats_name_both_files(pair: tuple[Path, Path]) -> None:
+    """Contract: B1."""
     pair[0].write_text(KUBUS.replace("interval_sec: 30", "interval_sec: 15"))
     with pytest.raises(ConfigError, match=r"is 15 in .*config\.yaml and 30 in .*runtime\.yaml"):
         load_both(*pair)
@@ -143,7 +148,8 @@ def test_every_period_of_the_contract_is_the_default() -> None:
         "http://10.0.0.1:1",
     ],
 )
-def test_z_plain_http_to_the_world_is_refused(tmp_path: Path, endpoint: str) -> None:
+def test_an_endpoint_beyond_tailnet_and_loopback_is_refused(tmp_path: Path, endpoint: str) -> None:
+    """Contract: Z7."""
     file = tmp_path / "config.yaml"
     file.write_text(KUBUS.replace("http://100.x.x.x:8080", endpoint))
     with pytest.raises(ConfigError, match="rae_endpoint"):
@@ -161,7 +167,7 @@ def test_loopback_tailscale_and_tls_are_fine(tmp_path: Path, endpoint: str) -> N
     assert load_node_config(file).rae_endpoint == endpoint
 
 
-def test_a_name_is_judged_by_its_addresses() -> None:
+def test_a_name_is_allowed_by_its_addresses() -> None:
     refuse_public_http("http://control:8080", lambda _: ["100.100.1.2", "fd7a:115c:a1e0::5"])
     with pytest.raises(ValueError, match=r"93\.184\.216\.34 is neither"):
         refuse_public_http("http://control:8080", lambda _: ["100.100.1.2", "93.184.216.34"])
@@ -231,7 +237,8 @@ def test_only_a_regular_file_of_a_small_size_is_read(tmp_path: Path) -> None:
         read_yaml(file, ConfigError)
 
 
-def test_b10_a_rest_of_no_length_is_refused() -> None:
+def test_a_gpu_rest_of_no_length_is_refused() -> None:
+    """Contract: B10."""
     data = {**dev_config("n1", "http://127.0.0.1:1"), "gpu_rest_minutes": 0}
     with pytest.raises(ValueError, match="gpu_rest_minutes"):
         NodeConfig.model_validate(data)

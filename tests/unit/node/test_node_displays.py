@@ -36,7 +36,7 @@ def holders(path: str, servers: list[Process], *sessions: Session) -> list[str]:
     return [str(one) for one in found]
 
 
-def test_the_paths_of_displays_are_told_from_others() -> None:
+def test_the_paths_of_displays_are_distinguished_from_others() -> None:
     paths = [f"@{X0}", X0, W0, "/tmp/.X11-unix/X0_", "/run/user/1000/bus", f"{W0}.lock", "",
              "@/tmp/dbus-1", "/run/user/1000/pipewire-0", "/tmp/.X11-unix/X12"]  # fmt: skip
     assert displays_among(paths) == [W0, X0, "/tmp/.X11-unix/X12"]

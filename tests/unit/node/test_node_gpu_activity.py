@@ -246,7 +246,7 @@ def test_without_shares_the_whole_gpus_use_decides_also_beside_our_task(
     assert safe(reading) and reading.measures == {"gpu_percent": 0.0, "vram_gb": 0.098}
 
 
-def test_the_processors_use_by_nobody_that_is_listed_is_compared_with_the_limit_alone(
+def test_use_of_the_processors_by_no_listed_process_is_compared_with_the_limit_alone(
     tmp_path: Path,
 ) -> None:
     desk = Desk()

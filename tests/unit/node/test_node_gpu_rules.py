@@ -357,7 +357,7 @@ def gpus(draw: st.DrawFn) -> Facts:
 def absent(
     history: list[Facts], ours: frozenset[int], resting: Resting, limit_too: bool = False
 ) -> bool:
-    """Whether nobody needs the GPU, after these looks a second apart."""
+    """Whether no user needs the GPU, after these looks a second apart."""
     looks: list[Look] = []
     for second, facts in enumerate(history):
         looks.append(take(facts, second, ours, looks, lambda pid: pid != 6))
@@ -407,7 +407,7 @@ def test_what_ours_does_on_the_gpu_never_makes_anybody_present(
     ours = frozenset(range(20, 23))
     with_ours = []
     for facts in history:
-        # Without shares it cannot be told beside a foreign client; that is a test of its own.
+        # Without shares it looks like a foreign client; that is a test of its own.
         if facts.shares is None and facts.clients:
             return
         extra = dict(zip(sorted(ours), loads, strict=True))

@@ -16,7 +16,7 @@ from rae_node.guard.proof import Proof, Surroundings, after_login, after_unlock,
 from rae_node.guard.sessions import Session, presences
 from rae_node.guard.sources.input import InputSource
 from rae_protocol.models import Availability
-from tests.unit.node.fakes import ScriptedInput
+from tests.unit.node.harness import ScriptedInput
 
 IDLE_S = 600.0
 RULES = Rules(True, True, {"cpu_percent": 80.0, "gpu_percent": 90.0, "vram_gb": 14.0})

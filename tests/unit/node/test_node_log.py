@@ -14,7 +14,11 @@ import pytest
 
 import rae_node
 from rae_node.build import open_log
-from rae_node.config.files import NodeConfig, dev_config, load_node_config
+from rae_node.config.files import (
+    NodeConfig,
+    dev_config,
+    load_node_config,
+)
 from rae_node.errors import ConfigError
 from rae_node.telemetry.log import ROTATE_BYTES, ROTATE_KEEP, EventLog, LogFile
 
@@ -25,7 +29,8 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_c8_a_file_is_rotated_at_50_mb_and_seven_old_ones_are_kept(tmp_path: Path) -> None:
+def test_a_file_is_rotated_at_50_mb_and_seven_old_ones_are_kept(tmp_path: Path) -> None:
+    """Contract: C8."""
     assert (ROTATE_BYTES, ROTATE_KEEP) == (50_000_000, 7)
     file = LogFile(str(tmp_path / "log"), max_bytes=1000)
     log = EventLog("n1", io.StringIO(), file=file)
@@ -40,7 +45,8 @@ def test_c8_a_file_is_rotated_at_50_mb_and_seven_old_ones_are_kept(tmp_path: Pat
     assert lines((tmp_path / "log").read_text())[-1]["attrs"] == {"number": 199}
 
 
-def test_c8_each_line_has_the_contracts_fields_in_the_file_too(tmp_path: Path) -> None:
+def test_each_line_has_the_contracts_fields_in_the_file_too(tmp_path: Path) -> None:
+    """Contract: C8."""
     file = LogFile(str(tmp_path / "log"))
     stream = io.StringIO()
     log = EventLog("n1", stream, file=file)
@@ -70,7 +76,7 @@ def test_below_the_level_nothing_is_written(tmp_path: Path) -> None:
         assert [line["event"] for line in lines(text)] == ["b", "c"]
 
 
-def test_a_full_disk_stops_nobody_loses_no_line_on_stderr_and_is_told_once() -> None:
+def test_a_full_disk_blocks_no_writer_loses_no_line_on_stderr_and_is_logged_once() -> None:
     stream, file = io.StringIO(), LogFile("/dev/full")
     log = EventLog("n1", stream, file=file)
     for number in range(3):
@@ -97,9 +103,10 @@ def test_a_file_that_can_be_written_again_is(tmp_path: Path) -> None:
     assert [one["event"] for one in lines((tmp_path / "later" / "log").read_text())] == ["kept"]
 
 
-def test_c4_logging_is_an_optional_key_with_c4s_names(
+def test_logging_is_an_optional_key_with_the_contracts_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Contract: C4."""
     wanted = {"level": "error", "json": False, "path": str(tmp_path / "log")}
     body = dev_config("n1", "http://127.0.0.1:1")
     log = open_log(NodeConfig.model_validate({**body, "logging": wanted}))
@@ -152,7 +159,7 @@ def test_every_event_in_the_code_is_in_the_page_and_no_other() -> None:
     assert sorted(documented) == sorted(used)
 
 
-def test_a_stream_that_nobody_reads_holds_up_nobody() -> None:
+def test_a_stream_without_a_reader_blocks_no_writer() -> None:
     """The owner must get the machine back even while the journal hangs."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
@@ -172,3 +179,13 @@ def test_a_line_for_people_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     log.info("x", why="one\n12:00:00 error forged")
     log.flush()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_log_never_shows_a_secret(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        log = EventLog("n1", stream)
+        log.info("x", task_id="t", node_token="abc", other=1)
+        log.flush()
+    line = json.loads((tmp_path / "log").read_text())
+    assert line["attrs"] == {"node_token": "(hidden)", "other": 1}
+    assert (line["event"], line["task_id"], line["node_id"]) == ("x", "t", "n1")

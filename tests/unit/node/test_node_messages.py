@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,13 +94,3 @@ def test_what_a_person_does_wrong_is_said_with_the_way_out(
     if argv[0] != "report":
         assert text.startswith("rae-node: ")
         assert faults(text) == []
-
-
-def test_a_root_that_cannot_be_written_names_the_folder_and_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    command = [sys.executable, "-m", "rae_node", "check-config", str(tmp_path / "file" / "x")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=dict(os.environ)
-    )
-    assert done.returncode == 1
-    assert "Not a directory; choose a path" in done.stderr

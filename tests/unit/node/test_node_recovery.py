@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -31,7 +27,6 @@ from rae_node.session.spool import Spool
 from rae_node.supervisor import process_tree
 from rae_node.telemetry.log import EventLog
 from rae_node.workspace.recovery import (
-    KEPT,
     State,
     Sweeper,
     expired,
@@ -40,26 +35,13 @@ from rae_node.workspace.recovery import (
     recover,
     write_state,
 )
-from rae_protocol.clock import SystemClock
-from tests.unit.node.fakes import FAST, UNREACHABLE, Rig, SetClock, until
+from tests.unit.node.harness import SetClock, change, keep_one, make_workspace
 
-MakeRig = Callable[..., Rig]
 RUNNING = State("t1", 1, "lease-00000001", "RUNNING", 1000.0)
 
 
 def wipe(folder: Path) -> None:
     process_tree.wipe(str(folder))
-
-
-def make_workspace(layout: Layout, name: str = "t1.1") -> Path:
-    folder = layout.workdir / name
-    (folder / "work").mkdir(parents=True)
-    return folder
-
-
-def keep_one(layout: Layout, task_id: str, **more: Any) -> None:
-    state = State(task_id, 1, "lease-00000001", "DONE", 1000.0)
-    keep(make_workspace(layout, f"{task_id}.1"), replace(state, **more))
 
 
 def miner(*, succeeded: bool) -> float:
@@ -70,11 +52,8 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def states_of(layout: Layout) -> list[str]:
-    return [state.state for item in layout.workdir.iterdir() if (state := read_state(item))]
-
-
-def test_c6_a_state_comes_back_as_it_was_written(layout: Layout) -> None:
+def test_a_tasks_state_is_read_as_it_was_written(layout: Layout) -> None:
+    """Contract: C6."""
     folder = make_workspace(layout)
     write_state(folder, RUNNING)
     write_state(folder, replace(RUNNING, state="UPLOADING"))
@@ -106,7 +85,7 @@ def test_a_state_that_cannot_be_read_says_nothing_and_hinders_no_start(
 
 
 @pytest.mark.parametrize("content", ["[" * 30_000, '{"lease": ' * 30_000])
-def test_a_spool_entry_that_nobody_can_read_goes_and_hinders_no_start(
+def test_an_unreadable_spool_entry_is_removed_and_hinders_no_start(
     layout: Layout, quiet_log: EventLog, content: str
 ) -> None:
     (layout.spool / "lease-00000009").mkdir()
@@ -130,43 +109,6 @@ def test_a_state_never_leads_out_of_the_workspace(layout: Layout, tmp_path: Path
     assert read_state(folder) is None
 
 
-def test_c6_a_running_task_has_its_state_in_its_workspace(
-    make_rig: MakeRig, layout: Layout
-) -> None:
-    rig = make_rig()
-    rig.control.give(params={"command": "sleep", "args": ["600"]})
-    until(lambda: states_of(layout) == ["RUNNING"], "the state says so")
-
-
-def test_a12_nothing_of_an_ended_task_stays_by_default(make_rig: MakeRig, layout: Layout) -> None:
-    rig = make_rig()
-    rig.run(params={"command": "true"})
-    until(lambda: not list(layout.workdir.iterdir()), "the workspace is gone")
-
-
-@pytest.mark.parametrize(("command", "state"), [("true", "DONE"), ("false", "FAILED")])
-def test_z_the_miner_profile_keeps_what_ended(
-    make_rig: MakeRig, layout: Layout, command: str, state: str
-) -> None:
-    rig = make_rig(profile="miner")
-    rig.run(params={"command": command})
-    (folder,) = layout.workdir.iterdir()
-    found = read_state(folder)
-    assert folder.name.endswith(KEPT) and (folder / "logs" / "exec.log").exists()
-    assert found and found.state == state
-    assert found.keep_s == {"DONE": 24 * 3600, "FAILED": 7 * 24 * 3600}[state]
-
-
-def test_z_a_yield_wipes_in_every_profile(make_rig: MakeRig, layout: Layout) -> None:
-    rig = make_rig(profile="miner")
-    rig.control.give(params={"command": "sleep", "args": ["600"]})
-    until(rig.running, "the task runs")
-    rig.owner.present = True
-    rig.agent.guard.wake()
-    until(lambda: rig.control.of("yield"), "the task is handed back")
-    assert list(layout.workdir.iterdir()) == []
-
-
 def test_the_sweeper_takes_what_is_over_and_everything_when_the_disk_is_low(
     layout: Layout, quiet_log: EventLog
 ) -> None:
@@ -184,7 +126,8 @@ def test_the_sweeper_takes_what_is_over_and_everything_when_the_disk_is_low(
     assert not list(expired(layout.workdir, now_on(clock), miner))
 
 
-def test_a12_a_kept_folder_stays_no_longer_than_config_yaml_says_now(layout: Layout) -> None:
+def test_a_kept_folder_stays_no_longer_than_config_yaml_says_now(layout: Layout) -> None:
+    """Contract: A12."""
     keep_one(layout, "t1", keep_s=1e300, boot=50.0, boot_id="this")
     rae = NodeConfig.model_validate(dev_config("n1", "http://127.0.0.1:1")).keep_s
 
@@ -203,15 +146,10 @@ def test_a_kept_folder_that_no_agent_made_goes(layout: Layout, name: str, state:
     assert list(expired(layout.workdir, Moment(1000.0), miner))
 
 
-def test_the_first_sweep_is_at_the_start(make_rig: MakeRig, layout: Layout) -> None:
-    keep_one(layout, "t1", at=SystemClock().wall(), keep_s=1e300)
-    make_rig()
-    until(lambda: not list(layout.workdir.iterdir()), "what the profile does not keep is gone")
-
-
-def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
+def test_a_new_agent_wipes_interrupted_tasks_and_logs_what_becomes_of_them(
     layout: Layout, tmp_path: Path
 ) -> None:
+    """Contract: C6."""
     write_state(make_workspace(layout, "t1.1"), RUNNING)
     write_state(
         make_workspace(layout, "t2.1"),
@@ -231,51 +169,6 @@ def test_c6_a_new_agent_wipes_what_was_cut_off_and_tells_what_becomes_of_it(
     assert fates == {"t1": "queued elsewhere", "t2": "its result waits"}
 
 
-def test_c6_an_agent_that_was_killed_leaves_a_state_that_the_next_one_finds(
-    layout: Layout,
-) -> None:
-    code = (
-        "import os, sys, time; from pathlib import Path\n"
-        "from rae_node.workspace.recovery import *\n"
-        "state = State('t1', 1, 'lease-00000001', 'RUNNING', time.time())\n"
-        "while True: write_state(Path(sys.argv[1]), state); print('x', flush=True)"
-    )
-    folder = make_workspace(layout)
-    writer = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout is not None
-    for _ in range(50):
-        writer.stdout.readline()
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    writer.stdout.close()
-    found = read_state(folder)
-    assert found is not None and found.state == "RUNNING"
-
-
-def test_a_full_spool_takes_no_more_work_until_control_is_back(make_rig: MakeRig) -> None:
-    rig = make_rig(settings=replace(FAST, spool_max_mb=0.0001))
-    until(lambda: rig.control.of("poll"), "a poll")
-    rig.control.fail["result"] = UNREACHABLE
-    rig.control.give(params={"command": "echo", "args": ["x" * 500]})
-    until(lambda: "spool_full" in rig.agent.admission.reasons(), "the spool is full")
-    assert not rig.agent.may_take()
-    rig.control.fail.clear()
-    rig.agent.delivery.wake()
-    until(rig.agent.may_take, "work again")
-
-
-def test_a_full_disk_keeps_work_away(make_rig: MakeRig) -> None:
-    rig = make_rig(settings=replace(FAST, disk_low_mb=1e12))
-    until(lambda: rig.control.of("heartbeat"), "a heartbeat")
-    assert "disk_low" in rig.control.of("heartbeat")[-1].reasons
-    assert rig.control.of("poll") == []
-
-
-# Files that change
-
-
 @pytest.fixture
 def files(layout: Layout) -> Layout:
     layout.config_file.write_text(yaml.safe_dump(dev_config("n1", "http://127.0.0.1:1")))
@@ -286,12 +179,6 @@ def files(layout: Layout) -> Layout:
 def live_of(layout: Layout) -> Live:
     config, runtime = load_both(layout.config_file, layout.runtime_file)
     return Live(layout.config_file, layout.runtime_file, {}, config, runtime)
-
-
-def change(file: Path, section: str, name: str, value: object) -> None:
-    data = yaml.safe_load(file.read_text())
-    data[section][name] = value
-    file.write_text(yaml.safe_dump(data))
 
 
 def test_a_good_change_of_runtime_yaml_counts_at_once(files: Layout) -> None:
@@ -322,23 +209,6 @@ def test_config_yaml_counts_from_the_next_start_on(files: Layout) -> None:
     files.config_file.write_text(yaml.safe_dump({**data, "tags": ["new"]}))
     assert live.look() == "waits"
     assert "restart the agent" in str(live.problem)
-
-
-def test_a_running_agent_obeys_a_tightened_limit(make_rig: MakeRig, files: Layout) -> None:
-    rig = make_rig()
-    until(lambda: rig.control.of("poll"), "a poll")
-    change(files.runtime_file, "automation", "enabled", False)
-    sections = yaml.safe_load(files.runtime_file.read_text())
-    sections["execution"]["heartbeat_interval_sec"] = 0.2
-    files.runtime_file.write_text(yaml.safe_dump(sections))
-    data = yaml.safe_load(files.config_file.read_text())
-    files.config_file.write_text(yaml.safe_dump({**data, "heartbeat_interval_sec": 0.2}))
-    rig.agent.look_at_files()
-    until(lambda: "automation_disabled" in rig.agent.admission.reasons(), "it is off")
-    assert not rig.agent.may_take()
-
-
-# What check-config says
 
 
 def test_check_config_names_line_field_and_what_is_allowed(files: Layout) -> None:
@@ -374,7 +244,8 @@ def test_check_config_holds_the_two_files_against_each_other(files: Layout) -> N
 @pytest.mark.parametrize(
     ("value", "seconds"), [("24h", 86400), ("7d", 604800), ("90s", 90), (0, 0), (1.5, 1.5)]
 )
-def test_c4_retention_is_written_as_people_do(value: object, seconds: float) -> None:
+def test_retention_is_written_as_people_do(value: object, seconds: float) -> None:
+    """Contract: C4."""
     data = {**dev_config("n1", "http://127.0.0.1:1"), "workspace": {"keep_failed": value}}
     config = NodeConfig.model_validate(data)
     assert config.keep_s(succeeded=False) == seconds

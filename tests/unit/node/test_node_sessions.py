@@ -20,7 +20,8 @@ from rae_node.guard.proofs import Proofs
 from rae_node.guard.sessions import Session, presences
 from rae_node.guard.sources.login_bus import LoginBus, session_of
 from rae_node.guard.sources.logind import LogindSource
-from tests.unit.node.fakes import ScriptedInput, until
+from tests.unit.node.harness import ScriptedInput
+from tests.until import until
 from tools.fake_logind import FakeLogind, session
 
 DESKTOP = Session("2", 1000, "anna", "user", "wayland", "active", True, False, "tty2", "seat0", 2)
@@ -48,9 +49,10 @@ def codes(one: Session, doubts: dict[str, str], *displays: str, **more: Any) -> 
         ({"type": "tty"}, ""),
     ],
 )
-def test_b2_a_desktop_counts_for_ever_unless_input_on_its_seat_is_proven_to_be_seen(
+def test_a_desktop_counts_for_ever_unless_input_on_its_seat_is_proven_to_be_seen(
     changes: dict[str, Any], code: str
 ) -> None:
+    """Contract: B2."""
     one = replace(DESKTOP, **changes)
     assert codes(one, UNPROVEN) == ([code] if code else [])
     assert codes(one, {}) == ([code] if code else []), "an unknown seat is not proven"
@@ -101,9 +103,10 @@ def test_without_the_remote_source_every_desktop_without_a_seat_counts() -> None
         ("/tmp/.X11-unix/X0", {"seat": "", "vt": 0}, False),
     ],
 )
-def test_b2_a_display_that_was_started_in_a_terminal_session_makes_it_a_desktop(
+def test_a_display_that_was_started_in_a_terminal_session_makes_it_a_desktop(
     display: str, changes: dict[str, Any], present: bool
 ) -> None:
+    """Contract: B2."""
     started = replace(DESKTOP, type="tty", **changes)
     assert bool(codes(started, UNPROVEN, display)) is present
 
@@ -202,9 +205,10 @@ def test_control_characters_that_a_user_chose_are_not_repeated() -> None:
     assert str(found).isprintable()
 
 
-def test_b2_a_missing_a_hanging_and_an_ended_bus_make_blind(
+def test_a_missing_a_hanging_and_an_ended_bus_make_blind(
     logind: FakeLogind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Contract: B2."""
     bus = LoginBus()
     bus.sessions()
     logind.end()

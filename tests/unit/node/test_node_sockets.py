@@ -12,7 +12,7 @@ import pytest
 from rae_node.errors import NodeError
 from rae_node.guard import sockets
 from rae_node.guard.remote_ways import Inet
-from tools.devmesh import wait_until
+from tests.until import until
 
 # Linux 6.18, x86-64, of uid 1000: a listener at all IPv4 addresses and a display's abstract socket
 # without their netlink headers, and a datagram with a connection from 127.0.0.1 to a listener of
@@ -70,7 +70,7 @@ def test_a_connection_is_seen_from_its_begin_to_its_end(
             mine = sockets.tcp_established(near.family is socket.AF_INET6, (), {port})
             assert [one.port for one in mine] == [accepted.peer_port]
             far.close()
-        wait_until(lambda: not connections(port, ipv6), 5, "the connection is gone")
+        until(lambda: not connections(port, ipv6), "the connection is gone", 5)
     assert listening(port) == []
 
 

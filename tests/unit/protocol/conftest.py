@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One scripted answer; `cut` closes the connection after the headers, or before them."""
-
-    status: int = 200
-    body: bytes = b"{}"
-    headers: dict[str, str] = field(default_factory=dict)
-    cut: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What came."""
-
-    method: str
-    target: str
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass(slots=True)
-class ScriptedServer:
-    """Serves `answers` one by one (the last one for ever) and keeps every request.
-
-    `adds` gives headers that only the request decides.
-    """
-
-    url: str = ""
-    answers: list[Answer] = field(default_factory=lambda: [Answer()])
-    requests: list[Request] = field(default_factory=list)
-    adds: Callable[[Request, Answer], dict[str, str]] = lambda _request, _answer: {}
-
-    def next_answer(self) -> Answer:
-        """Take the next one."""
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+from tests.unit.protocol.harness import Answer, Request, ScriptedServer
 
 
 @pytest.fixture

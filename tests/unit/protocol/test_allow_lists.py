@@ -40,7 +40,8 @@ def said(entry: Entry, args: str | list[str]) -> Refusal:
         "-i ./-x.mp4 output.mp4", "-b:v 100k", "-b:v 999999k", "-i ünï.mp4 output.mp4",
     ],
 )  # fmt: skip
-def test_c5_ffmpegs_entry_accepts_what_it_names(args: str) -> None:
+def test_ffmpegs_entry_accepts_what_it_names(args: str) -> None:
+    """Contract: C5."""
     assert refusal(FFMPEG, args.split()) is None
 
 
@@ -58,9 +59,10 @@ def test_c5_ffmpegs_entry_accepts_what_it_names(args: str) -> None:
         ("-i a.mp4 -f hls output.mp4", 3, "is not allowed"), ("-i -y", 2, "after '-i'"),
     ],
 )  # fmt: skip
-def test_c5_a_refusal_names_the_argument_and_the_patterns_that_were_tried(
+def test_a_refusal_names_the_argument_and_the_patterns_that_were_tried(
     args: str, argument: int, words: str
 ) -> None:
+    """Contract: C5."""
     found = said(FFMPEG, args)
     assert (found.argument, found.text) == (argument, args.split(" ")[argument - 1])
     assert words in found.message and f"Argument {argument} of ffmpeg" in found.message
@@ -90,7 +92,8 @@ def test_c5_a_refusal_names_the_argument_and_the_patterns_that_were_tried(
         "a\x85.mp4", "a\udcff.mp4", "a.mp4 ", "a.mp4/", "output.mp4/../../x.mp4",
     ],
 )  # fmt: skip
-def test_c5_no_input_of_ffmpeg_is_a_protocol_a_url_an_option_or_outside(name: str) -> None:
+def test_no_input_of_ffmpeg_is_a_protocol_a_url_an_option_or_outside(name: str) -> None:
+    """Contract: C5."""
     found = said(FFMPEG, ["-i", name, "output.mp4"])
     assert found.argument == 2 and found.text == name
 

@@ -140,7 +140,8 @@ def test_a_registration_with_a_mistake_is_refused(body: dict[str, Any]) -> None:
          "ffmpeg_version": "6.1", "davinci_available": False},
     ],
 )  # fmt: skip
-def test_a10_c2_and_d4_capabilities_are_taken_as_they_come(capabilities: dict[str, Any]) -> None:
+def test_capabilities_of_each_profile_are_taken_as_they_come(capabilities: dict[str, Any]) -> None:
+    """Contract: A10, C2, D4."""
     models.parse(models.RegisterRequest, {"node_id": "n1", "capabilities": capabilities})
 
 

@@ -139,7 +139,9 @@ def test_a_ca_file_is_not_looked_at_where_no_certificate_comes(server: Any) -> N
     assert body == b"{}"
 
 
-def test_refused_unknown_silent_and_plain_are_told_apart(server: Any, free_port: int) -> None:
+def test_refused_unknown_silent_and_plain_servers_are_distinguished(
+    server: Any, free_port: int
+) -> None:
     refused, _ = failure(f"http://127.0.0.1:{free_port}", retry="unsent")
     assert (refused.reason, refused.unsent) == ("refused", True)
     assert "refused" in refused.message

@@ -36,7 +36,8 @@ def test_an_unknown_rc_of_a_newer_control_is_kept() -> None:
     assert RemoteError("brand_new", "words", 418, {}).rc == "brand_new"
 
 
-def test_d7_messages_are_verbatim() -> None:
+def test_messages_of_the_contract_are_verbatim() -> None:
+    """Contract: D7."""
     assert "timestamp outside allowed skew" in TABLE["skew"][1]
 
 

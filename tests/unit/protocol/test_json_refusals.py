@@ -41,7 +41,7 @@ from rae_protocol.names import MAX_NESTING
         b"[" * 100_000 + b"]" * 100_000,
     ],
 )
-def test_a_body_that_nobody_could_carry_is_refused(body: bytes) -> None:
+def test_a_body_that_is_no_plain_json_is_refused(body: bytes) -> None:
     with pytest.raises(RaeError) as caught:
         models.decode(body)
     assert caught.value.rc == "invalid_json"

@@ -13,21 +13,7 @@ from rae_protocol import models, signing
 from rae_protocol.errors import EnvelopeError, RemoteError, Unreachable
 from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
-
-NOW = 1_767_225_600.0
-EMPTY_POLL = b'{"reasons": [], "commands": []}'
-LEASE = models.LeaseRef(task_id="t1", attempt=1, lease_id="lease-0001")
-REGISTERED = json.dumps(
-    {
-        "node_token": "session-token", "expires_in_s": 60.0, "heartbeat_interval_sec": 30.0,
-        "heartbeat_timeout_sec": 120.0, "lease_margin_s": 10.0, "ack_timeout_s": 10.0,
-        "incarnation": "i1",
-    }
-).encode()  # fmt: skip
-
-
-def refuse(rc: str) -> bytes:
-    return json.dumps({"rc": rc, "message": "words", "detail": {}}).encode()
+from tests.unit.protocol.harness import EMPTY_POLL, LEASE, NOW, REGISTERED, refuse
 
 
 @pytest.fixture

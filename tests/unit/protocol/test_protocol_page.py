@@ -6,12 +6,10 @@ import base64
 import hashlib
 import json
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pydantic import ValidationError
 
 from rae_protocol import models, names, signing
@@ -143,18 +141,3 @@ def test_the_envelope_vector_opens_and_is_a_task() -> None:
     assert hashlib.sha256(encoding).hexdigest() == v["pae_sha256"]
     opened = signing.open_envelope(v["sealed"], [v["public_key"]])
     models.parse(models.LeasedTask, opened)
-
-
-BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.mark.parametrize(
-    "block", BLOCKS, ids=["register", "session", "later-call", "answer", "envelope"]
-)
-def test_the_openssl_commands_print_what_the_page_says(block: str) -> None:
-    expected = [line.removeprefix("# → ") for line in block.splitlines() if line.startswith("# → ")]
-    assert expected
-    done = subprocess.run(
-        ["bash", "-c", block], capture_output=True, text=True, timeout=30, check=True
-    )
-    assert done.stdout.splitlines() == expected

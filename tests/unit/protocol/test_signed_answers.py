@@ -14,7 +14,7 @@ from rae_protocol import models, signing
 from rae_protocol.errors import RemoteError, Unreachable
 from rae_protocol.node_client import NodeClient
 from rae_protocol.transport import Backoff
-from tests.unit.protocol.test_node_client import EMPTY_POLL, LEASE, NOW, REGISTERED, refuse
+from tests.unit.protocol.harness import EMPTY_POLL, LEASE, NOW, REGISTERED, refuse
 
 TOKEN = "session-token"
 DAY = 86400

@@ -113,7 +113,7 @@ def test_a_broken_connection_is_unreachable_where_it_is_not(
     assert len(server.requests) == 1
 
 
-def test_nobody_there_is_unreachable_with_a_hint(waits: Waits) -> None:
+def test_a_port_without_a_listener_is_unreachable_with_a_hint(waits: Waits) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         http = transport(f"http://127.0.0.1:{free.getsockname()[1]}", waits)
@@ -127,9 +127,9 @@ def test_what_must_not_be_done_twice_is_repeated_only_while_nothing_was_done(
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        nobody = transport(f"http://127.0.0.1:{free.getsockname()[1]}", waits)
+        closed = transport(f"http://127.0.0.1:{free.getsockname()[1]}", waits)
         with pytest.raises(Unreachable) as refused:
-            get(nobody, retry="unsent")
+            get(closed, retry="unsent")
     assert (refused.value.unsent, len(waits)) == (True, 3)
     server.answers[:] = [
         answer(503, error("not_ready")), answer(429, error("rate_limited")), answer(cut="before"),

@@ -90,11 +90,6 @@ def test_results_of_another_machine_do_not_count(tmp_path: Path) -> None:
     assert elsewhere.results == {}
 
 
-def test_a_part_beside_other_queues_says_that_it_needs_them() -> None:
-    with pytest.raises(MeshError, match="run make bench without PART"):
-        Peers(None).measure("rq Worker")
-
-
 def test_a_fresh_run_forgets_what_was_kept(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "kept.json", WHERE)
     kept.clear()

@@ -20,3 +20,15 @@ def test_every_test_that_proves_a_promise_is_there() -> None:
     text = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     assert len(named) > 10
     assert {name for name in named if f"def {name}(" not in text} == set()
+
+
+def test_each_test_that_the_page_names_with_its_file_is_in_that_file() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    pairs = set(re.findall(r"(test_\w+\.py)::(test_\w+)", page))
+    assert len(pairs) > 10
+    files = {name: list((ROOT / "tests").rglob(name)) for name, _ in pairs}
+    assert [
+        (name, test)
+        for name, test in sorted(pairs)
+        if not any(f"def {test}(" in file.read_text() for file in files[name])
+    ] == []
