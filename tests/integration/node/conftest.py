@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rae_node.agent.agent import Agent
 from rae_node.build import DOORS
@@ -26,8 +30,11 @@ from rae_node.runners.cli import AllowFolders
 from rae_node.telemetry.journal import Journal
 from rae_node.telemetry.log import EventLog
 from rae_protocol.clock import SystemClock
-from tests.integration.node.harness import FAST, FakeControl, Idle, Rig
+from tests.fake_nvml import FakeNvml
+from tests.integration.node.harness import FAST, FakeControl, Idle, Rig, Tree
 from tests.unit.node.harness import MACHINE
+from tools.fake_logind import FakeLogind
+from tools.recorded_input import in_a_thread
 
 
 @pytest.fixture
@@ -97,3 +104,29 @@ def spec(layout: Layout) -> Callable[..., Spec]:
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def tree(tmp_path: Path, fake_nvml: FakeNvml) -> Iterator[Tree]:
+    """All is well here: no user is logged in, the GPU rests, the unit is enabled."""
+    layout, programs = Layout(tmp_path / "opt"), tmp_path / "bin"
+    layout.create()
+    programs.mkdir()
+    shutil.copytree(DATA / "agent", layout.agent, dirs_exist_ok=True)
+    body = files.dev_config("n1", "http://127.0.0.1:8080")
+    del body["guard_sources"]
+    devices = tmp_path / "input"
+    devices.mkdir()
+    body["input_socket"] = str(tmp_path / "input.sock")
+    layout.config_file.write_text(yaml.safe_dump({**body, "capabilities": {"gpu": True}}))
+    runtime = files.dev_runtime()
+    runtime["safety"]["idle_required_minutes"] = 0  # tests are made in terminals
+    layout.runtime_file.write_text(yaml.safe_dump(runtime))
+    secret = {"enrolment_secret": "s", "control_public_keys": ["k"]}
+    (layout.agent / "enrolment.json").write_text(json.dumps(secret))
+    env = {**os.environ, **fake_nvml.env, "PATH": f"{programs}:/usr/bin:/bin"}
+    with FakeLogind(tmp_path) as logind, in_a_thread(tmp_path / "input.sock", devices):
+        env["DBUS_SYSTEM_BUS_ADDRESS"] = logind.address
+        found = Tree(layout, programs, env, logind)
+        found.program("systemctl", "echo enabled")
+        yield found

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rae_node.agent.agent import Agent
+from rae_node.config import files
+from rae_node.config.layout import Layout
 from rae_node.config.tuning import Settings
 from rae_node.guard.policy import Holder, Reading
 from rae_node.owner.why import obstacles
@@ -16,6 +24,7 @@ from rae_protocol import models
 from rae_protocol.errors import TABLE, RaeError, RemoteError
 from rae_protocol.node_client import Polled
 from tests.until import until
+from tools.fake_logind import FakeLogind
 
 
 class FakeControl:
@@ -200,3 +209,70 @@ def start(rig: Rig, **more: Any) -> Any:
     task = rig.control.give(params=SLEEP, **more)
     until(rig.running, "the task runs")
     return task
+
+
+@dataclass
+class Tree:
+    """A node's folder, with programs of its own first on the PATH."""
+
+    layout: Layout
+    programs: Path
+    env: dict[str, str]
+    logind: FakeLogind
+
+    def set(self, file: str, *keys: str, to: object) -> None:
+        """Change a value in config.yaml or runtime.yaml; None takes it away."""
+        path = self.layout.agent / file
+        data = part = yaml.safe_load(path.read_text())
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = to
+        path.write_text(yaml.safe_dump(data))
+
+    def leave_out(self, source: str) -> None:
+        """Take one of the guard's sources away."""
+        names = files.NodeConfig.model_fields["guard_sources"].default
+        left = [name for name in names if name != source]
+        self.set("config.yaml", "guard_sources", to=left)
+
+    def without_nvml(self) -> None:
+        """Let NVML be a library that cannot be loaded, found first whatever the machine has."""
+        (self.programs / "libnvidia-ml.so.1").touch()
+        self.env["LD_LIBRARY_PATH"] = str(self.programs)
+
+    def program(self, name: str, script: str) -> None:
+        """Put a program on the PATH."""
+        (self.programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self.programs / name).chmod(0o755)
+
+    def run(
+        self, script: str, *argv: str, python: str = sys.executable
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one of the scripts."""
+        command = [python, str(self.layout.agent / script), *argv]
+        return subprocess.run(
+            command, env=self.env, capture_output=True, text=True, timeout=60, check=False, cwd="/"
+        )
+
+    def check(self, script: str, *argv: str, python: str = sys.executable) -> tuple[int, list[str]]:
+        """Exit code and reasons of a guard script, once no person uses this machine itself.
+
+        Whoever types in a terminal while the tests run is seen for some eight seconds, and who
+        tests remote desktops on hosts of the lab, for as long as they run.
+        """
+        here = {"tty_active", "remote_desktop", "unaccounted_display"}
+
+        def alone() -> tuple[int, list[str]] | None:
+            found = self._verdict(script, argv, python)
+            return None if here & {*found[1]} else found
+
+        found: tuple[int, list[str]] = until(alone, "no person uses this machine", 300)
+        return found
+
+    def _verdict(self, script: str, argv: Sequence[str], python: str) -> tuple[int, list[str]]:
+        done = self.run(script, *argv, python=python)
+        assert done.returncode in {0, 1}, done.stderr
+        found = json.loads(done.stdout)
+        assert found["verdict"] == ("DO NOT RUN" if done.returncode else "SAFE TO RUN")
+        assert bool(found["why"]) == bool(done.returncode)
+        return done.returncode, found["reasons"]
