@@ -13,6 +13,7 @@ import yaml
 from rae_node.config import files
 from rae_node.config.layout import Layout
 from rae_node.diagnostics import report
+from rae_node.diagnostics.findings import bad
 from rae_node.errors import NodeError
 from rae_node.guard.sources.gpu import PCI_DEVICES, nvidia_gpus
 from tests.integration.node.harness import MakeRig, Tree
@@ -153,14 +154,14 @@ def test_an_agent_that_runs_proves_a_secret_that_only_it_can_read(
     layout.runtime_file.write_text(yaml.safe_dump(files.dev_runtime()))
     make_rig()  # it answers at the socket
 
-    def told() -> bool:
+    def named() -> bool:
         lines = report.collect(layout, reader=lambda: "enabled")
-        return any("env:NODE_SECRET" in problem for line in lines for problem in line.problems)
+        return any("env:NODE_SECRET" in line.what for line in lines)
 
-    assert told()
+    assert named()
     with (layout.run / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert not told()
+        assert not named()
 
 
 def test_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:
@@ -170,4 +171,5 @@ def test_without_systemd_nothing_starts_at_boot(tree: Tree) -> None:
         raise NodeError("blind", "systemctl cannot be asked")
 
     lines = report.collect(tree.layout, reader=absent)
-    assert (lines[1].word, lines[1].problems) == ("NO", ("systemctl cannot be asked",))
+    assert bad("Auto-start on boot", "systemctl cannot be asked") in lines
+    assert "Auto-start on boot: NO" in report.rendered(lines)
