@@ -31,8 +31,8 @@ from rae_protocol.nodes import Availability, Command, RegisterRequest, Wanted
 
 @dataclass(slots=True)
 class NodeEntry:
-    """One enrolled node. `heard` and `received` are on the boot clock: silence counts from `heard`,
-    which is control's start at the earliest; `received` is None until it has called since then.
+    """One enrolled node. `last_contact` and `received` are on the boot clock: silence counts from
+    `last_contact`, control's start at the earliest; `received` is None until it called after that.
     """
 
     node_id: str
@@ -51,7 +51,7 @@ class NodeEntry:
     last_seen: float | None
     info: RegisterRequest | None
     facts: NodeFacts
-    heard: float
+    last_contact: float
     bucket: Bucket
     registrations: Bucket
     availability: Availability = Availability.OPEN
@@ -195,7 +195,7 @@ class NodeTable:
             last_seen=row["last_seen"],
             info=info,
             facts=facts,
-            heard=now_boot,
+            last_contact=now_boot,
             bucket=before.bucket if before else self._requests.bucket(now_boot),
             registrations=before.registrations if before else self._registrations.bucket(now_boot),
         )
@@ -205,7 +205,7 @@ class NodeTable:
             entry.poll, entry.claiming = before.poll, before.claiming
             entry.delivering = before.delivering
             if before.token_sha256 == entry.token_sha256:
-                entry.heard, entry.session_keys = before.heard, before.session_keys
+                entry.last_contact, entry.session_keys = before.last_contact, before.session_keys
                 entry.received = before.received
                 entry.availability, entry.reasons = before.availability, before.reasons
                 entry.clock_offset_s, entry.commands = before.clock_offset_s, before.commands

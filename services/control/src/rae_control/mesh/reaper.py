@@ -51,7 +51,7 @@ class Reaper:
             log.warning("control_was_stopped", extra=facts(seconds_granted=round(gap, 1)))
             state.leases.grant(gap)
             for node in state.nodes:
-                node.heard += gap
+                node.last_contact += gap
             return True
         state.try_commit()
         state.follow_clock()
@@ -62,7 +62,9 @@ class Reaper:
             # In silence the node kept its own, earlier deadline. A node that goes on sending
             # heartbeats without a list never said that this lease is over.
             holder = state.nodes.get(lease.node_id)
-            unconfirmed = not lease.named and holder is not None and holder.heard > lease.renewed
+            unconfirmed = (
+                not lease.named and holder is not None and holder.last_contact > lease.renewed
+            )
             state.write(
                 partial(
                     ledger_tasks.interrupt, lease_id=lease.lease_id, reason="lease_expired",
@@ -112,15 +114,17 @@ class Reaper:
     def _silent_nodes(self, now: float) -> None:
         state = self._state
         for node in state.nodes:
-            if not node.online or now - node.heard <= state.config.heartbeat_timeout_s:
+            if not node.online or now - node.last_contact <= state.config.heartbeat_timeout_s:
                 continue
             seen = node.seen(state.clock)
             if seen is None:  # not since control's start: what the ledger has is the latest
-                seen = node.last_seen or state.clock.wall() - (now - node.heard)
+                seen = node.last_seen or state.clock.wall() - (now - node.last_contact)
             state.write(
                 partial(
                     ledger_nodes.offline, node_id=node.node_id, reason="heartbeat_timeout",
                     last_seen=seen,
                 )
             )  # fmt: skip
-            log.warning("node_offline", extra=facts(node.node_id, silent_s=round(now - node.heard)))
+            log.warning(
+                "node_offline", extra=facts(node.node_id, silent_s=round(now - node.last_contact))
+            )

@@ -31,12 +31,10 @@ def register(
     """Begin a session; an earlier one of the node ends. Raises RaeError `node_id_in_use`."""
     now = mesh.clock.boot()
     other = request.machine != entry.machine
-    heard = entry.online and now - entry.heard <= mesh.config.heartbeat_timeout_s
-    if heard and other:
-        age = round(now - entry.heard)
-        raise RaeError(
-            "node_id_in_use", f"{entry.node_id} was heard {age} s ago on another machine"
-        )
+    alive = entry.online and now - entry.last_contact <= mesh.config.heartbeat_timeout_s
+    if alive and other:
+        age = round(now - entry.last_contact)
+        raise RaeError("node_id_in_use", f"{entry.node_id} called {age} s ago from another machine")
     token = secrets.token_urlsafe(32)
     doubted = mesh.takeovers.suspects(entry.node_id, request.machine, request.instance, now)
     row = mesh.write(
@@ -77,7 +75,7 @@ def heartbeat(
         raise RaeError("invalid_body", f"{cause} at most")
     if not entry.online:
         raise RaeError("register_again", f"node {entry.node_id} is offline")
-    entry.heard = entry.received = now
+    entry.last_contact = entry.received = now
     opened = beat.availability is not None and beat.availability != entry.availability
     if beat.availability is not None:
         entry.availability = beat.availability
