@@ -10,8 +10,8 @@ import pytest
 
 from rae_control.ledger import due, results, retention
 from rae_control.ledger import tasks as ledger_tasks
+from rae_control.ledger.base import Tx
 from rae_control.ledger.claims import LaneOffer, claim
-from rae_control.ledger.sqlite import Tx
 from rae_control.mesh.mesh import Mesh
 
 from .conftest import ECHO, Api, ManualClock

@@ -14,7 +14,8 @@ import pytest
 from rae_control.auth.root_keys import load_roots
 from rae_control.config import ControlConfig
 from rae_control.errors import LedgerDamaged, LedgerUnusable
-from rae_control.ledger.sqlite import Ledger, connect, fetch
+from rae_control.ledger.base import fetch
+from rae_control.ledger.sqlite import Ledger, connect
 from rae_control.mesh.mesh import Mesh
 from rae_control.queue.rq_queue import RqQueue
 from rae_control.storage.files import LogStore

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rae_control.ledger import views
-from rae_control.ledger.sqlite import Tx
+from rae_control.ledger.base import Tx
 from rae_control.mesh.mesh import Mesh
 from tests.integration.control.conftest import ECHO, Api, ManualClock
 

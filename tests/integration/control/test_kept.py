@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rae_control.config import ControlConfig
-from rae_control.ledger.sqlite import fetch
+from rae_control.ledger.base import fetch
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_protocol.names import MAX_HISTORY

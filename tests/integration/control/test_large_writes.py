@@ -11,7 +11,8 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from rae_control.ledger.sqlite import Ledger, Tx
+from rae_control.ledger.base import Tx
+from rae_control.ledger.sqlite import Ledger
 from rae_control.ledger.writer import COMMIT_S, LedgerWriter
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh

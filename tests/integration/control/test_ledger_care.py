@@ -19,7 +19,8 @@ import pytest
 from rae_control.config import ControlConfig
 from rae_control.errors import BackupDamaged, ConfigError, LedgerLocked, LedgerTooNew
 from rae_control.ledger import due
-from rae_control.ledger.sqlite import Ledger, fetch
+from rae_control.ledger.base import fetch
+from rae_control.ledger.sqlite import Ledger
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app

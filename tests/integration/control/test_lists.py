@@ -10,7 +10,8 @@ import apsw
 import pytest
 
 from rae_control.ledger import views
-from rae_control.ledger.sqlite import Ledger, connect, fetch
+from rae_control.ledger.base import fetch
+from rae_control.ledger.sqlite import Ledger, connect
 from rae_control.maintenance.backup import check_folder
 from tests.integration.control.conftest import ECHO, Api, ManualClock
 from tools.ledger_rows import Rows, fill

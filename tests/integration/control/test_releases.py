@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rae_control.config import ControlConfig
-from rae_control.ledger.sqlite import BATCH_S
+from rae_control.ledger.base import BATCH_S
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app

@@ -10,8 +10,8 @@ import pytest
 from rae_control.auth import credentials
 from rae_control.config import ControlConfig
 from rae_control.errors import ConfigError, ControlError
+from rae_control.ledger.base import Tx
 from rae_control.ledger.nodes import add_token, keep_token, sha256
-from rae_control.ledger.sqlite import Tx
 from rae_control.maintenance.backup import check_folder
 from rae_control.mesh.mesh import Mesh
 from rae_control.server.app import create_app

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+
 from rae_node.package import DATA
 
 ROLE = Path(__file__).parents[3] / "roles" / "node" / "tasks" / "install.yml"

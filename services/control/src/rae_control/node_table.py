@@ -24,7 +24,7 @@ from rae_control.core.matching import (
     unmet,
     without_program,
 )
-from rae_control.ledger.sqlite import Row
+from rae_control.ledger.base import Row
 from rae_protocol.clock import Clock
 from rae_protocol.nodes import Availability, Command, RegisterRequest, Wanted
 

@@ -13,7 +13,7 @@ from rae_control.api.openapi import document
 from rae_control.api.work import send_blob
 from rae_control.ledger import blobs, views
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger.sqlite import Row
+from rae_control.ledger.base import Row
 from rae_control.mesh.metrics import CONTENT_TYPE
 from rae_protocol import models
 from rae_protocol.errors import RaeError

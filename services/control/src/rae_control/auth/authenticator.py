@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rae_control.core.nonces import KEEP_S, NonceCache
+from rae_control.ledger.base import Row
 from rae_control.ledger.nodes import sha256
-from rae_control.ledger.sqlite import Row
 from rae_control.node_table import NodeEntry, NodeTable
 from rae_protocol import signing
 from rae_protocol.clock import Clock

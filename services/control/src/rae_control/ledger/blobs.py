@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import apsw
-
+from rae_control.ledger.base import Db, Row, Tx, fetch
 from rae_control.ledger.schema import BLOB_BYTES, LEAST_BYTES
-from rae_control.ledger.sqlite import Row, Tx, fetch
 from rae_protocol.errors import RaeError
 
 # No task of the submitter reads it, and its grace is over.
@@ -31,7 +29,7 @@ def keep(tx: Tx, sha256: str, submitter: str, size: int, most: int) -> bool:
     return True
 
 
-def refuse_more(db: apsw.Connection, submitter: str, size: int, most: int) -> None:
+def refuse_more(db: Db, submitter: str, size: int, most: int) -> None:
     """Raises RaeError `blobs_full` when the submitter would have more than `most` bytes."""
     have = stored(db, submitter)
     if have + max(size, LEAST_BYTES) > most:
@@ -39,19 +37,19 @@ def refuse_more(db: apsw.Connection, submitter: str, size: int, most: int) -> No
         raise RaeError("blobs_full", cause, retry_after_s=30)
 
 
-def known(db: apsw.Connection, sha256: str, submitter: str) -> bool:
+def known(db: Db, sha256: str, submitter: str) -> bool:
     """Whether the submitter has it."""
     sql = "SELECT 1 FROM blobs WHERE sha256 = ? AND submitter = ?"
     return bool(fetch(db, sql, (sha256, submitter)))
 
 
-def stored(db: apsw.Connection, submitter: str) -> int:
+def stored(db: Db, submitter: str) -> int:
     """Bytes of the submitter's blobs; small ones count as what they take of the disk."""
     rows = fetch(db, "SELECT bytes FROM stored WHERE submitter = ?", (submitter,))
     return int(rows[0]["bytes"]) if rows else 0
 
 
-def unread(db: apsw.Connection, before: float) -> list[tuple[str, str]]:
+def unread(db: Db, before: float) -> list[tuple[str, str]]:
     """Uploads (sha256, submitter) that no task reads."""
     rows = fetch(db, f"SELECT sha256, submitter FROM blobs WHERE {UNREAD}", (before,))
     return [(row["sha256"], row["submitter"]) for row in rows]
@@ -75,7 +73,7 @@ def _count(tx: Tx, submitter: str, size: int) -> None:
     )  # fmt: skip
 
 
-def uploaded(db: apsw.Connection, sha256: str, submitter: str) -> Row:
+def uploaded(db: Db, sha256: str, submitter: str) -> Row:
     """`size` and `created_at` of a submitter's blob. Raises RaeError `unknown_blob`."""
     sql = "SELECT size, created_at FROM blobs WHERE sha256 = ? AND submitter = ?"
     found = fetch(db, sql, (sha256, submitter))

@@ -14,9 +14,9 @@ import apsw
 
 from rae_control.core.lanes import lane_id
 from rae_control.core.states import chain_problems, counters
+from rae_control.ledger.base import Db, Row, fetch
 from rae_control.ledger.kept import NO_SPEC
 from rae_control.ledger.schema import BLOB_BYTES, LABELS, OPEN_NEED, READS, SCHEMA
-from rae_control.ledger.sqlite import Row, fetch
 from rae_control.storage.files import PIECE
 
 _AT_ONCE = 5000
@@ -145,7 +145,7 @@ _SHAPE = """SELECT type || ' ' || name FROM sqlite_master WHERE name NOT LIKE 's
     WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite%'"""
 
 
-def rows_problems(db: apsw.Connection) -> Iterator[Violation]:
+def rows_problems(db: Db) -> Iterator[Violation]:
     """What the rows say against each other: each rule, and some histories at a time, in a snapshot
     of its own, so that the write-ahead log is emptied in between."""
     for row in fetch(db, "PRAGMA integrity_check"):
@@ -162,7 +162,7 @@ def rows_problems(db: apsw.Connection) -> Iterator[Violation]:
     yield from _histories(db)
 
 
-def _lanes(db: apsw.Connection) -> Iterator[Violation]:
+def _lanes(db: Db) -> Iterator[Violation]:
     for row in fetch(db, "SELECT DISTINCT lane_id, priority, submitter, requirements FROM tasks"
                          " JOIN lanes USING (lane_id)"):  # fmt: skip
         needs = json.loads(row["requirements"])
@@ -171,7 +171,7 @@ def _lanes(db: apsw.Connection) -> Iterator[Violation]:
             yield Violation("lane_is_its_own", about)
 
 
-def _histories(db: apsw.Connection) -> Iterator[Violation]:
+def _histories(db: Db) -> Iterator[Violation]:
     """Every task's events and attempts beside its state and its counters."""
     last: str | None = ""
     while last is not None:
@@ -182,7 +182,7 @@ def _histories(db: apsw.Connection) -> Iterator[Violation]:
         last = until
 
 
-def _histories_of(db: apsw.Connection, after: str, until: str) -> Iterator[Violation]:
+def _histories_of(db: Db, after: str, until: str) -> Iterator[Violation]:
     events = groupby(_streamed(db, "events", "seq", after, until), lambda row: row["task_id"])
     attempts = groupby(
         _streamed(db, "attempts", "attempt", after, until), lambda row: row["task_id"]
@@ -209,7 +209,7 @@ def _histories_of(db: apsw.Connection, after: str, until: str) -> Iterator[Viola
 
 
 @contextmanager
-def _snapshot(db: apsw.Connection) -> Iterator[None]:
+def _snapshot(db: Db) -> Iterator[None]:
     db.execute("BEGIN")
     try:
         yield
@@ -226,7 +226,7 @@ _COLUMNS = {
 }
 
 
-def _streamed(db: apsw.Connection, table: str, then: str, after: str, until: str) -> Iterator[Row]:
+def _streamed(db: Db, table: str, then: str, after: str, until: str) -> Iterator[Row]:
     columns = _COLUMNS[table]
     names = columns.split(", ")
     sql = (
@@ -241,7 +241,7 @@ _BLOBS = """SELECT sha256, size FROM blobs WHERE sha256 > ?
     UNION SELECT sha256, size FROM artifacts WHERE sha256 > ? ORDER BY sha256 LIMIT ?"""
 
 
-def blob_problems(db: apsw.Connection, blobs: Path, deep: bool) -> Iterator[Violation]:
+def blob_problems(db: Db, blobs: Path, deep: bool) -> Iterator[Violation]:
     """Blobs that a row refers to, and the disk lacks (or, `deep`, holds with other bytes).
 
     No snapshot is held while bytes are read.

@@ -10,7 +10,7 @@ from enum import Enum
 from rae_control.core.matching import Another
 from rae_control.ledger import results
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger.sqlite import Db, Row, Tx, fetch
+from rae_control.ledger.base import Db, Row, Tx, fetch
 from rae_protocol.nodes import LeasedInput
 from rae_protocol.tasks import BlobInput, InlineInput, TaskInput, TaskSpec, UrlInput
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rae_control.ledger.sqlite import Tx
+from rae_control.ledger.base import Tx
 from rae_control.ledger.tasks import get, move, queue_if_due
 from rae_protocol.names import TaskState as S
 

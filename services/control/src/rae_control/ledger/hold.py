@@ -6,11 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import apsw
-
 from rae_control.core.hold import Hold, Place, elapsed, merged
+from rae_control.ledger.base import Db, Tx, fetch
 from rae_control.ledger.schema import HOLDER, HOLDERS_SINCE, SESSION
-from rae_control.ledger.sqlite import CLOCK, Tx, fetch
+from rae_control.ledger.sqlite import CLOCK
 
 KEY, LINEAGE = "hold", "lineage"
 # Where work may be alive: sessions, and attempts that are open or fenced.
@@ -33,12 +32,12 @@ class Past:
     last_event: int
 
 
-def past(db: apsw.Connection) -> Past:
+def past(db: Db) -> Past:
     """Read a ledger, of whatever version."""
     longest = fetch(db, "SELECT coalesce(max(lease_ttl_s), 0) AS s FROM tasks")[0]["s"]
     lineage = (*json.loads(_meta(db, LINEAGE) or "[]"), str(_meta(db, "incarnation")))
     places: set[Place] | None = None
-    if int(db.pragma("user_version")) >= HOLDERS_SINCE:
+    if fetch(db, "PRAGMA user_version")[0]["user_version"] >= HOLDERS_SINCE:
         rows = fetch(db, _PLACES)
         # Who named no machine cannot confirm.
         if all(row["machine"] and not row["machine"].startswith(SESSION) for row in rows):
@@ -82,7 +81,7 @@ def begin(tx: Tx, incarnation: str, boot: float | None, mine: Past, replaced: Pa
 
 
 def resume(
-    db: apsw.Connection, wall: float, boot: float, longest_s: float
+    db: Db, wall: float, boot: float, longest_s: float
 ) -> tuple[Hold, dict[str, Any]] | None:
     """The hold when control starts, and what to `keep` of it; None when there is none.
 
@@ -116,11 +115,11 @@ def _places(stored: list[list[str]] | None) -> set[Place] | None:
     return None if stored is None else {(node_id, machine) for node_id, machine in stored}
 
 
-def _stored(db: apsw.Connection) -> dict[str, Any] | None:
+def _stored(db: Db) -> dict[str, Any] | None:
     text = _meta(db, KEY)
     return None if text is None else dict(json.loads(text))
 
 
-def _meta(db: apsw.Connection, key: str) -> str | None:
+def _meta(db: Db, key: str) -> str | None:
     rows = fetch(db, "SELECT value FROM meta WHERE key = ?", (key,))
     return str(rows[0]["value"]) if rows else None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import apsw
-
+from rae_control.ledger.base import Db, Row, Tx, fetch
 from rae_control.ledger.schema import KEPT
-from rae_control.ledger.sqlite import Row, Tx, fetch
 
 # The spec of a task whose spec and result were dropped; its `spec_bytes` are 0.
 NO_SPEC = "null"
@@ -62,7 +60,7 @@ def trim(tx: Tx, go_on: Callable[[], bool], most: int) -> int:
     return done
 
 
-def record_of(db: apsw.Connection, submitter: str) -> int:
+def record_of(db: Db, submitter: str) -> int:
     """Bytes of the records of a submitter's ended and requeued tasks."""
     rows = fetch(db, "SELECT record FROM kept WHERE submitter = ?", (submitter,))
     return int(rows[0]["record"]) if rows else 0

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from typing import Any
 
 from rae_control.core.retries import Limits
+from rae_control.ledger.base import Row, Tx
 from rae_control.ledger.schema import HOLDER, SESSION
-from rae_control.ledger.sqlite import Row, Tx
 from rae_control.ledger.tasks import Who, clear_fence, event, interrupt
 from rae_protocol.errors import RaeError
 from rae_protocol.names import TOKEN_NAME_PATTERN

@@ -6,18 +6,18 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
-import apsw
 import gevent
 from gevent.event import AsyncResult
 from gevent.queue import Queue
 from gevent.threadpool import ThreadPool
 
-from rae_control.ledger.sqlite import READERS, Ledger
+from rae_control.ledger.base import Db, Store
+from rae_control.ledger.sqlite import READERS
 from rae_control.storage.files import in_thread
 from rae_protocol.errors import RaeError
 
 T = TypeVar("T")
-Read = Callable[[apsw.Connection], Any]
+Read = Callable[[Db], Any]
 # Reads of one caller that wait; as many as a token has connections (core/gate.py).
 MOST_WAITING = 2000
 
@@ -29,7 +29,7 @@ class LedgerReaders:
     read that is under way.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Store) -> None:
         self._ledger = ledger
         self._pool = ThreadPool(READERS)
         # Callers that wait for a reader; none of them has a read under way.
@@ -38,7 +38,7 @@ class LedgerReaders:
         self._waiting: dict[Hashable, deque[tuple[Read, AsyncResult]]] = {}
         self._greenlets = [gevent.spawn(self._loop) for _ in range(READERS)]
 
-    def read(self, function: Callable[[apsw.Connection], T], who: Hashable) -> T:
+    def read(self, function: Callable[[Db], T], who: Hashable) -> T:
         """Run a reading function in a reader thread, on one snapshot. Raises what it raised.
 
         Raises RaeError `rate_limited` where too many reads of this caller wait.

@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import apsw
-
 from rae_control.core.matching import Another
 from rae_control.core.retries import (
     NO_CHARGE,
@@ -18,7 +16,7 @@ from rae_control.core.retries import (
 )
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import tasks as ledger_tasks
-from rae_control.ledger.sqlite import Row, Tx, fetch
+from rae_control.ledger.base import Db, Row, Tx, fetch
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.names import TaskState
@@ -38,9 +36,7 @@ class Stored:
     type: str
 
 
-def expected(
-    db: apsw.Connection, node_id: str, result: Result
-) -> tuple[str, list[ArtifactSpec]] | None:
+def expected(db: Db, node_id: str, result: Result) -> tuple[str, list[ArtifactSpec]] | None:
     """The lease that a success is for, and the artifacts that its task declares.
 
     None where nothing of the result is to be kept: it is no success, or this node has no such

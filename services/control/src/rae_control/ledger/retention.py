@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
-import apsw
-
 from rae_control.ledger import kept
+from rae_control.ledger.base import Db, Row, Tx, fetch
 from rae_control.ledger.schema import LABELS
-from rae_control.ledger.sqlite import Row, Tx, fetch
 
 # Whatever still stands in somebody's dependencies stays: a live or a requeued task may need it.
 _OVER = """SELECT seq, task_id, submitter, state, attempts, kept_record FROM tasks t
@@ -19,13 +17,13 @@ _OVER = """SELECT seq, task_id, submitter, state, attempts, kept_record FROM tas
     AND NOT EXISTS (SELECT 1 FROM dependencies d WHERE d.needs = t.task_id)"""
 
 
-def over(db: apsw.Connection, before: float, limit: int) -> list[str]:
+def over(db: Db, before: float, limit: int) -> list[str]:
     """Some tasks that ended before and that no other needs. For a reader: it may look at many."""
     rows = fetch(db, f"{_OVER} ORDER BY finished_at LIMIT ?", (before, limit))
     return [row["task_id"] for row in rows]
 
 
-def beyond(db: apsw.Connection, most: int, limit: int) -> list[str]:
+def beyond(db: Db, most: int, limit: int) -> list[str]:
     """Some of the oldest ended tasks of those whose records take more than `most` bytes."""
     names: list[str] = []
     for who in fetch(db, "SELECT submitter, record FROM kept WHERE record > ?", (most,)):
@@ -93,7 +91,7 @@ def _summarise_one(tx: Tx, task: Row) -> None:
         tx.run(f"DELETE FROM {table} WHERE seq = ?", task["seq"])
 
 
-def empty_lanes(db: apsw.Connection) -> tuple[list[str], int]:
+def empty_lanes(db: Db) -> tuple[list[str], int]:
     """Lanes that no task refers to, and the newest task that was looked at."""
     newest = fetch(db, "SELECT coalesce(max(seq), 0) AS seq FROM tasks")[0]["seq"]
     rows = fetch(db, "SELECT lane_id FROM lanes EXCEPT SELECT lane_id FROM tasks")
@@ -119,12 +117,12 @@ def forget_node_events(tx: Tx, before: float, limit: int) -> int:
     return tx.run(f"DELETE FROM events WHERE {some}", limit, before)
 
 
-def unknown_tasks(db: apsw.Connection, names: Sequence[str]) -> list[str]:
+def unknown_tasks(db: Db, names: Sequence[str]) -> list[str]:
     """Those of the ids that no task has."""
     return [n for n in names if not fetch(db, "SELECT 1 FROM tasks WHERE task_id = ?", (n,))]
 
 
-def unknown(db: apsw.Connection, names: Sequence[str]) -> list[str]:
+def unknown(db: Db, names: Sequence[str]) -> list[str]:
     """Those of the blobs that no row knows."""
     return [
         name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rae_control.core.retries import SHARED_MACHINE, Limits
 from rae_control.ledger import nodes as ledger_nodes
-from rae_control.ledger.sqlite import Row, Tx
+from rae_control.ledger.base import Row, Tx
 from rae_protocol import models
 
 

@@ -13,10 +13,10 @@ import secrets
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import apsw
 
@@ -28,124 +28,19 @@ from rae_control.errors import (
     LedgerUnusable,
     RestoreUnfinished,
 )
+from rae_control.ledger.base import BATCH_S, Changes, Outcome, Tx
 from rae_control.ledger.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from rae_control.storage.durable import lock_file, sync_folder
 from rae_protocol.clock import Clock
 from rae_protocol.errors import RaeError
 
 T = TypeVar("T")
-Db: TypeAlias = apsw.Connection
-Row = dict[str, Any]
 # SQLite needs a few pages to open the file at all.
 LEAST_FREE = 1024 * 1024
 READERS = 2
-# The writer is held for this long at most by work in pieces; what is left comes in the next one.
-BATCH_S = 0.01
 CLOCK = "clock"  # the key of `keep_clock` in `meta`
 # Beside the ledger while a restore moves files: neither the old past nor the new one is whole.
 RESTORING = "restore.unfinished"
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """A task changed its state: what memory and queue must learn after the commit.
-
-    `task` is the row as it is now; lease, node and slot are those of the attempt that began, goes
-    on or has just ended. `event` is the line of history. `lane_before`: a task that a node denied
-    changes its lane. `lane_oldest` is the head of the lane, when a task left it.
-    """
-
-    task: Row
-    old: str | None
-    new: str
-    lease_id: str | None
-    node_id: str | None
-    slot: str | None
-    event: int
-    lane_before: str
-    lane_oldest: int | None = None
-    requirements: str = "{}"
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What memory follows after the commit: moved tasks, rows of nodes and tokens, ended fences,
-    and whose tasks have new events (None: nodes).
-
-    Rows are as the transaction left them. Only so memory takes them over in the order of the
-    commits, however late a caller goes on.
-    """
-
-    moved: list[Moved] = field(default_factory=list)
-    nodes: list[Row] = field(default_factory=list)
-    tokens: list[Row] = field(default_factory=list)
-    unfenced: list[str] = field(default_factory=list)
-    events: set[str | None] = field(default_factory=set)
-
-    def extend(self, later: Changes) -> None:
-        """Add what a later function changed."""
-        self.moved.extend(later.moved)
-        self.nodes.extend(later.nodes)
-        self.tokens.extend(later.tokens)
-        self.unfenced.extend(later.unfenced)
-        self.events.update(later.events)
-
-
-@dataclass(slots=True)
-class Tx:
-    """A transaction in the writer thread: the connection, the time, and what it changed.
-
-    `now` is for people. What becomes due goes by `earliest`, what ages is stamped with `latest`
-    (core/steady.py).
-    """
-
-    db: apsw.Connection
-    now: float
-    earliest: float
-    latest: float
-    batch: Changes  # of the functions before this one in the same transaction
-    in_time: Callable[[], bool]  # whether the transaction is still a short one for all who wait
-    changes: Changes = field(default_factory=Changes)
-    releasing: bool = False
-
-    def run(self, sql: str, *values: Any) -> int:
-        """Execute and return the number of changed rows."""
-        self.db.execute(sql, values)
-        return self.db.changes()
-
-    def insert(self, table: str, rows: Sequence[Row]) -> Sequence[int]:
-        """Insert rows of the same columns with one statement; returns their numbers.
-
-        Between two statements another thread may take the interpreter, for a while each time.
-        """
-        if not rows:
-            return ()
-        columns = ", ".join(rows[0])
-        values = ", ".join(f"v ->> {at}" for at in range(len(rows[0])))
-        self.db.execute(
-            f"INSERT INTO {table} ({columns}) SELECT {values}"
-            " FROM (SELECT value AS v FROM json_each(?) ORDER BY key)",
-            (json.dumps([list(row.values()) for row in rows]),),
-        )
-        last = self.db.last_insert_rowid()
-        return range(last - len(rows) + 1, last + 1)
-
-    def rows(self, sql: str, *values: Any) -> list[Row]:
-        """All rows as dictionaries."""
-        return fetch(self.db, sql, values)
-
-    def row(self, sql: str, *values: Any) -> Row | None:
-        """The first row, or None."""
-        found = fetch(self.db, sql, values)
-        return found[0] if found else None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[T]):
-    """What one function of a batch returned or raised."""
-
-    value: T | None = None
-    error: BaseException | None = None
 
 
 class Ledger:
@@ -276,14 +171,6 @@ class Ledger:
                 db.pragma("user_version", SCHEMA_VERSION)
 
 
-def unavailable(outcomes: Sequence[Outcome[Any]]) -> RaeError | None:
-    """The error of a batch that SQLite could not commit; None when it could."""
-    error = outcomes[0].error if outcomes else None
-    if isinstance(error, RaeError) and error.rc == "ledger_unavailable":
-        return error
-    return None
-
-
 def keep_clock(tx: Tx, kept: Kept) -> None:
     """Note what the clocks said, for the next start."""
     tx.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", CLOCK, json.dumps(asdict(kept)))
@@ -312,21 +199,6 @@ def refuse_unfinished(data: Path) -> None:
             f"a restore into {data} was cut off; run the same `rae-control restore` again, with"
             " --force"
         )
-
-
-def fetch(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-    """Rows as dictionaries."""
-    return list(streamed(db, sql, values))
-
-
-def streamed(db: apsw.Connection, sql: str, values: Sequence[Any] = ()) -> Iterator[Row]:
-    """The same, one after the other: who has enough stops."""
-    cursor = db.execute(sql, tuple(values))
-    names: tuple[str, ...] = ()
-    for row in cursor:
-        if not names:
-            names = tuple(column[0] for column in cursor.get_description())
-        yield dict(zip(names, row, strict=True))
 
 
 def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:

@@ -12,8 +12,8 @@ from typing import Any
 from rae_control.core.lanes import lane_id
 from rae_control.core.matching import canonical_requirements
 from rae_control.ledger import tasks as ledger_tasks
+from rae_control.ledger.base import Row, Tx
 from rae_control.ledger.schema import LABELS, OPEN_NEED
-from rae_control.ledger.sqlite import Row, Tx
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.names import TaskState

@@ -11,8 +11,8 @@ from typing import Any
 from rae_control.core.lanes import lane_id
 from rae_control.core.retries import NO_ACK, NO_CHARGE, Limits, Verdict, after_interruption
 from rae_control.ledger import kept
+from rae_control.ledger.base import Moved, Row, Tx
 from rae_control.ledger.schema import HOLDER
-from rae_control.ledger.sqlite import Moved, Row, Tx
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.names import TaskState as S

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-import apsw
-
 from rae_control.ledger import tasks
+from rae_control.ledger.base import Db, Row, Tx, fetch
 from rae_control.ledger.schema import OPEN_NEED
-from rae_control.ledger.sqlite import Row, Tx, fetch
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_HISTORY
 from rae_protocol.names import TaskState as S
@@ -92,6 +90,6 @@ def requeue(tx: Tx, task: Row, reason: str | None, limits: Callable[[Tx, str], N
     limits(tx, task["submitter"])
 
 
-def releasing(db: apsw.Connection, task_id: str) -> bool:
+def releasing(db: Db, task_id: str) -> bool:
     """Whether tasks that waited for this one, which has ended, do not know it yet."""
     return bool(fetch(db, "SELECT 1 FROM releases WHERE needs = ?", (task_id,)))

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-import apsw
-
+from rae_control.ledger.base import Db, Row, fetch, streamed
 from rae_control.ledger.retention import removed_events_key
-from rae_control.ledger.sqlite import Row, fetch, streamed
 from rae_protocol.errors import RaeError
 from rae_protocol.names import TaskState
 from rae_protocol.tasks import ArtifactView, AttemptView, EventView, TaskError, TaskView
@@ -30,7 +28,7 @@ def moment(unix: float | None) -> datetime | None:
     return None if unix is None else datetime.fromtimestamp(unix, tz=timezone.utc)
 
 
-def task_row(db: apsw.Connection, task_id: str, submitter: str | None) -> Row:
+def task_row(db: Db, task_id: str, submitter: str | None) -> Row:
     """A task that this submitter may see (None: everybody's). Raises RaeError `unknown_task`."""
     rows = fetch(db, f"{_TASK} WHERE task_id = ?", (task_id,))
     if not rows or submitter not in {None, rows[0]["submitter"]}:
@@ -64,7 +62,7 @@ def view(row: Row) -> TaskView:
     )
 
 
-def detail(db: apsw.Connection, row: Row) -> TaskView:
+def detail(db: Db, row: Row) -> TaskView:
     """Everything about a task but why it does not run, its spec and its result."""
     artifacts = [
         ArtifactView(name=a["name"], size=a["size"], sha256=a["sha256"], type=a["type"])
@@ -96,17 +94,17 @@ def detail(db: apsw.Connection, row: Row) -> TaskView:
     return view(row).model_copy(update=extra)
 
 
-def spec_text(db: apsw.Connection, row: Row) -> bytes:
+def spec_text(db: Db, row: Row) -> bytes:
     """What was submitted, as JSON."""
     return _text(db, "SELECT CAST(spec AS BLOB) FROM specs WHERE seq = ?", row) or b"null"
 
 
-def result_text(db: apsw.Connection, row: Row) -> bytes | None:
+def result_text(db: Db, row: Row) -> bytes | None:
     """What the task returned, as JSON."""
     return _text(db, "SELECT CAST(result AS BLOB) FROM results WHERE seq = ?", row)
 
 
-def _text(db: apsw.Connection, sql: str, row: Row) -> bytes | None:
+def _text(db: Db, sql: str, row: Row) -> bytes | None:
     text: bytes | None = db.execute(sql, (row["seq"],)).get
     return text
 
@@ -124,7 +122,7 @@ def _page(rows: Iterator[Row], limit: int, *heavy: str) -> tuple[list[Row], bool
 
 
 def task_list(
-    db: apsw.Connection, filters: Mapping[str, Any], limit: int, before: int | None
+    db: Db, filters: Mapping[str, Any], limit: int, before: int | None
 ) -> tuple[list[TaskView], int | None]:
     """Some tasks, newest first, and the cursor of what follows; perhaps none where more follow.
 
@@ -147,7 +145,7 @@ def task_list(
     return [view(row) for row in rows], rows[-1]["seq"] if more else end or None
 
 
-def _end(db: apsw.Connection, name: str, value: str, top: int) -> int:
+def _end(db: Db, name: str, value: str, top: int) -> int:
     """The last of a filter's next tasks; 0 where they are all that are left."""
     table = "labels" if name == "label" else "tasks"
     sql = f"SELECT seq FROM {table} WHERE {name} = ? AND seq < ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
@@ -155,7 +153,7 @@ def _end(db: apsw.Connection, name: str, value: str, top: int) -> int:
 
 
 def events(
-    db: apsw.Connection,
+    db: Db,
     after: int,
     limit: int,
     *,
@@ -183,7 +181,7 @@ def events(
     ]  # fmt: skip
 
 
-def event_range(db: apsw.Connection, submitter: str | None) -> tuple[int, int]:
+def event_range(db: Db, submitter: str | None) -> tuple[int, int]:
     """The newest event's seq, and up to which seq some of the submitter's (None: of all) events
     were removed after their time. 0 where there is none."""
     newest = fetch(db, "SELECT seq FROM sqlite_sequence WHERE name = 'events'")
@@ -192,7 +190,7 @@ def event_range(db: apsw.Connection, submitter: str | None) -> tuple[int, int]:
     return newest[0]["seq"] if newest else 0, removed[0]["seq"] if removed else 0
 
 
-def unfinished_needs(db: apsw.Connection, task_id: str) -> list[str]:
+def unfinished_needs(db: Db, task_id: str) -> list[str]:
     """The dependencies that have not succeeded yet, each with its state."""
     rows = fetch(
         db,
@@ -203,19 +201,19 @@ def unfinished_needs(db: apsw.Connection, task_id: str) -> list[str]:
     return [f"{row['task_id']} ({row['state']})" for row in rows]
 
 
-def node_of(db: apsw.Connection, lease_id: str) -> str:
+def node_of(db: Db, lease_id: str) -> str:
     """Where an attempt ran."""
     rows = fetch(db, "SELECT node_id FROM attempts WHERE lease_id = ?", (lease_id,))
     return str(rows[0]["node_id"]) if rows else "its node"
 
 
-def ahead_of(db: apsw.Connection, row: Row) -> int:
+def ahead_of(db: Db, row: Row) -> int:
     """How many tasks of the lane are before this one."""
     sql = "SELECT count(*) AS n FROM tasks WHERE lane_id = ? AND state = 'queued' AND seq < ?"
     return int(fetch(db, sql, (row["lane_id"], row["seq"]))[0]["n"])
 
 
-def lane_heads(db: apsw.Connection) -> list[Row]:
+def lane_heads(db: Db) -> list[Row]:
     """Every lane with queued tasks: lane_id, requirements, queued, oldest."""
     return fetch(
         db,
@@ -224,14 +222,14 @@ def lane_heads(db: apsw.Connection) -> list[Row]:
     )
 
 
-def queued_ids(db: apsw.Connection, lane_id: str) -> tuple[int, list[str]]:
+def queued_ids(db: Db, lane_id: str) -> tuple[int, list[str]]:
     """The newest event, and the queued tasks of a lane in order as of that event."""
     newest = int(db.execute("SELECT coalesce(max(seq), 0) FROM events").get)
     sql = "SELECT task_id FROM tasks WHERE lane_id = ? AND state = 'queued' ORDER BY seq"
     return newest, [task_id for (task_id,) in db.execute(sql, (lane_id,))]
 
 
-def open_leases(db: apsw.Connection) -> list[Row]:
+def open_leases(db: Db) -> list[Row]:
     """The rows that the lease table starts from."""
     return fetch(
         db,
@@ -240,7 +238,7 @@ def open_leases(db: apsw.Connection) -> list[Row]:
     )
 
 
-def fences(db: apsw.Connection) -> list[Row]:
+def fences(db: Db) -> list[Row]:
     """Cut-off attempts that are not known to be dead: fence, lease_ttl_s, task_id, node_id."""
     return fetch(
         db,
@@ -249,7 +247,7 @@ def fences(db: apsw.Connection) -> list[Row]:
     )
 
 
-def backlog(db: apsw.Connection) -> list[Row]:
+def backlog(db: Db) -> list[Row]:
     """Tasks and bytes of each submitter that wait or are queued."""
     return fetch(
         db,
@@ -258,7 +256,7 @@ def backlog(db: apsw.Connection) -> list[Row]:
     )
 
 
-def lane_sizes(db: apsw.Connection) -> list[Row]:
+def lane_sizes(db: Db) -> list[Row]:
     """How many tasks of each lane wait or are queued, and whose they are."""
     return fetch(
         db,
@@ -267,19 +265,19 @@ def lane_sizes(db: apsw.Connection) -> list[Row]:
     )
 
 
-def states(db: apsw.Connection) -> dict[str, int]:
+def states(db: Db) -> dict[str, int]:
     """How many tasks are in each state."""
     rows = fetch(db, "SELECT state, count(*) AS tasks FROM tasks GROUP BY state")
     return {row["state"]: row["tasks"] for row in rows}
 
 
-def stored(db: apsw.Connection) -> int:
+def stored(db: Db) -> int:
     """Bytes that rows refer to; content of several submitters counts for each."""
     sql = "SELECT (SELECT total(size) FROM blobs) + (SELECT total(size) FROM artifacts) AS bytes"
     return int(fetch(db, sql)[0]["bytes"])
 
 
-def all_rows(db: apsw.Connection, table: str) -> list[Row]:
+def all_rows(db: Db, table: str) -> list[Row]:
     """All nodes or all tokens."""
     return fetch(db, {"nodes": "SELECT * FROM nodes", "tokens": "SELECT * FROM tokens"}[table])
 
@@ -292,7 +290,7 @@ def _always(unix: float) -> Any:
     return moment(unix)
 
 
-def artifact(db: apsw.Connection, task_id: str, name: str) -> Row:
+def artifact(db: Db, task_id: str, name: str) -> Row:
     """`sha256` and `size` of an artifact. Raises RaeError `unknown_artifact`."""
     found = fetch(db, "SELECT * FROM artifacts WHERE task_id = ? AND name = ?", (task_id, name))
     if not found:

@@ -14,7 +14,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
-from rae_control.ledger.sqlite import Changes, Ledger, Outcome, Tx, unavailable
+from rae_control.ledger.base import Changes, Outcome, Store, Tx, unavailable
 from rae_control.log import facts
 from rae_protocol.errors import RaeError
 
@@ -39,7 +39,7 @@ class LedgerWriter:
     """
 
     def __init__(
-        self, ledger: Ledger, listener: Callable[[Changes], None],
+        self, ledger: Store, listener: Callable[[Changes], None],
         committed: Callable[[float, int], None],
     ) -> None:  # fmt: skip
         self._ledger = ledger

@@ -23,15 +23,13 @@ import apsw
 from rae_control.core.hold import WAY_OUT
 from rae_control.errors import BackupDamaged, ConfigError, ControlError, DiskFull, LedgerTooNew
 from rae_control.ledger import check, hold
+from rae_control.ledger.base import Row, Tx, fetch
 from rae_control.ledger.schema import SCHEMA_VERSION
 from rae_control.ledger.sqlite import (
     RESTORING,
     Ledger,
-    Row,
-    Tx,
     connect,
     copy_to,
-    fetch,
     ledger_errors,
     refuse_unfinished,
 )

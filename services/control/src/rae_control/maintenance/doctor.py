@@ -22,8 +22,9 @@ from rae_control.auth.credentials import redis_password
 from rae_control.auth.root_keys import load_roots
 from rae_control.config import ControlConfig
 from rae_control.errors import ControlError
+from rae_control.ledger.base import fetch
 from rae_control.ledger.schema import SCHEMA_VERSION
-from rae_control.ledger.sqlite import connect, fetch
+from rae_control.ledger.sqlite import connect
 from rae_control.maintenance.chores import newest
 from rae_control.queue.dev_redis import find_server
 from rae_control.queue.rq_queue import RqQueue

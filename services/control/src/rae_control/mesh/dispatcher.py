@@ -17,7 +17,7 @@ from rae_control.core.leases import Lease
 from rae_control.core.matching import slot_kind, vram_needed_mb
 from rae_control.core.why import why_nothing
 from rae_control.ledger import claims
-from rae_control.ledger.sqlite import Moved
+from rae_control.ledger.base import Moved
 from rae_control.mesh.state import State
 from rae_control.node_table import NodeEntry
 from rae_protocol.errors import RaeError

@@ -15,7 +15,7 @@ from rae_control.auth.authenticator import Authenticator, Skew
 from rae_control.config import ControlConfig
 from rae_control.core.takeovers import Takeovers
 from rae_control.ledger import views
-from rae_control.ledger.sqlite import Moved, Row
+from rae_control.ledger.base import Moved, Row
 from rae_control.ledger.tasks import LIVE
 from rae_control.log import facts
 from rae_control.mesh.dispatcher import Dispatcher

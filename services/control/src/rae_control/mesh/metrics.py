@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from rae_control.core.leases import Lease
 from rae_control.ledger import views
-from rae_control.ledger.sqlite import Moved
+from rae_control.ledger.base import Moved
 from rae_protocol.names import TaskState
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 import gevent
 
 from rae_control.ledger import blobs, kept, retention
-from rae_control.ledger.sqlite import BATCH_S, Db
+from rae_control.ledger.base import BATCH_S, Db
 from rae_control.log import facts
 from rae_control.mesh.state import State
 from rae_control.storage.files import in_thread

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rae_control.config import ControlConfig
 from rae_control.ledger import kept
-from rae_control.ledger.sqlite import Moved, Tx
+from rae_control.ledger.base import Moved, Tx
 from rae_protocol.errors import RaeError
 
 WAIT = frozenset({"waiting", "queued"})

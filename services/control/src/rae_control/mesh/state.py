@@ -29,9 +29,10 @@ from rae_control.core.retries import Limits, speaks_of_node
 from rae_control.ledger import hold as ledger_hold
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import retention, views
+from rae_control.ledger.base import BATCH_S, Changes, Db, Moved, Row, Store, Tx
 from rae_control.ledger.due import shift_pauses
 from rae_control.ledger.readers import LedgerReaders
-from rae_control.ledger.sqlite import BATCH_S, Changes, Db, Ledger, Moved, Row, Tx, keep_clock
+from rae_control.ledger.sqlite import Ledger, keep_clock
 from rae_control.ledger.tasks import LIVE
 from rae_control.ledger.writer import LedgerWriter
 from rae_control.log import facts
@@ -108,7 +109,7 @@ class State(ABC):
             config.retry_backoff_s, config.retry_backoff_max_s, config.interruption_pause_s,
             config.interruption_pause_max_s, config.max_interruptions,
         )  # fmt: skip
-        self.ledger = Ledger(data / "ledger.db", clock, config.clock_settle_s)
+        self.ledger: Store = Ledger(data / "ledger.db", clock, config.clock_settle_s)
         self.blobs = BlobStore(data / "blobs")
         self.logs = LogStore(data / "logs", config.max_log_bytes)
         self.signals = Signals()

@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING
 
 from rae_control.ledger import results, views
 from rae_control.ledger import tasks as ledger_tasks
+from rae_control.ledger.base import Db, Row, Tx
 from rae_control.ledger.claims import resolve_input
-from rae_control.ledger.sqlite import Db, Row, Tx
 from rae_control.log import facts
 from rae_control.node_table import NodeEntry
 from rae_control.service.reads import Reads

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rae_control.ledger import nodes as ledger_nodes
 from rae_control.ledger import sessions, views
-from rae_control.ledger.sqlite import Row, Tx
+from rae_control.ledger.base import Row, Tx
 from rae_control.log import facts
 from rae_control.node_table import NodeEntry, info_json
 from rae_control.service import takeover

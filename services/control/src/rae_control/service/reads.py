@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from rae_control.ledger.sqlite import Db
+from rae_control.ledger.base import Db
 
 if TYPE_CHECKING:
     from rae_control.mesh.mesh import Mesh

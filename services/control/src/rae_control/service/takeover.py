@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rae_control.auth.authenticator import Superseded
 from rae_control.core.takeovers import is_about_two, sentence
-from rae_control.ledger.sqlite import Row
+from rae_control.ledger.base import Row
 from rae_protocol.errors import RaeError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from rae_control.config import ControlConfig
 from rae_control.core import why
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger import verbs, views
+from rae_control.ledger.base import Db, Row, Tx
 from rae_control.ledger.claims import PREFER_S
-from rae_control.ledger.sqlite import Db, Row, Tx
 from rae_control.ledger.submit import Prepared, in_order, prepare, submit
 from rae_control.mesh.state import events_of
 from rae_control.service.reads import Reads
