@@ -13,7 +13,7 @@ from rae_control.core.lanes import lane_id
 from rae_control.core.matching import canonical_requirements
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.base import Row, Tx
-from rae_control.ledger.schema import LABELS, OPEN_NEED
+from rae_control.ledger.schema import ALIVE, LABELS, OPEN_NEED
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
 from rae_protocol.names import TaskState
@@ -206,11 +206,15 @@ def _known(tx: Tx, submitter: str, task: Prepared, row: Row | None) -> Row | Non
         return row
     if task.key is None:
         return None
-    return tx.row(
-        "SELECT task_id, state FROM tasks WHERE submitter = ? AND idempotency_key = ?"
-        " AND state NOT IN ('failed', 'cancelled', 'expired') ORDER BY seq DESC LIMIT 1",
-        submitter, task.key,
-    )  # fmt: skip
+    return of_key(tx, submitter, task.key)
+
+
+def of_key(tx: Tx, submitter: str, key: str) -> Row | None:
+    """The submitter's task with this idempotency key that waits, is queued, runs or succeeded."""
+    sql = (
+        f"SELECT task_id, state FROM tasks WHERE submitter = ? AND idempotency_key = ? AND {ALIVE}"
+    )
+    return tx.row(f"{sql} ORDER BY seq DESC LIMIT 1", submitter, key)
 
 
 def _insert(tx: Tx, submitter: str, tasks: Sequence[Prepared]) -> list[tuple[Prepared, Row]]:
