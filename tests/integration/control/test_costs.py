@@ -12,6 +12,7 @@ from rae_control.ledger import due, results, retention
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.base import Tx
 from rae_control.ledger.claims import LaneOffer, claim
+from rae_control.ledger.submit import of_key
 from rae_control.mesh.mesh import Mesh
 from tests.integration.control.harness import ECHO, Api, ManualClock
 
@@ -123,3 +124,23 @@ def test_a_look_at_events_of_nodes_that_are_not_over(api: Api, mesh: Mesh) -> No
     found, steps = cost(mesh, partial(retention.forget_node_events, before=5.0, limit=100))
     assert found == 0
     assert steps < 5 * MANY
+
+
+def test_a_look_for_an_idempotency_key_with_which_very_many_have_failed(
+    api: Api, mesh: Mesh
+) -> None:
+    def fail(count: int) -> None:
+        for _ in range(count):
+            task_id = api.submit({**ECHO, "idempotency_key": "k"})[0]["task_id"]
+            assert api.rae("POST", f"/tasks/{task_id}/cancel", {}).status_code == 200
+
+    look = partial(of_key, submitter="alice", key="k")
+    fail(1)
+    none, before = cost(mesh, look)
+    fail(200)
+    none_yet, after = cost(mesh, look)
+    assert (none, none_yet) == (None, None)
+    assert after < before + 50
+    there = api.submit({**ECHO, "idempotency_key": "k"})[0]
+    found, _ = cost(mesh, look)
+    assert found["task_id"] == there["task_id"]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
@@ -17,6 +18,8 @@ from rae_control.ledger.writer import COMMIT_S, LedgerWriter
 from rae_control.maintenance import backup
 from rae_control.mesh.mesh import Mesh
 from rae_control.mesh.turns import Turns
+from rae_protocol.models import canonical
+from rae_protocol.names import MAX_DECLARED
 from tests.integration.control.harness import ECHO, Api, ManualClock
 
 
@@ -224,3 +227,23 @@ def test_tasks_whose_inputs_never_came_end_in_short_writes_before_the_next_is_le
     assert following.get()["task_id"] == "next"
     assert mesh.states["failed"] == 20
     assert len(set(ended)) > 2
+
+
+def test_one_submit_looks_through_a_bounded_number_of_declared_artifacts(api: Api) -> None:
+    artifacts = [
+        {"name": f"{n:03}" + "x" * 252, "max_mb": 16.0, "type": "x" * 127} for n in range(256)
+    ]
+    many = MAX_DECLARED // len(canonical(artifacts)) + 1
+    names = [f"n{number}" for number in range(many)]
+    wide = [{**ECHO, "task_id": name, "artifacts": artifacts} for name in names]
+    for half in (wide[::2], wide[1::2]):
+        api.submit(*half)
+
+    def takes(names: list[str]) -> dict[str, Any]:
+        source = {"artifact": artifacts[-1]["name"]}
+        return {**ECHO, "inputs": {name: {**source, "from_task": name} for name in names}}
+
+    assert len(api.submit(takes(names[2:]), takes(names[2:]))) == 2
+    answer = api.rae("POST", "/tasks", {"tasks": [takes(names[:2]), takes(names[2:])]})
+    assert (answer.status_code, answer.json["rc"]) == (400, "invalid_body")
+    assert "are declared by the tasks" in answer.json["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 from rae_protocol import models
 from rae_protocol.errors import RaeError
 from rae_protocol.names import RESERVED_NODE_IDS, RESERVED_TASK_IDS, TaskState, relative_path
+
+MIB = 1024**2
 
 
 def refusal(model: type[Any], body: Any) -> RaeError:
@@ -209,6 +212,54 @@ def test_what_a_node_or_an_operator_gets_wrong_is_refused(model: type[Any], body
 def test_a_refusal_lists_at_most_twenty_problems() -> None:
     error = refusal(models.TaskSpec, {"kind": "cli"} | {f"x{i}": i for i in range(100)})
     assert len(error.detail["problems"]) == 20
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [{"kind": "cli", **{f"x{n}": 0 for n in range(20_000)}}],
+        [{"kind": "cli", "inputs": {f"f{n}": {"x": 0} for n in range(20_000)}}],
+        [{"kind": "cli", "inputs": {"f": {f"x{n}": 0 for n in range(20_000)}}}],
+        [{"kind": "cli", "labels": {f"l{n}": 0 for n in range(20_000)}}],
+        [{"kind": "cli", "inputs": {f"f{n}": {"x": 0} for n in range(100)}}] * 200,
+        [{"kind": "cli", "x" * 1_000_000: 0}],
+    ],
+    ids=["fields", "inputs", "fields of an input", "labels", "tasks", "a long name"],
+)
+def test_a_refusal_of_very_many_mistakes_costs_no_more_than_the_body(
+    tasks: list[dict[str, Any]],
+) -> None:
+    tracemalloc.start()
+    try:
+        error = refusal(models.SubmitMany, {"tasks": tasks})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MIB
+    assert len(models.canonical(error.body())) < 16 * 1024
+
+
+def test_of_many_wrong_tasks_the_mistakes_of_the_first_are_listed() -> None:
+    error = refusal(models.SubmitMany, {"tasks": [{"kind": "cli"}, *[{"kind": 1, "x": 2}] * 3]})
+    fields = [problem["field"] for problem in error.detail["problems"]]
+    assert fields == ["tasks.1.kind", "tasks.1.x"]
+
+
+@pytest.mark.parametrize(
+    ("source", "field"),
+    [
+        ({}, "inputs.f"),
+        ({"x": 1}, "inputs.f"),
+        ("text", "inputs.f"),
+        ({"sha256": "G"}, "inputs.f.sha256.sha256"),
+        ({"from_task": "t1"}, "inputs.f.from_task.artifact"),
+        ({"url": "ftp://x/y", "sha256": "0" * 64}, "inputs.f.url.url"),
+        ({"inline": "x", "sha256": "0" * 64}, "inputs.f.inline.sha256"),
+    ],
+)
+def test_a_wrong_input_is_one_mistake_of_the_kind_that_was_meant(source: Any, field: str) -> None:
+    error = refusal(models.TaskSpec, {"kind": "cli", "inputs": {"f": source}})
+    assert [problem["field"] for problem in error.detail["problems"]] == [field]
 
 
 def test_bodies_are_frozen() -> None:

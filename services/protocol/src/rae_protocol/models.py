@@ -16,6 +16,10 @@ from rae_protocol.tasks import *  # noqa: F403 - the one place that gathers the 
 
 M = TypeVar("M", bound=tasks.Model)
 
+# Mistakes of a body that are listed, and the length of a field's name there. pydantic lists all or
+# none; a list of a hundred thousand takes seconds and hundreds of megabytes.
+LISTED, COUNTED, NAME_CHARACTERS = 20, 600, 200
+
 BODIES: dict[str, type[tasks.Model]] = {
     name: value
     for module in (tasks, nodes)
@@ -100,18 +104,22 @@ def decode(body: bytes) -> Any:
 def parse(model: type[M], value: Any) -> M:
     """A decoded value to a body.
 
-    Raises RaeError `invalid_body`; its detail lists each field with what is wrong.
+    Raises RaeError `invalid_body`; its detail lists the first fields with what is wrong.
     """
     try:
         return model.model_validate(value, context=tasks.SENT)
     except ValidationError as error:
+        if (count := error.error_count()) > COUNTED:
+            cause = f"{count} fields are unknown or wrong"
+            problems = [{"field": "", "problem": cause}]
+            raise RaeError("invalid_body", cause, problems=problems) from None
         problems = [
             {
-                "field": ".".join(str(part) for part in item["loc"]),
+                "field": ".".join(str(part) for part in item["loc"])[:NAME_CHARACTERS],
                 "problem": field_in_words(item["type"], item["msg"]),
             }
             for item in error.errors(include_url=False, include_context=False, include_input=False)
-        ][:20]
+        ][:LISTED]
         first = problems[0]
         where = first["field"] or "the body"
         raise RaeError("invalid_body", f"{where}: {first['problem']}", problems=problems) from error

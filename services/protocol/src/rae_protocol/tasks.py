@@ -12,8 +12,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
+    FailFast,
     Field,
     StringConstraints,
+    Tag,
     ValidationInfo,
     model_validator,
 )
@@ -104,7 +107,29 @@ class TaskInput(Model):
     artifact: RelativePath
 
 
-InputSource = InlineInput | BlobInput | UrlInput | TaskInput
+# The field that says which kind of source it is; a URL may have a sha256 beside it.
+_SOURCES = ("inline", "url", "from_task", "sha256")
+
+
+def _source(value: object) -> str | None:
+    fields = vars(value) if isinstance(value, Model) else value
+    if not isinstance(fields, dict):
+        return None
+    return next((name for name in _SOURCES if name in fields), None)
+
+
+# One kind is tried, not all: each wrong input would count several mistakes.
+InputSource = Annotated[
+    Annotated[InlineInput, Tag("inline")]
+    | Annotated[UrlInput, Tag("url")]
+    | Annotated[TaskInput, Tag("from_task")]
+    | Annotated[BlobInput, Tag("sha256")],
+    Discriminator(
+        _source,
+        custom_error_type="no_source",
+        custom_error_message=f"must be an object with one of {', '.join(_SOURCES)}",
+    ),
+]
 
 
 class ArtifactSpec(Model):
@@ -189,7 +214,8 @@ class TaskSpec(Model):
 class SubmitMany(Model):
     """Several tasks, taken all or none."""
 
-    tasks: Annotated[list[TaskSpec], Field(min_length=1, max_length=MAX_TASKS_PER_CALL)]
+    # Only the first wrong task's mistakes are listed.
+    tasks: Annotated[list[TaskSpec], FailFast(), Field(min_length=1, max_length=MAX_TASKS_PER_CALL)]
 
 
 class TaskRef(Model):

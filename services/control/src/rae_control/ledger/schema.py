@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # What came with schema 2: which blobs a task reads, and what is left of tasks after their time.
 _CARE = """
@@ -123,6 +123,13 @@ CREATE TABLE labels (
 """
 LABELS = "SELECT key || '=' || value AS label, seq FROM specs, json_each(labels)"
 
+# Of one key at most one such task is there, and any number of those that failed.
+ALIVE = "state NOT IN ('failed', 'cancelled', 'expired')"
+_KEYS = f"""
+CREATE INDEX tasks_key ON tasks (submitter, idempotency_key)
+    WHERE idempotency_key IS NOT NULL AND {ALIVE};
+"""
+
 # From each older version to the one after it.
 MIGRATIONS = {
     1: _CARE + _READ_BY_TASKS,
@@ -130,6 +137,7 @@ MIGRATIONS = {
     3: _AVOID,
     4: _APART,
     5: f"{_KEEP} {_LISTS} INSERT INTO labels {LABELS} ORDER BY 1, 2;",
+    6: f"DROP INDEX tasks_key; {_KEYS}",
 }
 
 SCHEMA = (
@@ -182,7 +190,6 @@ CREATE INDEX tasks_expiring ON tasks (expires_at)
     WHERE expires_at IS NOT NULL AND state IN ('queued', 'waiting');
 CREATE INDEX tasks_leased ON tasks (lease_id) WHERE lease_id IS NOT NULL;
 CREATE INDEX tasks_fenced ON tasks (fence) WHERE fence IS NOT NULL;
-CREATE INDEX tasks_key ON tasks (submitter, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX tasks_listing ON tasks (submitter, seq);
 CREATE INDEX tasks_state ON tasks (state, seq);
 
@@ -276,4 +283,5 @@ CREATE TABLE tokens (
     + _STORED
     + _KEPT
     + _LISTS
+    + _KEYS
 )

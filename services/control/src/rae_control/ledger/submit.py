@@ -13,10 +13,10 @@ from rae_control.core.lanes import lane_id
 from rae_control.core.matching import canonical_requirements
 from rae_control.ledger import tasks as ledger_tasks
 from rae_control.ledger.base import Row, Tx
-from rae_control.ledger.schema import LABELS, OPEN_NEED
+from rae_control.ledger.schema import ALIVE, LABELS, OPEN_NEED
 from rae_protocol.errors import RaeError
 from rae_protocol.models import canonical
-from rae_protocol.names import TaskState
+from rae_protocol.names import MAX_DECLARED, TaskState
 from rae_protocol.tasks import BlobInput, TaskInput, TaskRef, TaskSpec
 
 
@@ -206,11 +206,15 @@ def _known(tx: Tx, submitter: str, task: Prepared, row: Row | None) -> Row | Non
         return row
     if task.key is None:
         return None
-    return tx.row(
-        "SELECT task_id, state FROM tasks WHERE submitter = ? AND idempotency_key = ?"
-        " AND state NOT IN ('failed', 'cancelled', 'expired') ORDER BY seq DESC LIMIT 1",
-        submitter, task.key,
-    )  # fmt: skip
+    return of_key(tx, submitter, task.key)
+
+
+def of_key(tx: Tx, submitter: str, key: str) -> Row | None:
+    """The submitter's task with this idempotency key that waits, is queued, runs or succeeded."""
+    sql = (
+        f"SELECT task_id, state FROM tasks WHERE submitter = ? AND idempotency_key = ? AND {ALIVE}"
+    )
+    return tx.row(f"{sql} ORDER BY seq DESC LIMIT 1", submitter, key)
 
 
 def _insert(tx: Tx, submitter: str, tasks: Sequence[Prepared]) -> list[tuple[Prepared, Row]]:
@@ -288,11 +292,17 @@ def _check_inputs(
     declared: dict[str, Collection[str]] = {
         name: {artifact.name for artifact in spec.artifacts} for name, spec in specs.items()
     }
+    looked_at = 0
     for task, _ in fresh:
         for source in task.from_tasks:
             needs = source.from_task
             if needs not in declared:
-                declared[needs] = _artifacts_of(tx, submitter, needs)
+                declared[needs], size = _artifacts_of(tx, submitter, needs)
+                looked_at += size
+            if looked_at > MAX_DECLARED:
+                cause = f"artifacts of more than {MAX_DECLARED} characters are declared"
+                sources = "by the tasks that inputs come from; submit fewer at once"
+                raise RaeError("invalid_body", f"{cause} {sources}")
             if source.artifact not in declared[needs]:
                 cause = f"task {needs} declares no artifact '{source.artifact}'"
                 raise RaeError("unknown_input", cause)
@@ -310,19 +320,34 @@ def _check_inputs(
     )
 
 
-# A spec's canonical text begins with its artifacts. What may follow has megabytes.
-_FIRST, _FIRST_BYTES = '{"artifacts":', 512 * 1024
+# A spec's canonical text begins with its artifacts, mostly few. What may follow has megabytes.
+_FIRST, _FIRST_BYTES = '{"artifacts":', (4096, 512 * 1024)
 
 
-def _artifacts_of(tx: Tx, submitter: str, task_id: str) -> set[str]:
-    """The names of what a task declares; of what it left, where its spec was dropped."""
+def _artifacts_of(tx: Tx, submitter: str, task_id: str) -> tuple[set[str], int]:
+    """The names of what a task declares; of what it left, where its spec was dropped.
+
+    And how many characters that is.
+    """
     sql = "SELECT seq, spec_bytes FROM tasks WHERE task_id = ? AND submitter = ?"
     row = tx.row(sql, task_id, submitter)
     if row is None:
         raise RaeError("unknown_dependency", f"there is no task {task_id} to take an input from")
-    if row["spec_bytes"]:
-        with tx.db.blob_open("main", "specs", "spec", row["seq"], False) as spec:
-            begins = spec.read(_FIRST_BYTES).decode(errors="replace")
-        found, _ = json.JSONDecoder().raw_decode(begins.removeprefix(_FIRST))
-        return {artifact["name"] for artifact in found}
-    return {a["name"] for a in tx.rows("SELECT name FROM artifacts WHERE task_id = ?", task_id)}
+    if not row["spec_bytes"]:
+        left = tx.rows("SELECT name FROM artifacts WHERE task_id = ?", task_id)
+        names = {artifact["name"] for artifact in left}
+        return names, sum(map(len, names))
+    with tx.db.blob_open("main", "specs", "spec", row["seq"], False) as spec:
+        few, many = _FIRST_BYTES
+        begins = spec.read(few)
+        try:
+            return _declared(begins)
+        except ValueError:  # cut off
+            return _declared(begins + spec.read(many))
+
+
+def _declared(begins: bytes) -> tuple[set[str], int]:
+    """The names of the artifacts with which a spec's text begins, and the size of their list."""
+    text = begins.decode(errors="replace").removeprefix(_FIRST)
+    found, size = json.JSONDecoder().raw_decode(text)
+    return {artifact["name"] for artifact in found}, size

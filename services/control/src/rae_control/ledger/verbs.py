@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rae_control.ledger import tasks
 from rae_control.ledger.base import Db, Row, Tx, fetch
 from rae_control.ledger.schema import OPEN_NEED
+from rae_control.ledger.submit import of_key
 from rae_protocol.errors import RaeError
 from rae_protocol.names import MAX_HISTORY
 from rae_protocol.names import TaskState as S
@@ -56,12 +57,8 @@ def requeue(tx: Tx, task: Row, reason: str | None, limits: Callable[[Tx, str], N
         cause = f"the history of task {task['task_id']} has {MAX_HISTORY} lines or more"
         raise RaeError("not_requeueable", cause)
     if task["idempotency_key"] is not None and (
-        twin := tx.row(
-            "SELECT task_id, state FROM tasks WHERE submitter = ? AND idempotency_key = ?"
-            " AND state NOT IN ('failed', 'cancelled', 'expired') LIMIT 1",
-            task["submitter"], task["idempotency_key"],
-        )
-    ):  # fmt: skip
+        twin := of_key(tx, task["submitter"], task["idempotency_key"])
+    ):
         cause = f"task {twin['task_id']} with the same idempotency key is {twin['state']}"
         raise RaeError("not_requeueable", cause)
     needs = tx.rows(

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from collections import defaultdict
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from typing import Any
 
 import gevent
 from gevent.local import local
+from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 from gunicorn import util
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
@@ -126,6 +128,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._gate = Gate(time.monotonic, self.worker_connections)
         self._here = local()
+        self._begins: defaultdict[str | None, BoundedSemaphore] = defaultdict(BoundedSemaphore)
         self._lines = Bucket(1.0, 20.0, 20.0, time.monotonic())  # of the log, about strangers
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
@@ -144,10 +147,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Give the request's body its time limit; read on a while if it was not wanted."""
         req.body = intake = Intake(req, self._here.visit)
-        # Where the next request is there already, nothing waits: others get their turn here.
-        gevent.sleep(0)
         try:
             self._admit(intake.visit, req, sock, addr)
+            # Of a caller's requests one begins in each round of the loop, however many have come.
+            with self._begins[intake.visit.caller]:
+                gevent.sleep(0)
             super().handle_request(listener_name, req, Outlet(sock, self._here.visit), addr)
         except ConnectionResetError as error:
             if error.strerror == TOO_SLOW:
