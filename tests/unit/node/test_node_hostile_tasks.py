@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from rae_node.agent import startup
 from rae_node.attempt.download import fetch_url
+from rae_node.attempt.inputs import Inputs
 from rae_node.config.layout import Layout, socket_path
 from rae_node.errors import TaskFailure
 from rae_node.isolation.base import ProcessIsolation, Spec
@@ -21,8 +23,9 @@ from rae_node.owner.verbs import open_door
 from rae_node.supervisor import process_tree
 from rae_node.telemetry.log import EventLog
 from rae_node.workspace.workspace import Workspace, inline_bytes
-from rae_protocol.models import LeasedInput
-from tests.unit.node.fakes import Rig, until
+from rae_protocol.abort import Aborter
+from rae_protocol.models import LeasedInput, LeaseRef
+from tests.unit.node.fakes import FAST, Rig, until
 
 MakeRig = Callable[..., Rig]
 FILE = {"artifacts": [{"name": "a.bin"}]}
@@ -135,6 +138,27 @@ def test_inputs_that_cannot_be_never_count_against_the_node(
     result, _ = rig.run(inputs=inputs)
     assert result.error is not None and result.error.code == "E_INPUT"
     assert not rig.control.of("yield")
+
+
+def test_many_names_of_one_input_fill_no_disk_and_count_against_no_node(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(settings=replace(FAST, workspace_max_mb=0.01))
+    result, _ = rig.run(inputs={f"f{number}": {"inline": "x" * 1000} for number in range(50)})
+    assert result.error is not None and result.error.code == "E_INPUT"
+    assert "'f10' the inputs exceed 0.01 MiB" in result.error.message
+    assert not rig.control.of("yield")
+
+
+def test_inputs_leave_the_disk_its_reserve(make_rig: MakeRig, layout: Layout) -> None:
+    agent = make_rig(start=False).agent
+    context = replace(agent.context, settings=replace(FAST, disk_low_mb=1e12))
+    lease = LeaseRef(task_id="t", attempt=1, lease_id="0" * 16)
+    inputs = Inputs(context, agent.link, lease, Aborter(), lambda: None, 1.0, (1.0, "timeout_s"))
+    workspace = Workspace.create(layout.workdir, "t", 1)
+    with pytest.raises(TaskFailure, match="disk had less than") as caught:
+        inputs.fetch({"a": LeasedInput(inline="x")}, workspace)
+    assert caught.value.rc == "E_INPUT" and not list(workspace.input.iterdir())
 
 
 @pytest.mark.parametrize("more", [{}, FILE])
