@@ -25,7 +25,7 @@ from rae_node.telemetry.log import EventLog
 from rae_node.workspace.workspace import Workspace, inline_bytes
 from rae_protocol.abort import Aborter
 from rae_protocol.models import LeasedInput, LeaseRef
-from tests.unit.node.fakes import FAST, Rig, until
+from tests.unit.node.fakes import FAST, MACHINE, Rig, until
 
 MakeRig = Callable[..., Rig]
 FILE = {"artifacts": [{"name": "a.bin"}]}
@@ -148,6 +148,15 @@ def test_many_names_of_one_input_fill_no_disk_and_count_against_no_node(
     assert result.error is not None and result.error.code == "E_INPUT"
     assert "'f10' the inputs exceed 0.01 MiB" in result.error.message
     assert not rig.control.of("yield")
+
+
+def test_a_task_that_ends_because_the_machine_is_short_of_memory_is_no_mark_against_the_node(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(machine=replace(MACHINE, memory_mb=1e9))  # of which 5 % are never left
+    rig.control.give(params={"command": "sleep", "args": ["30"]})
+    _, reason, detail, *_ = until(lambda: rig.control.of("yield"), "the hand-back")[0]
+    assert reason == "guard" and "nearly out of memory" in detail
 
 
 def test_inputs_leave_the_disk_its_reserve(make_rig: MakeRig, layout: Layout) -> None:

@@ -252,8 +252,10 @@ class TaskRun:
             raise HandBack("infrastructure", "the supervisor ended before it started the task")
         if outcome.cause == "deadline":
             raise HandBack("deadline", "no heartbeat was answered in time")
-        if outcome.cause in {"failed", "killed"}:
-            raise HandBack("infrastructure", outcome.problem or "the supervisor was ordered to end")
+        if outcome.cause in {"failed", "killed", "short"}:
+            # What a task may have brought about is no mark against its node.
+            reason = "guard" if outcome.cause == "short" else "infrastructure"
+            raise HandBack(reason, outcome.problem or "the supervisor was ordered to end")
         self._enter("delivering", workspace)
         value, failure = conclude(outcome, plan, workspace, limit)
         if failure is not None:
