@@ -75,7 +75,7 @@ class Inputs:
             raise TaskFailure(
                 "E_INPUT",
                 f"The node's disk had less than {settings.disk_low_mb:g} MiB left while the inputs "
-                "came; require disk_gb, each input is kept twice",
+                "came; send less, or require disk_gb for each input twice",
             )
 
     def _one(self, name: str, given: LeasedInput, workspace: Workspace, url_end: float) -> None:
