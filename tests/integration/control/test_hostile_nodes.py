@@ -10,6 +10,7 @@ import pytest
 from rae_control import wire
 from rae_control.core.gate import Budget
 from rae_control.mesh.mesh import Mesh
+from rae_protocol.names import MAX_JSON_BYTES
 from tests.integration.control.harness import ECHO, Api, ManualClock, multipart, refused, tick
 
 KIND = "multipart/form-data; boundary=xyz"
@@ -56,6 +57,22 @@ def test_what_the_task_does_not_declare_or_keep_is_not_stored(api: Api, mesh: Me
     refused(send(api, "n1", wrong), "artifact_mismatch")
     assert send(api, "n1", {**ref, "status": "failed"}).status_code == 200
     assert blobs(mesh) == []
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_a_task_returned_is_as_small_beside_artifacts_as_alone(
+    api: Api, mesh: Mesh, *, as_file: bool
+) -> None:
+    api.join("n1")
+    api.submit(DECLARES)
+    ref = api.take("n1")
+    body = multipart({**ref, "status": "succeeded", "result": "x" * MAX_JSON_BYTES}, "a.bin", b"x")
+    if as_file:
+        body = body.replace(b'name="metadata"', b'name="metadata"; filename="metadata.json"', 1)
+    answer = api.node("n1", "POST", "/tasks/result", body, content_type=KIND)
+    refused(answer, "body_too_large")
+    assert blobs(mesh) == []
+    assert send(api, "n1", ref).json["state"] == "succeeded"
 
 
 def test_a_result_with_artifacts_that_is_repeated_is_answered_and_stored_once(

@@ -6,16 +6,23 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rae_node.attempt.inputs import Inputs
 from rae_node.config.layout import Layout, socket_path
 from rae_node.isolation.base import ProcessIsolation, Spec
 from rae_node.owner.verbs import open_door
+from rae_node.runners.base import TaskFailure
 from rae_node.supervisor import process_tree
-from tests.integration.node.harness import MakeRig, Rig
+from rae_node.workspace.workspace import Workspace
+from rae_protocol.abort import Aborter
+from rae_protocol.models import LeasedInput, LeaseRef
+from tests.integration.node.harness import FAST, MakeRig, Rig
+from tests.unit.node.harness import MACHINE
 from tests.until import until
 
 FILE = {"artifacts": [{"name": "a.bin"}]}
@@ -65,6 +72,36 @@ def test_inputs_that_cannot_be_never_count_against_the_node(
     result, _ = rig.run(inputs=inputs)
     assert result.error is not None and result.error.code == "E_INPUT"
     assert not rig.control.of("yield")
+
+
+def test_many_names_of_one_input_fill_no_disk_and_count_against_no_node(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(settings=replace(FAST, workspace_max_mb=0.01))
+    result, _ = rig.run(inputs={f"f{number}": {"inline": "x" * 1000} for number in range(50)})
+    assert result.error is not None and result.error.code == "E_INPUT"
+    assert "'f10' the inputs exceed 0.01 MiB" in result.error.message
+    assert not rig.control.of("yield")
+
+
+def test_a_task_that_ends_because_the_machine_is_short_of_memory_is_no_mark_against_the_node(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(machine=replace(MACHINE, memory_mb=1e9))  # of which 5 % are never left
+    rig.control.give(params={"command": "sleep", "args": ["30"]})
+    _, reason, detail, *_ = until(lambda: rig.control.of("yield"), "the hand-back")[0]
+    assert reason == "guard" and "nearly out of memory" in detail
+
+
+def test_inputs_leave_the_disk_its_reserve(make_rig: MakeRig, layout: Layout) -> None:
+    agent = make_rig(start=False).agent
+    context = replace(agent.context, settings=replace(FAST, disk_low_mb=1e12))
+    lease = LeaseRef(task_id="t", attempt=1, lease_id="0" * 16)
+    inputs = Inputs(context, agent.link, lease, Aborter(), lambda: None, 1.0, (1.0, "timeout_s"))
+    workspace = Workspace.create(layout.workdir, "t", 1)
+    with pytest.raises(TaskFailure, match="disk had less than") as caught:
+        inputs.fetch({"a": LeasedInput(inline="x")}, workspace)
+    assert caught.value.rc == "E_INPUT" and not list(workspace.input.iterdir())
 
 
 @pytest.mark.parametrize("more", [{}, FILE])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,20 +50,31 @@ def prefix(node_id: str) -> str:
     return f"rae-node/{os.getuid()}/{digest}"
 
 
-def test_another_user_keeps_no_agent_from_its_name_or_its_lock(node_id: str) -> None:
+@pytest.fixture
+def open_layout() -> Iterator[Layout]:
+    """In a place that every user reaches."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # a place that every user reaches
+        Path(folder).chmod(0o755)
         layout = Layout(Path(folder, "node"))
         layout.create()
-        file = layout.run / "lock"
-        file.touch(0o644)
-        words = [sys.executable, "-c", STRANGER, f"{prefix(node_id)}/0", str(file)]
+        (layout.run / "lock").touch(0o644)
+        yield layout
+
+
+@pytest.mark.parametrize("written", ["{prefix}/0", "\n0 0 0 0 0 0 {inode} @{prefix}/0"])
+def test_another_user_keeps_no_agent_from_its_name_or_its_lock(
+    open_layout: Layout, node_id: str, written: str
+) -> None:
+    file = open_layout.run / "lock"
+    with socket.socket() as ours:  # its number is in /proc/net for all to read
+        name = written.format(prefix=prefix(node_id), inode=os.fstat(ours.fileno()).st_ino)
+        words = [sys.executable, "-c", STRANGER, name, str(file)]
         with subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as other:
             assert other.stdin is not None and other.stdout is not None
             assert other.stdout.readline() == "taken\n"
-            lock = AgentLock(layout, node_id, ENDPOINT)
+            lock = AgentLock(open_layout, node_id, ENDPOINT)
             other.stdin.write("open it\n")
             other.stdin.flush()
             assert other.stdout.readline() == "refused\n"

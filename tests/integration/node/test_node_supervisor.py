@@ -22,6 +22,7 @@ from rae_node.isolation.base import PROGRAM, ProcessIsolation, Spec
 from rae_node.isolation.supervisor_client import Handle
 from rae_node.runners.trust import identity
 from rae_node.supervisor import process_tree
+from rae_node.supervisor.limits import is_its_doing
 from tests.until import until
 
 MakeSpec = Callable[..., Spec]
@@ -270,8 +271,25 @@ def test_what_no_watch_sees_ends_before_the_machine_is_out_of_it(
     box: ProcessIsolation, spec: MakeSpec, limits: dict[str, float], problem: str
 ) -> None:
     handle = finished(box.start(spec(["/bin/sleep", "60"], **limits)))
-    assert handle.outcome is not None and handle.outcome.cause == "failed"
+    assert handle.outcome is not None and handle.outcome.cause == "short"
     assert handle.outcome.problem is not None and problem in handle.outcome.problem
+
+
+@pytest.mark.parametrize(
+    ("used", "before", "left", "its_own"),
+    [
+        (600, 800, 200, True),
+        (300, 800, 200, True),
+        (200, 800, 200, False),  # others took more
+        (100, 300, 100, False),  # without it there would still be too little
+        (0, 200, 200, False),
+        (600, 400, 200, True),  # others made room meanwhile
+    ],
+)
+def test_a_task_that_took_most_of_what_the_machine_had_left_is_the_cause(
+    used: float, before: float, left: float, *, its_own: bool
+) -> None:
+    assert is_its_doing(used, before, left, spare=256) is its_own
 
 
 def test_every_task_has_limits_of_addresses_files_core_and_processes(

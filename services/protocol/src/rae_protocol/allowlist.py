@@ -16,6 +16,7 @@ from rae_protocol.errors import listed
 from rae_protocol.regexcost import is_costly
 
 _MOST_BYTES = 4096
+_LONGEST = 128 * 1024 - 1  # of one argument: MAX_ARG_STRLEN of execve(2), less its end
 # A value begins an argument, or stands after a mark that programs split their values at; quotes and
 # backslashes are what filters of ffmpeg take away.
 _QUOTES = "['\"\\\\]"
@@ -32,7 +33,8 @@ _NEVER = (
     (rf"(?:{_VALUE}|:{_QUOTES}*)/", "is or holds an absolute path"),
     (rf"(?:{_VALUE}|:{_QUOTES}*)~", "names a home folder"),
     (rf"(?:{_VALUE}|{_QUOTES}|[:/])\.\.(?:$|{_QUOTES}|[=,;|:/])", "leaves the workspace"),
-    (rf"{_NUMBERED}[^/]*\.[A-Za-z0-9]+$", "stands for many files"),
+    # Once for each name: what looked on from each number took the square of an argument's length.
+    (rf"(?:^|/)(?=[^/]*\.[A-Za-z0-9]+$)[^/]*?{_NUMBERED}", "stands for many files"),
 )
 
 
@@ -103,9 +105,12 @@ def select(entries: Sequence[Entry], command: str, args: Sequence[str]) -> int |
 def refusal(entry: Entry, args: Sequence[str]) -> Refusal | None:
     """Why an entry does not let these arguments through; None when it does."""
     name, most = entry.name, entry.max_total_args_len
-    total = sum(len(arg.encode(errors="surrogatepass")) for arg in args)
-    if total > most:
-        return Refusal(f"The arguments of {name} have {total} bytes; write at most {most}")
+    sizes = [len(arg.encode(errors="surrogatepass")) for arg in args]
+    if sum(sizes) > most:
+        return Refusal(f"The arguments of {name} have {sum(sizes)} bytes; write at most {most}")
+    if max(sizes, default=0) > _LONGEST:
+        what = f"An argument of {name} has {max(sizes)} bytes"
+        return Refusal(f"{what}, and Linux takes {_LONGEST} at most; put it into an input")
     for number, arg in enumerate(args, start=1):
         if why := leaves_workspace(arg):
             what = f"Argument {number} of {name}, {_shown(arg)}, {why}"

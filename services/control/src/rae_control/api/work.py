@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=models.LeaseRef)
 PART = "artifacts/"
+MAX_PARTS = 300  # a result has 256 artifacts at most
 log = logging.getLogger(__name__)
 
 
@@ -65,9 +66,8 @@ def result(mesh: Mesh, entry: NodeEntry, body: wire.Body) -> models.Model:
         if request.mimetype == "multipart/form-data":
             boundary = request.mimetype_params.get("boundary", "")
             outcome, parts = in_thread(_parse_multipart, body, boundary, wire.to_close())
-        elif body.size > MAX_JSON_BYTES:
-            raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
         else:
+            _check_json_size(body.size)
             outcome = wire.parse_json(models.Result, body)
         sent = [Part(str(part.name)[len(PART) :], part.stream) for part in parts]
         bulk = not parts and body.size > wire.DECODE_HERE_MAX
@@ -102,17 +102,21 @@ def _parse_multipart(
     parser = MultiPartParser(
         stream_factory=lambda *_, **__: wire.spooled(streams),
         max_form_memory_size=MAX_JSON_BYTES,
-        max_form_parts=300,
+        max_form_parts=MAX_PARTS,
     )
     try:
         form, files = parser.parse(body.stream, boundary.encode("ascii", "replace"), body.size)
-    except (ValueError, RequestEntityTooLarge) as error:
+    except RequestEntityTooLarge as error:
+        most = f"{MAX_JSON_BYTES} bytes of JSON and {MAX_PARTS} parts at most"
+        raise RaeError("body_too_large", f"a multipart body has {most}") from error
+    except ValueError as error:
         raise RaeError("invalid_body", f"the multipart body cannot be read: {error}") from error
-    metadata = form.getlist("metadata")
-    texts = [item.encode() for item in metadata] + [f.read() for f in files.getlist("metadata")]
-    if len(texts) != 1 or len(form) > len(metadata):
+    fields, described = form.getlist("metadata"), files.getlist("metadata")
+    if len(fields) + len(described) != 1 or len(form) > len(fields):
         raise RaeError("invalid_body", "send one part named metadata and parts artifacts/<name>")
-    outcome = models.parse(models.Result, models.decode(texts[0]))
+    text = fields[0].encode() if fields else described[0].read(MAX_JSON_BYTES + 1)
+    _check_json_size(len(text))
+    outcome = models.parse(models.Result, models.decode(text))
     parts: list[FileStorage] = []
     names: set[str] = set()
     for field, part in files.items(multi=True):
@@ -133,6 +137,12 @@ def _parse_multipart(
         part.name = field and plain
         parts.append(part)
     return outcome, parts
+
+
+def _check_json_size(size: int) -> None:
+    """Of a result's JSON, which comes alone or beside artifacts. Raises RaeError."""
+    if size > MAX_JSON_BYTES:
+        raise RaeError("body_too_large", f"JSON has at most {MAX_JSON_BYTES} bytes")
 
 
 def _slots(entry: NodeEntry, given: Any) -> list[str] | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rae_node.config.layout import Layout, write_file
 from rae_node.errors import ConfigError, NodeError
+from rae_node.guard.sockets import unix_named
 from rae_node.isolation.base import Isolation
 from rae_node.supervisor.process_tree import all_pids
 from rae_node.telemetry.log import EventLog
@@ -97,13 +98,17 @@ def _lock_holder(lock: int) -> str:
 def _same_node(prefix: str, own_inode: int) -> int | None:
     """A process of this user with an abstract socket of that prefix, but for our own socket.
 
-    Other users' sockets do not count, whatever their names. Raises OSError.
+    Other users' sockets do not count, whatever their names. Where the kernel does not tell, there
+    is none: control refuses a second agent of another folder. Raises OSError.
     """
-    start, links = b"@" + prefix.encode(), set()
-    for line in Path("/proc/net/unix").read_bytes().splitlines():
-        words = line.split(maxsplit=7)  # address, references, …, inode, name
-        if len(words) == 8 and words[7].startswith(start) and words[6] != b"%d" % own_inode:
-            links.add(f"socket:[{words[6].decode(errors='replace')}]")
+    named: list[tuple[str, int]] = []
+    with contextlib.suppress(NodeError):
+        named = unix_named()
+    links = {
+        f"socket:[{inode}]"
+        for name, inode in named
+        if name.startswith(f"@{prefix}") and inode != own_inode
+    }
     for pid in all_pids() if links else ():
         proc = Path("/proc", str(pid))
         with contextlib.suppress(OSError):  # gone, or another user's

@@ -253,8 +253,10 @@ class TaskRun:
             raise unknown_end(late=handle.ended_at_deadline(self._clock.boot()), ran=self._ran())
         if outcome.cause == "deadline":
             raise HandBack("deadline", "no heartbeat was answered in time")
-        if outcome.cause in {"failed", "killed"}:
-            raise HandBack("infrastructure", outcome.problem or "the supervisor was ordered to end")
+        if outcome.cause in {"failed", "killed", "short"}:
+            # What a task may have brought about is no mark against its node.
+            reason = "guard" if outcome.cause == "short" else "infrastructure"
+            raise HandBack(reason, outcome.problem or "the supervisor was ordered to end")
         self._enter("delivering", workspace)
         value, failure = conclude(outcome, plan, workspace, limit)
         if failure is not None:

@@ -10,6 +10,7 @@ from functools import partial
 from rae_node.attempt.download import Pace, fetch_url
 from rae_node.context import AgentContext
 from rae_node.errors import Dropped, HandBack, TaskFailure, Verdict, verdict
+from rae_node.runners.capabilities import disk_free_mb
 from rae_node.session.backoff import Pauses
 from rae_node.session.session import Link
 from rae_node.workspace.workspace import Workspace, inline_bytes
@@ -25,9 +26,11 @@ _LOOK_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Fetches for one lease. `look()` raises when the work was stopped, and `calls` are aborted
-    then; `patience_s` is how long one of control's inputs may take to come; `url_limit`: how long
-    all of those from URLs together may take, and what sets that.
+    """Fetches for one lease, and leaves the disk its reserve (`disk_low_mb`).
+
+    `look()` raises when the work was stopped, and `calls` are aborted then; `patience_s` is how
+    long one of control's inputs may take to come; `url_limit`: how long all of those from URLs
+    together may take, and what sets that.
     """
 
     context: AgentContext
@@ -40,23 +43,40 @@ class Inputs:
 
     def fetch(self, inputs: Mapping[str, LeasedInput], workspace: Workspace) -> None:
         """All of them. Raises TaskFailure, HandBack, Dropped, OSError."""
-        left_s = self.url_limit[0]
+        left_s, size, most_mb = self.url_limit[0], 0, self.context.settings.workspace_max_mb
         for name, given in inputs.items():
-            self.look()
+            self._look()
             began = self.context.clock.monotonic()
             try:
                 self._one(name, given, workspace, began + left_s)
-                workspace.settle(name, given, self.look)
+                size += workspace.settle(name, given, self._look)
             except Aborted:
-                self.look()
+                self._look()
                 raise
             except OSError as error:
                 if error.errno in BAD_NAMES:
                     text = f"Input '{name}' cannot have this name: {error.strerror}"
                     raise TaskFailure("E_INPUT", text) from error
                 raise
+            if size > most_mb * MIB:
+                raise TaskFailure(
+                    "E_INPUT",
+                    f"With '{name}' the inputs exceed {most_mb:g} MiB; send less, or split them",
+                )
             if given.url is not None:
                 left_s -= self.context.clock.monotonic() - began
+
+    def _look(self) -> None:
+        """Raises when the work was stopped, or when the disk's reserve is used up."""
+        self.look()
+        settings, folder = self.context.settings, self.context.layout.workdir
+        free_mb = disk_free_mb(folder)
+        if free_mb is not None and free_mb < settings.disk_low_mb:
+            raise TaskFailure(
+                "E_INPUT",
+                f"The node's disk had less than {settings.disk_low_mb:g} MiB left while the inputs "
+                "came; send less, or require disk_gb for each input twice",
+            )
 
     def _one(self, name: str, given: LeasedInput, workspace: Workspace, url_end: float) -> None:
         if given.inline is not None:
@@ -74,7 +94,7 @@ class Inputs:
         pace = Pace(name, least, window_s, clock.monotonic())
 
         def check() -> float:
-            self.look()
+            self._look()
             now = clock.monotonic()
             pace.check(now)
             if now >= end:
@@ -118,8 +138,8 @@ class Inputs:
                 if clock.boot() >= end:
                     raise HandBack("deadline", f"Input '{name}': {error.message}") from error
             self.calls.wait(pauses.next())
-            self.look()
+            self._look()
 
     def _looked(self) -> float:
-        self.look()
+        self._look()
         return _LOOK_S

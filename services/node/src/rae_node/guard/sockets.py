@@ -27,6 +27,7 @@ _INET_REST = struct.Struct("=52xIIIII")  # timer, two queues, uid, inode
 _INET_SIZE, _LOCAL, _PEER = 72, 8, 24  # of the message, and where its addresses begin
 _UNIX_REQUEST = struct.Struct("=BBHIIIQ")  # family, protocol, -, states, inode, show, cookie
 _UNIX_SIZE = 16
+_UNIX_INODE = struct.Struct("=4xI")
 _ATTRIBUTE = struct.Struct("=HH")
 _CGROUP_ID, _NAME = 21, 0  # INET_DIAG_CGROUP_ID, UNIX_DIAG_NAME
 _TIMEOUT_S = 1.0
@@ -62,8 +63,22 @@ def unix_listening() -> list[str]:
 
     Raises NodeError.
     """
-    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, _LISTEN, 0, _SHOW_NAME, 0)
-    return [path for message in _dump(request) if (path := unix_of(message))]
+    return [path for path, _ in _unix(_LISTEN)]
+
+
+def unix_named() -> list[tuple[str, int]]:
+    """Paths and inodes of all Unix sockets with a name. Raises NodeError.
+
+    /proc/net/unix has them, too, but a name with a line break looks like several sockets there.
+    """
+    return list(_unix(_ANY))
+
+
+def _unix(states: int) -> Iterator[tuple[str, int]]:
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, states, 0, _SHOW_NAME, 0)
+    for message in _dump(request):
+        if path := unix_of(message):
+            yield path, _UNIX_INODE.unpack_from(message)[0]
 
 
 def inet_sockets(protocol: int, states: int) -> list[Inet]:

@@ -11,12 +11,14 @@ from collections.abc import Collection
 from typing import Any
 
 from rae_node.supervisor.disk_usage import TooMuch, disk_usage
-from rae_node.supervisor.process_tree import descendants, memory_used_mb, short_of_memory, stopped
+from rae_node.supervisor.process_tree import descendants, memory_left_mb, memory_used_mb, stopped
 
 MEMORY_ROUND_S, DISK_ROUND_S = 0.2, 1.0
 _LOOK_SHARE = 20  # a look takes at most this part of the time between two …
 _LONGEST_PAUSE_S = 3.0  # … but a task that makes looks slow does not have all that time to itself
 _MIB = 1048576
+# The machine is nearly out of something, and the task is not shown to be the cause.
+SHORT = "short"
 Found = tuple[str, str | None]
 
 
@@ -35,7 +37,7 @@ class Watch:
         self._logs = os.open(str(spec["log_dir"]), os.O_PATH | os.O_DIRECTORY)
         self._most, self._counted = int(self._limits["max_files"]), counted
         self.peak_mb = 0.0
-        self._left_before = self._left()
+        self._left_before, self._memory_before = self._left(), memory_left_mb()
         self._before, self._memory_due, self._disk_due = 0, 0.0, boot() + MEMORY_ROUND_S
         with contextlib.suppress(TooMuch):
             self._before = disk_usage(self._workspace, (), self._most)
@@ -61,9 +63,12 @@ class Watch:
         if used > limit_mb:
             return "memory", None
         # Data within a socket is no process's memory; nor is a mapped file without a name.
-        if not self._counted and short_of_memory(float(self._limits["spare_memory_mb"])):
-            return "failed", "this machine was nearly out of memory"
-        return None
+        left, spare = memory_left_mb(), float(self._limits["spare_memory_mb"])
+        if self._counted or left >= spare:
+            return None
+        if is_its_doing(used, self._memory_before, left, spare):
+            return "memory", None
+        return SHORT, "this machine was nearly out of memory"
 
     def _look_at_disk(self, limit: int, ours: Collection[int | None]) -> Found | None:
         """Files that are too many or too large, also those without a name any more."""
@@ -79,9 +84,12 @@ class Watch:
             return "output", str(error)
         if used > limit:
             return "output", f"its files took {used // _MIB} MiB"
-        if left < float(self._limits["spare_disk_mb"]) * _MIB:
-            return "failed", "this machine's disk was nearly full"
-        return None
+        spare = float(self._limits["spare_disk_mb"]) * _MIB
+        if left >= spare:
+            return None
+        if is_its_doing(used, self._left_before, left, spare):
+            return "output", f"its files took {used // _MIB} MiB, and the disk was nearly full"
+        return SHORT, "this machine's disk was nearly full"
 
     def _used(self, ours: Collection[int | None]) -> int:
         pids = descendants(os.getpid())
@@ -90,6 +98,11 @@ class Watch:
     def _left(self) -> int:
         found = os.fstatvfs(self._logs)
         return found.f_bavail * found.f_frsize
+
+
+def is_its_doing(used: float, before: float, left: float, spare: float) -> bool:
+    """Whether enough would be left without a task, which took most of what went since its start."""
+    return left + used >= spare and 2 * used >= before - left
 
 
 def _pause(look_s: float, least_s: float) -> float:

@@ -143,11 +143,11 @@ def _kb(facts: dict[bytes, bytes], name: bytes) -> int:
     return int(facts.get(name, b"0").split()[0])
 
 
-def short_of_memory(spare_mb: float) -> bool:
-    """Whether the machine has less than that left."""
+def memory_left_mb() -> float:
+    """What the machine has left, in MiB; without end where the kernel does not say."""
     words = read_proc("meminfo").split()
     name = b"MemAvailable:"
-    return name in words and int(words[words.index(name) + 1]) < spare_mb * 1024
+    return int(words[words.index(name) + 1]) / 1024 if name in words else float("inf")
 
 
 def wipe(folder: str) -> None:

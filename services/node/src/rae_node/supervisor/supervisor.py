@@ -8,7 +8,7 @@ In:  the spec (first line), then {"deadline": s} {"kill": reason} {"wipe": true}
 Out: {"unit": cgroup} {"started": pid} {"progress": {…}} {"exit": …, "signal": …, "cause": …}
      {"gone": true, "ms": …} {"opened": number, "found": …} {"wiped": true}
 Times are seconds on CLOCK_BOOTTIME. Causes: exit timeout deadline killed output memory
-replaced failed.
+replaced failed short.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from rae_node.supervisor.cgroup import Cgroup, own
 from rae_node.supervisor.channel import AgentLine
 from rae_node.supervisor.deadline import DeadlineTimer
-from rae_node.supervisor.limits import MEMORY_ROUND_S, Watch, boot
+from rae_node.supervisor.limits import MEMORY_ROUND_S, SHORT, Watch, boot
 from rae_node.supervisor.output import Outputs, last_note
 from rae_node.supervisor.process_tree import children, descendants, oom_kills, send_kill, wipe
 from rae_node.supervisor.safe_open import Refused, open_inside
@@ -89,7 +89,7 @@ class Supervisor:
                 self.round()
             except OSError as error:  # a full disk, most likely
                 self.say({"problem": str(error)})
-                self.end("failed")
+                self.end(SHORT if error.errno == errno.ENOSPC else "failed")
         decided = boot()
         self.kill_all()
         self.report(decided)

@@ -77,8 +77,8 @@ class Workspace:
         path.unlink(missing_ok=True)
         return path
 
-    def settle(self, name: str, expected: LeasedInput, look: Callable[[], None]) -> None:
-        """Copy an input that was written into work/, and check it.
+    def settle(self, name: str, expected: LeasedInput, look: Callable[[], None]) -> int:
+        """Copy an input that was written into work/, and check it; returns its size.
 
         `look` is called with each piece and may raise, to stop.
 
@@ -97,6 +97,7 @@ class Workspace:
             )
         path.chmod(0o640)
         copy.chmod(0o660)
+        return path.stat().st_size
 
     def open(self, folder: str, name: str) -> BinaryIO | None:
         """A plain file below one of its folders; None when it is not there.
