@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench.__main__ import main, page
-from tools.bench.parts import PARTS
+from tools.bench.__main__ import page
 from tools.bench.peers import Peers
 from tools.bench.report import Kept, Part, Report, Run, measure
 from tools.processes import MeshError
@@ -97,17 +96,6 @@ def test_a_fresh_run_forgets_what_was_kept(tmp_path: Path) -> None:
     kept.clear()
     assert not kept.file.exists()
     assert kept.advice() == "No part has a result."
-
-
-def test_a_whole_run_writes_every_part_into_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # results are kept below the working directory
-    written = tmp_path / "benchmarks.md"
-    assert "grows" in PARTS
-    assert main(["--write", str(written)], {name: finds(f"part {name}") for name in PARTS}) == 0
-    heads = [line for line in written.read_text().splitlines() if line.startswith("## part ")]
-    assert heads == [f"## part {name}" for name in PARTS]
 
 
 def test_a_goal_is_met_by_the_number_that_stands_in_its_row() -> None:
