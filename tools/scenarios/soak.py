@@ -46,7 +46,7 @@ from tools.scenarios.load import (
 NODES = ("n1", "n2", "n3", "n4")
 # These two are never restarted after the warm-up: a restart would hide what they collect.
 STEADY = ("n1", "n2")
-WEIGHTS = {"owner": 2, "restart": 1, "kill": 2}
+WEIGHTS = {"owner": 2, "restart": 1, "kill": 1}
 PER_S = 7.0
 SAMPLE_S = 5.0
 # How much bigger the last quarter may be than the first: a share, and what is noise anyhow.
@@ -160,7 +160,9 @@ def disturb(
             "restart": partial(faults.restart, mesh, rng, nodes),
             "kill": partial(faults.kill, mesh, rng, nodes, parts, set()),
         }
-        with contextlib.suppress(faults.Missed), kinds[faults.draw(kinds, WEIGHTS, rng)]() as named:
+        # While it warms up a kill is as likely for each part of control as for an agent.
+        kind = faults.draw(kinds, WEIGHTS if warm else {**WEIGHTS, "kill": 3}, rng)
+        with contextlib.suppress(faults.Missed), kinds[kind]() as named:
             record.count(named[0])
 
 

@@ -54,7 +54,7 @@ class Figures:
         """What must not be."""
         found = []
         for name, waits in (("submit", self.submits), ("heartbeat", self.heartbeats)):
-            late = statistics.quantiles(waits, n=10)[-1]
+            late = ninety(waits)
             if late > MOST_S:
                 found.append(f"beside strangers one {name} in ten waits {late:.1f} s or more")
         if self.memory[-1] - self.memory[0] > MOST_MIB:
@@ -67,12 +67,17 @@ class Figures:
     def show(self) -> None:
         """Print them."""
         for name, waits in (("submit", self.submits), ("heartbeat", self.heartbeats)):
-            most = statistics.median(waits), statistics.quantiles(waits, n=10)[-1], max(waits)
+            most = statistics.median(waits), ninety(waits), max(waits)
             text = ", ".join(f"{value:.3f}" for value in most)
             print(f"{f'beside strangers, {name}: median, 90 %, most':54} {text} s ({len(waits)})")
         print(f"{'memory before, at most':54} {self.memory[0]:.1f} {max(self.memory):.1f} MiB")
         print(f"{'temporary files, at most':54} {max(self.temporary):.1f} MiB")
         print(f"{'descriptors before, at most':54} {self.files[0]} {max(self.files)}")
+
+
+def ninety(waits: list[float]) -> float:
+    """The value that nine of ten do not exceed."""
+    return statistics.quantiles(waits, n=10, method="inclusive")[-1]
 
 
 def rss_mib(pid: int) -> float:
