@@ -43,13 +43,13 @@ def node_log(*, as_json: bool) -> str:
 
 def test_both_logs_hide_each_word_that_speaks_of_a_secret() -> None:
     assert {"password", "credential", "token"} <= set(SECRET_WORDS)
-    told = [[json.loads(line) for line in log.splitlines()]
+    logs = [[json.loads(line) for line in log.splitlines()]
             for log in (control_log(), node_log(as_json=True))]  # fmt: skip
     wanted = [
         {word: "(hidden)", f"X-{word.title()}-Of": "(hidden)", "fine": "shown"}
         for word in SECRET_WORDS
     ]
-    for lines in told:
+    for lines in logs:
         assert [line.pop("attrs") for line in lines] == wanted
         for line in lines:
             assert line.pop("ts")
