@@ -220,6 +220,7 @@ def measured(ledger: Ledger, nodes: Mapping[str, str], case: Callable[[Ledger], 
 
     token = ledger.tokens["other"]
     with beside(watch), generator("beside", ledger.mesh, nodes, token=token) as other:
+        other.line()  # however long its start takes here, it is ready
         time.sleep(1)  # it measures before the case begins, and goes on after its end
         began = time.monotonic()
         case(ledger)
