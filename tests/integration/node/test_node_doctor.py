@@ -21,8 +21,8 @@ from rae_node.config import files
 from rae_node.config.files import NodeConfig
 from rae_node.config.layout import Layout
 from rae_node.diagnostics import rules
-from rae_node.diagnostics.doctor import Eyes, as_json, examine, healthy, rendered
-from rae_node.diagnostics.rules import Finding
+from rae_node.diagnostics.doctor import Eyes, examine
+from rae_node.diagnostics.findings import Finding, as_json, healthy, rendered
 from rae_node.errors import NodeError
 from rae_node.runners.llm import port_problem
 from rae_protocol.errors import TABLE, RemoteError, Unreachable
