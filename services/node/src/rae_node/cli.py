@@ -52,7 +52,9 @@ def parse_duration(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
-        prog="rae-node", description="Lend this machine to RAE, politely.", epilog=_EPILOG
+        prog="rae-node",
+        description="Lend this machine to RAE Mesh while its owner is away.",
+        epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"rae-node {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -73,28 +75,28 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--dev", action="store_true", help="join a dev control through its --data")
     sets = run.add_argument("--set", action="append", default=[], dest="overrides")
     sets.metavar, sets.help = "NAME=VALUE", "override any period or limit"
-    pause = verb("pause", "stop all work now and take none", _pause)
+    pause = verb("pause", "stop all tasks now and take no new ones", _pause)
     until = "30m, 2h, 2d, 90s; a bare number is seconds; without it until resume"
     pause.add_argument("duration", nargs="?", type=parse_duration, help=until)
-    pause.add_argument("--show", action="store_true", help="tell what is set; change nothing")
+    pause.add_argument("--show", action="store_true", help="show the current pause; change nothing")
     verb("resume", "end the pause", _resume)
-    status = verb("status", "show what the agent does, and why it takes no task", _status)
-    reasons = verb("why", "what keeps this machine from working, since when, what ends it", _why)
-    past = verb("history", "the last decisions, tasks and logins, in words", _history)
+    status = verb("status", "show what the agent runs, and why it takes no task", _status)
+    reasons = verb("why", "show what blocks work, since when, and what ends it", _why)
+    past = verb("history", "list the last decisions, tasks and logins", _history)
     past.add_argument("--count", type=int, default=50, help="how many entries (50)")
-    doctor = verb("doctor", "look at every precondition, and say how to fix what fails", _doctor)
+    doctor = verb("doctor", "check every precondition, and say how to fix what fails", _doctor)
     for talks in (pause, status, reasons, past, doctor):
-        talks.add_argument("--json", action="store_true", help="for programs")
-    verb("dry-run", "what the guard would do, in four cases and now; executes nothing", _dry_run)
-    verb("report", "whether this node is ready to work unattended, and why not", _report)
-    seen = "whether input on this machine's seats is seen, and the test that proves it"
+        talks.add_argument("--json", action="store_true", help="print JSON")
+    verb("dry-run", "show the guard's decision in four cases and now; runs nothing", _dry_run)
+    verb("report", "show whether this node is ready to work unattended, and why not", _report)
+    seen = "show whether input is detected on each seat, and test it"
     detector = verb("detector", seen, _detector)
     detector.add_argument("action", choices=["status", "test"])
     detector.add_argument("--seat", default="seat0", help="which seat to test (seat0)")
     wait = "how long to wait for each key or movement (20s)"
     detector.add_argument("--timeout", type=parse_duration, default=20.0, help=wait)
-    detector.add_argument("--json", action="store_true", help="status for programs")
-    allows = verb("allows", "whether the allow-list lets a command run; runs nothing", _allows)
+    detector.add_argument("--json", action="store_true", help="print status as JSON")
+    allows = verb("allows", "check whether the allow-list permits a command; runs nothing", _allows)
     allows.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ARG")
     verb("probe", "print what this machine can do, as JSON", _probe)
     files = "check a config.yaml, runtime.yaml, owner.yaml or allow-list"

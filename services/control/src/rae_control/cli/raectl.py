@@ -225,9 +225,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="for programs"
-    )
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     common.add_argument(
         "--credentials", metavar="FILE", default=argparse.SUPPRESS,
         help="a credentials.json of `serve --dev`; default: RAE_URL and RAE_TOKEN, else"
@@ -259,42 +257,44 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--state", choices=[state.value for state in TaskState])
     for name in ("--kind", "--node", "--submitter", "--cursor"):
         listing.add_argument(name)
-    listing.add_argument("--label", metavar="NAME=VALUE")
+    listing.add_argument("--label", metavar="NAME=VALUE", help="only tasks with this label")
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--all", action="store_true", help="all pages")
     for name, run, text in (
-        ("task", _task, "one task with its history"),
-        ("why", _why, "why a task does not run"),
-        ("log", _log, "the log of the latest attempt"),
-        ("result", _result, "what a task returned"),
-        ("artifacts", _artifacts, "list the artifacts of a task, or fetch them"),
+        ("task", _task, "show one task with its history"),
+        ("why", _why, "explain why a task does not run"),
+        ("log", _log, "print the log of the latest attempt"),
+        ("result", _result, "print what a task returned"),
+        ("artifacts", _artifacts, "list or fetch the artifacts of a task"),
     ):
         made = add(verbs, name, run, text)
         made.add_argument("task_id", metavar="ID")
         if name == "log":
             made.add_argument("-f", "--follow", action="store_true", help="until the attempt ends")
-            made.add_argument("--attempt", type=int)
+            made.add_argument("--attempt", type=int, metavar="N", help="default: the latest")
         elif name == "artifacts":
             made.add_argument("-o", "--output", metavar="DIR", help="fetch them into this folder")
     for name, text in (("cancel", "cancel tasks"), ("requeue", "queue ended tasks again")):
         made = add(verbs, name, _verb, text)
         made.add_argument("task_ids", metavar="ID", nargs="+")
-        made.add_argument("--reason")
+        made.add_argument("--reason", help="a sentence for the history")
     nodes = verbs.add_parser("nodes", help="operate nodes").add_subparsers(
         required=True, metavar="VERB"
     )
     add(nodes, "list", _nodes, "list nodes").add_argument("--all", action="store_true")
     for name, text in (
-        ("enrol", "admit a node and print its secret"), ("drain", "no new work for a node"),
+        ("enrol", "admit a node and print its secret"), ("drain", "give a node no new tasks"),
         ("resume", "end a drain or a cordon"), ("revoke", "end its secret, session and leases"),
     ):  # fmt: skip
         made = add(nodes, name, _nodes, text)
         made.add_argument("node_id", metavar="NODE")
         if name == "enrol":
             made.add_argument("--bearer", action="store_true", help="a client without signatures")
-            made.add_argument("--trusted", action="store_true")
+            made.add_argument(
+                "--trusted", action="store_true", help="its reports may cordon others"
+            )
         else:
-            made.add_argument("--reason")
+            made.add_argument("--reason", help="a sentence for the history")
     waiting = add(nodes, "wait", _wait_for_node, "wait until a node is in a state")
     waiting.add_argument("--state", choices=STATES, default="online")
     testing = add(verbs, "self-test", _self_test, "have a node run one small task")
@@ -311,7 +311,9 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("name", metavar="NAME")
     made.add_argument("--role", choices=["submit", "read", "admin"], required=True)
     add(tokens, "revoke", _tokens, "end a token").add_argument("name", metavar="NAME")
-    lists = verbs.add_parser("allowlist", help="write a node's allow-list; works without control")
+    lists = verbs.add_parser(
+        "allowlist", help="help to write a node's allow-list; needs no control"
+    )
     add_verbs(lists.add_subparsers(required=True, metavar="VERB"))
     return parser
 

@@ -35,7 +35,7 @@ def add_verbs(verbs: Any) -> None:
     shows.set_defaults(allowlist=_show)
     for verb in (made, shows):
         verb.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="for programs"
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
         )
 
 

@@ -26,25 +26,27 @@ def add_options(made: argparse.ArgumentParser) -> None:
     """What `raectl submit` takes."""
     made.usage = "raectl submit [OPTIONS] -- COMMAND [ARG…]"
     repeated: dict[str, Any] = {"action": "append", "default": []}
-    made.add_argument("command", nargs="*", metavar="COMMAND", help="what to run, after --")
+    made.add_argument("command", nargs="*", metavar="COMMAND", help="the command, after --")
     made.add_argument("--kind", help="cli (default with a command), python, llm, or a named job")
     made.add_argument("--python", metavar="NAME", help="run a python task of the nodes")
     made.add_argument("--params", metavar="JSON", help="parameters for --python or --kind")
-    made.add_argument("--json-file", metavar="FILE", help="raw bodies from a file, - for stdin")
+    made.add_argument(
+        "--json-file", metavar="FILE", help="submit bodies from a JSON file, - for stdin"
+    )
     made.add_argument("--input", metavar="NAME=FILE", **repeated,
-                      help="also NAME=task:ID/ARTIFACT and NAME=URL")  # fmt: skip
+                      help="a file to upload; also NAME=task:ID/ARTIFACT and NAME=URL")  # fmt: skip
     made.add_argument("--artifact", metavar="NAME[:TYPE[:MAX_MB]]", **repeated,
-                      help="a file to keep; TYPE such as text/plain, which *.txt and *.log have by"
+                      help="a file to store; TYPE such as text/plain, which *.txt and *.log have by"
                       " themselves: one alone that is not written becomes the program's output"
                       )  # fmt: skip
     made.add_argument("--require", metavar="NAME=VALUE", **repeated,
                       help='such as gpu=true, ram_gb=16, nodes=\'["n1"]\'')  # fmt: skip
-    made.add_argument("--label", metavar="NAME=VALUE", **repeated)
-    made.add_argument("--depends-on", metavar="ID", **repeated)
+    made.add_argument("--label", metavar="NAME=VALUE", help="to find it again", **repeated)
+    made.add_argument("--depends-on", metavar="ID", help="start after this task", **repeated)
     made.add_argument("--priority", type=int, help="0 to 9; 9 goes first; default 5")
     made.add_argument("--timeout-s", type=float, metavar="S", help="longest run of the program")
     made.add_argument("--lease-ttl-s", type=float, metavar="S", help="longest silence of its node")
-    made.add_argument("--max-attempts", type=int, metavar="N")
+    made.add_argument("--max-attempts", type=int, metavar="N", help="default 3")
     made.add_argument("--not-before", metavar="TIME")
     made.add_argument("--expires-at", metavar="TIME")
     made.add_argument("--task-id", metavar="ID", help="to make a repeated submit harmless")
