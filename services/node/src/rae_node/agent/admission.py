@@ -25,12 +25,7 @@ class Admission:
 
     def open(self) -> bool:
         """Whether new work may begin now."""
-        return (
-            self._decision().may_poll
-            and self.strong_enough()
-            and not self.disk_low()
-            and not self.spool_full()
-        )
+        return self._decision().may_poll and self.strong_enough() and not self.shortages()
 
     def free_slots(self) -> tuple[str, ...]:
         """Slots that a task may have now."""
@@ -50,9 +45,11 @@ class Admission:
         free = [capabilities.disk_free_mb(folder) for folder in (layout.workdir, layout.spool)]
         return any(mb is not None and mb < least for mb in free)
 
-    def spool_full(self) -> bool:
-        """Whether so much waits for control that more work could not be kept."""
-        return self._spool.size > self._context.settings.spool_max_mb * 1024 * 1024
+    def shortages(self) -> list[str]:
+        """Codes of what is short on this machine, which keeps new tasks away."""
+        # Results that wait for control; those of more tasks would find no room.
+        spool_full = self._spool.size > self._context.settings.spool_max_mb * 1024 * 1024
+        return [*(["disk_low"] if self.disk_low() else []), *(["spool_full"] if spool_full else [])]
 
     def strong_enough(self) -> bool:
         """Whether the isolation reaches what the owner asks for."""
@@ -62,6 +59,4 @@ class Admission:
         """Why the node does not work now, as codes."""
         weak = [] if self.strong_enough() else ["isolation_too_weak"]
         rest = ["gpu_rest"] if self.gpu_rests() else []
-        full = ["disk_low"] if self.disk_low() else []
-        full += ["spool_full"] if self.spool_full() else []
-        return [*self._decision().reasons, *weak, *rest, *full][:32]
+        return [*self._decision().reasons, *weak, *rest, *self.shortages()][:32]

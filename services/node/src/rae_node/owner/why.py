@@ -73,10 +73,8 @@ def conditions(agent: Agent) -> Iterator[Holder]:
         yield Holder("draining", text)
     if agent.stopping:
         yield Holder("stopping", "the agent ends")
-    reasons = agent.admission.reasons()
-    for code in ("disk_low", "spool_full"):
-        if code in reasons:
-            yield Holder(code, in_words(code))
+    for code in agent.admission.shortages():
+        yield Holder(code, in_words(code))
     if not agent.slots.free():
         yield Holder("no_slot", "every slot is taken")
     elif not agent.admission.free_slots():
