@@ -38,7 +38,7 @@ SLEEP: Mapping[str, object] = {
     "kind": "cli", "params": {"command": "sleep", "args": ["3600"]},
 }  # fmt: skip
 # Under emulation a look takes longer, above all while something starts; and control comes late.
-SETTINGS: Mapping[str, object] = {"source_timeout_sec": 2, "retry_cap_sec": 1}
+SETTINGS: Mapping[str, object] = {"source_timeout_sec": 8, "retry_cap_sec": 1}
 NODE, PORT, ROOT_KEY = "vm", 8080, "5a" * 32
 KEYS, ANYTHING = "1", "1,2,3"  # types of evdev's events
 

@@ -27,7 +27,7 @@ _PATIENCE_S = 10.0
 _RETRY_S = 0.1
 _MOST, _MOST_OF_A_USER = 64, 8  # connections at once
 _CALL_S, _LEAST_S = 25.0, 1.0  # a whole call; the least of it for the answer
-PING, _PING_S = "ping", 0.4  # the agent asks itself whether it answers
+PING = "ping"  # the agent asks itself whether it answers
 
 Verb = Callable[[dict[str, Any], int], dict[str, Any]]  # the request, the peer's uid
 
@@ -47,9 +47,11 @@ class LocalSocket:
     """Serves verbs; those in `guarded` need `may_resume`."""
 
     def __init__(
-        self, path: Path, verbs: Mapping[str, Verb], guarded: frozenset[str], log: EventLog
-    ) -> None:
-        """Listen. Raises OSError."""
+        self, path: Path, verbs: Mapping[str, Verb], guarded: frozenset[str], log: EventLog,
+        answers_in_s: float = 0.4,
+    ) -> None:  # fmt: skip
+        """Listen. `answers_in_s`: how long `keep_open` waits for an answer. Raises OSError."""
+        self._answers_in_s = answers_in_s
         self._path, self._verbs, self._guarded, self._log = path, verbs, guarded, log
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -93,7 +95,7 @@ class LocalSocket:
                 self._stop_listening()
                 self._open()
                 self.start()
-            ask(self._path, {"verb": PING}, _PING_S)
+            ask(self._path, {"verb": PING}, self._answers_in_s)
         except (OSError, RuntimeError, NodeError) as error:
             if isinstance(error.__cause__, ConnectionRefusedError):
                 self._file = None  # it listens no more

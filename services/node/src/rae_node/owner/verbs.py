@@ -27,8 +27,11 @@ def open_door(agent: Agent) -> LocalSocket:
         "pause": lambda request, uid: pause(agent, request.get("duration_s"), uid),
         "resume": lambda _, __: resume(agent),
     }
-    root = agent.context.layout.root
-    return LocalSocket(socket_path(root), verbs, frozenset({"resume"}), agent.context.log)
+    context = agent.context
+    # The look fails with the reason before the guard gives it up.
+    patience_s = 0.8 * context.settings.source_timeout_sec
+    path, guarded = socket_path(context.layout.root), frozenset({"resume"})
+    return LocalSocket(path, verbs, guarded, context.log, patience_s)
 
 
 def pause(agent: Agent, duration_s: Any, uid: int) -> dict[str, Any]:
