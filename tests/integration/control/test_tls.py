@@ -359,7 +359,7 @@ def test_a_flood_of_handshakes_delays_no_submit(secure: Secure, address: str) ->
     stop.set()
     thread.join()
     assert made[0] > 100
-    assert slowest < 1.0, slowest
+    assert slowest < 5, slowest
 
 
 def everything(connection: socket.socket) -> bytes:

@@ -156,5 +156,5 @@ def test_a_secret_is_never_printed_by_the_check_of_its_type() -> None:
         for name, option in known
         if SECRETS.search(name) and name != "common_credential_key"
     ]
-    assert len(secret) == 6
+    assert len(secret) == 7
     assert [name for name, option in secret if option.get("no_log") is not True] == []
