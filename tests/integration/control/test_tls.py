@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def test_a_renewed_certificate_drops_none_of_two_hundred_open_polls(
         name = f"poll{number}"
         secret = admin.enrol(name, kind="bearer").enrolment_secret
         client = NodeClient(secure.mesh.url, name, secret, kind="bearer")
-        about = RegisterRequest(node_id=name, machine=name, capabilities={}, slots=["cpu0"])
+        about = RegisterRequest(node_id=name, machine=name, slots=["cpu0"])
         nodes.append(client.register(about).node_token)
     polls = [stack.enter_context(secure.connect()) for _ in nodes]
     for poll, token in zip(polls, nodes, strict=True):
@@ -192,11 +193,15 @@ def test_a_bad_new_pair_is_refused_with_an_error_and_the_old_one_stays(secure: S
         (secure.folder / "nonsense").write_text("no certificate")
         known = len(secure.logged("certificate_refused"))
         secure.renew(cert, key, taken=False)
-        until(lambda known=known: len(secure.logged("certificate_refused")) > known, "it is logged")
+        until(partial(_more_than, secure, known), "it is logged")
         assert secure.serial() == before
     assert '"level": "error"' in secure.logged("certificate_refused")[-1].lower()
     secure.renew(one)
     assert RaeClient(secure.url, "x", ca_file=str(secure.authority.file)).health()
+
+
+def _more_than(secure: Secure, known: int) -> bool:
+    return len(secure.logged("certificate_refused")) > known
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ class Pair:
             ) from error
         except OSError as error:
             raise ConfigError(
-                f"{self.cert} or {self.key} cannot be read: {in_words(error)}; correct"
-                " tls_cert_file and tls_key_file, or let control's user read them"
+                f"{self.cert} or {self.key} cannot be read: {in_words(error)}; set tls_cert_file"
+                " and tls_key_file to files that control's user can read"
             ) from error
         if mode & _OPEN_MODE:
             raise ConfigError(
@@ -73,7 +73,7 @@ class Pair:
         try:
             return x509.load_pem_x509_certificates(self.cert.read_bytes())[0].not_valid_after_utc
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.cert} cannot be read as a PEM certificate") from error
+            raise ConfigError(f"{self.cert} is no certificate; write it in PEM") from error
 
     def stamp(self) -> tuple[object, ...]:
         """What differs once one of the files has been replaced or written."""
