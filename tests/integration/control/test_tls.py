@@ -140,6 +140,7 @@ def test_openssl_gets_tls_1_2_and_1_3_with_forward_secrecy_and_nothing_older(
     assert "Protocol version: TLSv1.3" in s_client(secure)
     older = s_client(secure, "-tls1_2")
     assert "Verification: OK" in older and "ECDHE-ECDSA-AES256-GCM-SHA384" in older
+    assert s_client(secure, "-groups", "ffdhe8192:X448") == ""
     listed = subprocess.run(
         ["openssl", "ciphers", "-tls1_2", "-s", "ALL:COMPLEMENTOFALL:@SECLEVEL=0"],
         capture_output=True, text=True, timeout=20, check=True,
