@@ -26,7 +26,12 @@ CASES: dict[str, dict[str, Any]] = {
         "firewall_tailnet_tcp_ports": [],
         "firewall_public_udp_ports": [],
         "firewall_trusted_interfaces": [],
-    }
+    },
+    "tls": {
+        "firewall_kind": "control",
+        "firewall_admin_cidrs": [V4],
+        "mesh_control_tls_port": 8443,
+    },
 }
 
 
@@ -34,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 def rules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The file of each case."""
     folder = tmp_path_factory.mktemp("rules")
-    known = {"mesh_control_port": 8080}
+    known = {"mesh_control_port": 8080, "mesh_control_tls_port": 0}
     known |= yaml.safe_load((ROLE / "defaults" / "main.yml").read_text("utf-8"))
     play = {
         "hosts": "all",
@@ -123,3 +128,10 @@ def test_what_is_not_opened_has_no_rule(rules: dict[str, str]) -> None:
     assert "udp dport { 41641 } accept" in chain(rules["control-both"], "outside")
     assert "8080" not in rules["closed"]
     assert "41641" not in rules["closed"]
+
+
+def test_the_port_of_the_api_over_tls_is_open_to_the_tailnet_where_there_is_one(
+    rules: dict[str, str],
+) -> None:
+    assert "tcp dport { 8080, 8443 } accept" in chain(rules["tls"], "tailnet")
+    assert "8443" not in chain(rules["tls"], "outside")

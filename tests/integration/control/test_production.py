@@ -24,6 +24,7 @@ import requests
 
 from rae_control.maintenance.backup import check_folder
 from rae_protocol import signing
+from tests.certificates import Authority
 from tests.integration.control.harness import Server
 from tests.until import until
 
@@ -264,6 +265,28 @@ def test_a_service_names_what_it_lacks_and_the_fix(service: Service) -> None:
     assert "a.token" in said and "short" not in said
     assert "put it into the credential" in refusal(service, "--redis", "unix://u:p@/s", env=env)
     assert "CREDENTIALS_DIRECTORY" in refusal(service, env={**env, "CREDENTIALS_DIRECTORY": ""})
+
+
+def test_of_passed_sockets_the_one_on_the_tls_port_speaks_tls(service: Service) -> None:
+    admin, authority = service.token("admin", "admin"), Authority(service.folder / "ca")
+    made = authority.issue().read_text()
+    service.secret("tls.crt", made)
+    service.secret("tls.key", made)
+    files = [f"tls_{word}_file={service.credentials}/tls.{end}"
+             for word, end in (("cert", "crt"), ("key", "key"))]  # fmt: skip
+    words = [item for file in files for item in ("--set", file)]
+    assert "ListenStream=ADDRESS:1" in refusal(service, *words, "--set", "tls_port=1")
+    service.listeners.append(socket.create_server(("127.0.0.1", 0)))
+    port = service.listeners[1].getsockname()[1]
+    words += ["--set", f"tls_port={port}"]
+    (service.credentials / "tls.key").chmod(0o604)
+    assert "other users can read" in refusal(service, *words)
+    (service.credentials / "tls.key").chmod(0o400)
+    service.start(*words)
+    service.expect("READY=1")
+    assert service.get("/nodes", admin).status_code == 200
+    secure = f"https://127.0.0.1:{port}/readyz"
+    assert requests.get(secure, verify=str(authority.file), timeout=5).status_code == 200
 
 
 def test_a_backup_without_keys_comes_back_under_the_vaults_key(service: Service) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Authority
 from tests.lab import Host, Lab
 from tests.lab.image import PYTHON
 from tests.lab.lab import CHECKOUT
@@ -21,6 +22,7 @@ SERVICES = sorted(file.name for file in UNITS.glob("*.service"))
 HOME = "/opt/rae-control/releases/test"
 TAILNET = "100.64.0.7"
 ADMIN = secrets.token_urlsafe(24)
+CERTIFICATE, HANDED = "rae-control-certificate.service", "/run/rae-control-certificate"
 REDIS = """
 [Service]
 RuntimeDirectory=redis-rae
@@ -149,6 +151,43 @@ def test_the_timers_backup_is_written_by_the_worker(host: Host) -> None:
     until(lambda: host.run(look).stdout, "the backup is there", 30)
     assert host.run(look).stdout == "600 rae-control\n"
     until(lambda: "chore_done" in host.unit_log("rae-control-worker"), "it says so")
+
+
+def test_a_certificate_comes_as_a_credential_and_is_renewed_without_a_restart(
+    host: Host, tmp_path: Path
+) -> None:
+    old, new, folder = Authority(tmp_path / "old"), Authority(tmp_path / "new"), "/etc/rae-control"
+
+    def give(authority: Authority) -> None:
+        made = authority.issue(TAILNET).read_text()
+        for name in ("tls.crt", "tls.key"):
+            host.put(f"{folder}/credentials/{name}", made, 0o400)
+        host.put(f"{folder}/ca.pem", authority.file.read_text())
+        host.run(["systemctl", "try-restart", CERTIFICATE])
+
+    def asked() -> str:
+        return host.run(["curl", "-sS", "-m", "20", "--cacert", f"{folder}/ca.pem",
+                         f"https://{TAILNET}:8443/readyz"], check=False).stdout  # fmt: skip
+
+    give(old)
+    files = "".join(f"tls_{word}_file: {HANDED}/tls.{end}\n"
+                    for word, end in (("cert", "crt"), ("key", "key")))  # fmt: skip
+    host.put(f"{folder}/control.yaml", f"backup_dir: /var/backups/rae-control\n{files}")
+    wants = f"[Unit]\nWants={CERTIFICATE}\nAfter={CERTIFICATE}\n"
+    host.put("/etc/systemd/system/rae-control.service.d/tls.conf", wants)
+    listen = f"[Socket]\nListenStream={TAILNET}:8443\n"
+    host.put("/etc/systemd/system/rae-control.socket.d/tls.conf", listen)
+    host.run(["systemctl", "daemon-reload"])
+    host.run(["systemctl", "stop", "rae-control"])
+    host.run(["systemctl", "restart", "rae-control.socket"])
+    host.run(["systemctl", "start", "rae-control"])
+    assert json.loads(asked())["queue"] == "ok"
+    assert host.run(["stat", "-c", "%U %a", f"{HANDED}/tls.key"]).stdout == "rae-control 400\n"
+    before = show(host, "rae-control", "MainPID")
+    give(new)
+    until(asked, "the new certificate is shown")
+    assert show(host, "rae-control", "MainPID") == before
+    assert json.loads(ask(host, "/nodes")) == {"nodes": []}
 
 
 def test_a_stop_is_quick_and_clean(host: Host) -> None:

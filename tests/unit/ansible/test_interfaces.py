@@ -156,5 +156,14 @@ def test_a_secret_is_never_printed_by_the_check_of_its_type() -> None:
         for name, option in known
         if SECRETS.search(name) and name != "common_credential_key"
     ]
-    assert len(secret) == 6
+    assert len(secret) == 7
     assert [name for name, option in secret if option.get("no_log") is not True] == []
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_no_description_is_a_template_which_ansible_would_evaluate(role: str) -> None:
+    text = (ROLES / role / "meta" / "argument_specs.yml").read_text("utf-8")
+    for entry in yaml.safe_load(text)["argument_specs"].values():
+        options = entry.get("options", {}).values()
+        said = [entry.get("description", ""), *(option["description"] for option in options)]
+        assert "{{" not in str(said)

@@ -65,6 +65,10 @@ class ControlConfig(BaseModel):
     tailscale_socket: str | None = Field(None, min_length=1)
     tailnet_names: dict[str, str] = {}
     tailnet_tag: str | None = Field(None, pattern=r"^tag:[A-Za-z0-9-]+$")
+    # With both files, control also speaks TLS, on this port of the address that it has anyway.
+    tls_cert_file: str | None = Field(None, pattern="^/")
+    tls_key_file: str | None = Field(None, pattern="^/")
+    tls_port: int = Field(8443, ge=1, le=65535)
 
     @model_validator(mode="after")
     def _leases_outlive_heartbeats(self) -> ControlConfig:
@@ -73,6 +77,12 @@ class ControlConfig(BaseModel):
                 f"default_lease_ttl_s is {self.default_lease_ttl_s:g}, but a lease must outlive "
                 f"two heartbeats and the margin: at least {self.min_lease_ttl_s:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> ControlConfig:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together: name both or neither")
         return self
 
     @property

@@ -29,6 +29,7 @@ from rae_control.ledger.sqlite import refuse_unfinished
 from rae_control.queue.dev_redis import arguments, find_server, socket_path
 from rae_control.server.gunicorn_app import die_with_parent
 from rae_control.server.production import become_server
+from rae_control.server.tls import Pair
 from rae_control.storage.files import FOLDERS, close_to_others
 from rae_protocol.errors import in_words
 from rae_protocol.folders import make_folder
@@ -131,53 +132,46 @@ class DevServer:
         except OSError as error:
             raise ConfigError(f"--data {self._data} cannot be used: {in_words(error)}") from error
         refuse_unfinished(self._data)
-        listener = self._listen()
-        self._port = listener.getsockname()[1]
-        url = f"http://127.0.0.1:{self._port}"
+        pair = Pair.of(self._config)
+        if pair is not None:
+            pair.context()
+        listeners = [_listen(self._port)]
+        self._port = listeners[0].getsockname()[1]
+        url = shown = f"http://127.0.0.1:{self._port}"
+        if pair is not None:
+            listeners.append(_listen(self._config.tls_port))
+            shown += f" and https://127.0.0.1:{self._config.tls_port}"
         self._write_credentials(url)
         redis_socket = socket_path(self._data)
         redis_url = f"unix://{quote(os.fsencode(redis_socket))}"
         (self._data / "run" / "redis.url").write_text(redis_url, encoding="utf-8")
         self._pid("serve", os.getpid())
+        fds = [listener.fileno() for listener in listeners]
         commands = {
             "redis": arguments(server, self._data, redis_socket),
-            "gunicorn": self._gunicorn(redis_url, listener.fileno()),
+            "gunicorn": self._gunicorn(redis_url, fds),
         }
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         try:
             for name, command in commands.items():
-                self._start(name, command, listener.fileno())
+                self._start(name, command, fds)
             self._wait_ready()
             if not self._stopping:
-                say(f"rae-control listens on {url}")
-            self._watch(commands, listener.fileno())
+                say(f"rae-control listens on {shown}")
+            self._watch(commands, fds)
         finally:
             self._end()
             redis_socket.unlink(missing_ok=True)
             if redis_socket.parent != self._data:
                 redis_socket.parent.rmdir()
-            listener.close()
+            for listener in listeners:
+                listener.close()
         return 0
 
-    def _listen(self) -> socket.socket:
-        # Held here, so that requests queue up in the kernel while gunicorn is started again.
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", self._port))
-        except OSError as error:
-            listener.close()
-            raise ConfigError(
-                f"port {self._port} is taken ({error.strerror}); choose another with --port, or 0"
-            ) from error
-        listener.listen(4096)
-        os.set_inheritable(listener.fileno(), True)
-        return listener
-
-    def _gunicorn(self, redis_url: str, fd: int) -> list[str]:
+    def _gunicorn(self, redis_url: str, fds: list[int]) -> list[str]:
         settings = {
-            "data": str(self._data), "fds": [fd], "redis_url": redis_url, "die_with_parent": True,
+            "data": str(self._data), "fds": fds, "redis_url": redis_url, "die_with_parent": True,
             "config": self._config.model_dump(),
         }  # fmt: skip
         return [sys.executable, "-m", "rae_control.server.gunicorn_app", json.dumps(settings)]
@@ -209,13 +203,13 @@ class DevServer:
             file.write(text)
         part.replace(path)
 
-    def _start(self, name: str, command: list[str], fd: int) -> None:
+    def _start(self, name: str, command: list[str], fds: list[int]) -> None:
         # A program that is not ours cannot ask for the parent-death signal itself.
         first = die_with_parent if name == "redis" else None
         with (self._data / "log" / f"{name}.out").open("ab") as log:
             self._children[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                pass_fds=(fd,) if name == "gunicorn" else (), preexec_fn=first,  # noqa: PLW1509
+                pass_fds=fds if name == "gunicorn" else (), preexec_fn=first,  # noqa: PLW1509
             )  # fmt: skip
         self._pid(name, self._children[name].pid)
 
@@ -240,7 +234,7 @@ class DevServer:
         except OSError:
             return False
 
-    def _watch(self, commands: dict[str, list[str]], fd: int) -> None:
+    def _watch(self, commands: dict[str, list[str]], fds: list[int]) -> None:
         first = RESTART_PAUSE_S
         began, pause = dict.fromkeys(commands, time.monotonic()), dict.fromkeys(commands, first)
         again: dict[str, float] = {}
@@ -263,7 +257,7 @@ class DevServer:
                 elif now >= again[name]:
                     del again[name]
                     began[name] = now
-                    self._start(name, command, fd)
+                    self._start(name, command, fds)
             time.sleep(0.1)
 
     def _end(self) -> None:
@@ -284,6 +278,23 @@ class DevServer:
     def _pid(self, name: str, pid: int) -> None:
         with contextlib.suppress(OSError):
             (self._data / "run" / f"{name}.pid").write_text(str(pid), encoding="ascii")
+
+
+def _listen(port: int) -> socket.socket:
+    # Held here, so that requests queue up in the kernel while gunicorn is started again.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"port {port} is taken ({error.strerror}); choose another with --port, or 0, and for"
+            " TLS another tls_port"
+        ) from error
+    listener.listen(4096)
+    os.set_inheritable(listener.fileno(), True)
+    return listener
 
 
 if __name__ == "__main__":

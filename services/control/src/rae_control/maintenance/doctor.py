@@ -30,11 +30,14 @@ from rae_control.queue.dev_redis import find_server
 from rae_control.queue.rq_queue import RqQueue
 from rae_control.server.gunicorn_app import OWN_FILES, connections
 from rae_control.server.sockets import is_private
+from rae_control.server.tls import Pair
 
 SQLITE_LEAST = (3, 51, 3)
 RQ_TESTED = ("2.12", "3.0")
 # They are written each night; one may be missed.
 BACKUP_HOURS = 50
+# `tailscale cert` renews a month before the end.
+CERTIFICATE_DAYS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ def examine(
     yield Finding("open files", connections(soft) >= polls, f"{soft} for {polls} long polls",
                   f"ulimit -n {polls + OWN_FILES}, or LimitNOFILE= in the unit")  # fmt: skip
     yield _bind_is_private(host)
+    yield from _certificate(config)
     if not data.is_dir():
         yield Finding("data folder", False, f"there is no {data}",
                       "start control once, or name its folder with --data")  # fmt: skip
@@ -102,6 +106,21 @@ def _bind_is_private(host: str) -> Finding:
     except ValueError:
         return Finding("address", False, f"{host} is no address", fix)
     return Finding("address", private, f"{host}{'' if private else ' is public'}", fix)
+
+
+def _certificate(config: ControlConfig) -> Iterator[Finding]:
+    pair = Pair.of(config)
+    if pair is None:
+        return
+    fix = "renew it, and write certificate and key into their files; control takes them at once"
+    try:
+        pair.context()
+        days = (pair.expires().timestamp() - time.time()) / 86400
+    except ControlError as error:
+        yield Finding("certificate", False, str(error), fix)
+        return
+    what = f"{pair.cert} expires in {days:.0f} days" if days > 0 else f"{pair.cert} has expired"
+    yield Finding("certificate", days >= CERTIFICATE_DAYS, what, fix)
 
 
 def _folder(data: Path, config: ControlConfig) -> Iterator[Finding]:

@@ -19,7 +19,9 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
+from rae_control.config import ControlConfig
 from rae_control.log import LOGGING, write_in_a_thread
+from rae_control.server.tls import Pair, Tls
 from rae_protocol import notify
 
 PR_SET_PDEATHSIG = 1
@@ -52,6 +54,7 @@ class Application(BaseApplication):  # type: ignore[misc]
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
         self._run = Path(settings["data"]) / "run"
+        self.tls: Tls | None = None
         super().__init__()
 
     def load_config(self) -> None:
@@ -85,6 +88,9 @@ class Application(BaseApplication):  # type: ignore[misc]
         """Build the mesh and the Flask application (runs in the worker)."""
         from rae_control.server.build import build  # noqa: PLC0415 - only after gevent's patching
 
+        config = ControlConfig.model_validate(self._settings["config"])
+        pair = Pair.of(config)
+        self.tls = None if pair is None else Tls(config.tls_port, pair)
         self._mesh, app = build(self._settings)
         return app
 

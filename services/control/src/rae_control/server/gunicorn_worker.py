@@ -1,8 +1,8 @@
 """gunicorn's worker with our limits on what strangers and slow lines hold.
 
-Each connection is a visit (core/gate.py); each body and each answer has a time limit. A stranger
-whose address has had too much is refused before the application is asked. What is no HTTP request
-gets our answer, and its words stay out of the log.
+Each connection is a visit (core/gate.py); each TLS handshake, body and answer has a time limit. A
+stranger whose address has had too much is refused before the application is asked. What is no HTTP
+request gets our answer, and its words stay out of the log.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import errno
 import logging
 import os
 import socket
+import ssl
 import time
 from collections import defaultdict
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gevent
 from gevent.local import local
@@ -37,7 +39,8 @@ from rae_protocol.signing import REGISTER_SCHEME
 log = logging.getLogger(__name__)
 _Socket = get_original("socket", "socket")
 
-# The request line and headers of a connection that has shown no known token (others: keepalive).
+# The request line and headers of a connection that has shown no known token (others: keepalive),
+# and before these a TLS handshake.
 HEAD_S = 10.0
 # A small body, and any of a stranger, in all.
 SMALL, SMALL_S = 64 * 1024, 10.0
@@ -45,6 +48,8 @@ SMALL, SMALL_S = 64 * 1024, 10.0
 # answer, the same while for each piece of it.
 LEAST_RATE, SLOW_S, LONGEST_S = 1024, 30.0, 3600.0
 TOO_SLOW = "the answer was read too slowly"
+# What a TLS connection begins with: a record of the handshake.
+HANDSHAKE = b"\x16"
 # What is read and dropped of a body that was answered early, in bytes and seconds: a socket that is
 # closed while bytes lie in it resets the connection, and the answer may be lost with it.
 LEFT_OF_KNOWN, LEFT_OF_STRANGERS = (MAX_RESULT_BYTES, 20.0), (MAX_BLOB_BYTES, 10.0)
@@ -129,6 +134,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._gate = Gate(time.monotonic, self.worker_connections)
         self._here = local()
         self._begins: defaultdict[str | None, BoundedSemaphore] = defaultdict(BoundedSemaphore)
+        self._handshakes: WeakValueDictionary[str, BoundedSemaphore] = WeakValueDictionary()
         self._lines = Bucket(1.0, 20.0, 20.0, time.monotonic())  # of the log, about strangers
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
@@ -136,9 +142,41 @@ class Worker(GeventWorker):  # type: ignore[misc]
         address = str(addr[0]) if isinstance(addr, tuple) else ""
         visit = self._here.visit = self._gate.enter(address, partial(_hang_up, client))
         try:
-            super().handle(listener, client, addr)
+            tls = self.app.tls
+            if tls is not None and listener.getsockname()[1] == tls.port:
+                client = self._secured(client, tls.context, visit)
+            if client is not None:
+                super().handle(listener, client, addr)
         finally:
             self._gate.leave(visit)
+
+    def _secured(self, plain: Any, context: ssl.SSLContext, visit: Visit) -> Any:
+        """A connection after its TLS handshake; None where that fails or is not done in time."""
+        sock = plain
+        with suppress(OSError), gevent.Timeout(HEAD_S, False):
+            first = plain.recv(1, socket.MSG_PEEK)
+            if first == HANDSHAKE:
+                # A signature takes a while: of an address one is made in each round of the loop.
+                turn = self._handshakes.setdefault(visit.address, BoundedSemaphore())
+                with turn:
+                    gevent.sleep(0)
+                sock = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+                visit.hang_up = partial(_hang_up, sock)
+                try:
+                    sock.do_handshake()
+                except ssl.SSLEOFError:
+                    pass  # as who connects and leaves
+                except ssl.SSLError as error:
+                    self._log("tls_failed", peer=visit.address, cause=str(error.reason))
+                else:
+                    return sock
+            elif first:
+                self._log("tls_failed", peer=visit.address, cause="no TLS")
+                cause = "this port speaks TLS: write https:// in the URL"
+                _answer(plain, HTTPStatus.BAD_REQUEST, RaeError("invalid_request", cause))
+                _let_end(plain, *LEFT_OF_STRANGERS)
+        sock.close()
+        return None
 
     def timeout_ctx(self) -> gevent.Timeout:
         """For the time until a request's headers are there."""
@@ -185,6 +223,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """Each second, from the loop that serves: not before it does, nor while it is blocked."""
         super().notify()
+        if self.app.tls is not None:
+            self.app.tls.renew()
         if self.alive:
             self.app.tell("READY=1\nWATCHDOG=1")
 
@@ -195,6 +235,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what gunicorn refuses as everything else is answered."""
+        if isinstance(exc, ssl.SSLError):
+            self._log("tls_failed", peer=(addr or ("",))[0], cause=str(exc.reason))
+            return
         if not isinstance(exc, ParseException):
             super().handle_error(req, client, addr, exc)
             return

@@ -14,6 +14,7 @@ from rae_control.config import ControlConfig
 from rae_control.errors import ConfigError
 from rae_control.ledger.sqlite import refuse_unfinished
 from rae_control.server import sockets
+from rae_control.server.tls import Pair
 from rae_control.storage.files import close_to_others
 from rae_protocol.folders import make_folder
 
@@ -29,7 +30,11 @@ def become_server(data: Path, config: ControlConfig, redis_url: str) -> int:
     make_folder(data / "run", 0o700)
     close_to_others(data)
     refuse_unfinished(data)
-    fds = sockets.listeners(os.environ, os.getpid())
+    pair = Pair.of(config)
+    if pair is not None:
+        pair.context()
+    tls_port = None if pair is None else config.tls_port
+    fds = sockets.listeners(os.environ, os.getpid(), tls_port)
     credentials.keep_tokens(data, credentials.tokens(secrets))
     (data / "run" / "redis.url").write_text(redis_url, encoding="utf-8")
     settings = {

@@ -1,11 +1,11 @@
-"""Where control listens: the sockets that systemd hands over, or an address of the tailnet."""
+"""Where control listens: sockets that systemd passes, or an address of the tailnet."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from rae_control.errors import ConfigError
 from rae_protocol.errors import in_words
@@ -22,27 +22,39 @@ def is_private(host: str) -> bool:
     return address.is_loopback or any(address in network for network in _TAILSCALE)
 
 
-def listeners(environ: MutableMapping[str, str], pid: int) -> list[int]:
-    """The listening sockets: those passed to this process, else one at RAE_BIND_ADDRESS.
+def listeners(
+    environ: MutableMapping[str, str], pid: int, tls_port: int | None = None
+) -> list[int]:
+    """The listening sockets: those passed to this process, else RAE_PORT at RAE_BIND_ADDRESS.
 
+    `tls_port`: that of the one that speaks TLS; it is among those passed, or bound as well.
     Raises ConfigError when one of them could be reached from elsewhere than the tailnet.
     """
     # Taken out: gunicorn would use them by itself, and tell systemd that all is ready.
     ours = environ.pop("LISTEN_PID", "") == str(pid)
     count = int(environ.pop("LISTEN_FDS", "0")) if ours else 0
-    fds = list(range(FIRST_FD, FIRST_FD + count)) or [_bound(environ)]
+    fds = list(range(FIRST_FD, FIRST_FD + count))
+    if not fds:
+        fds.append(_bound(environ))
+        if tls_port is not None:
+            fds.append(_bound({**environ, "RAE_PORT": str(tls_port)}))
+    ports = set()
     for fd in fds:
         with socket.socket(fileno=os.dup(fd)) as passed:
             inet = passed.family in {socket.AF_INET, socket.AF_INET6}
-            host = passed.getsockname()[0] if inet else "a socket that is not TCP"
+            host, port = passed.getsockname()[:2] if inet else ("a socket that is not TCP", 0)
         if not inet or not is_private(host):
             raise ConfigError(f"{host} is no address to listen at: {_FIX}, in ListenStream= of"
                               " rae-control.socket or in RAE_BIND_ADDRESS")  # fmt: skip
+        ports.add(port)
         os.set_inheritable(fd, True)
+    if tls_port is not None and tls_port not in ports:
+        raise ConfigError(f"no socket with tls_port {tls_port} was passed for tls_cert_file: add"
+                          f" ListenStream=ADDRESS:{tls_port} to rae-control.socket")  # fmt: skip
     return fds
 
 
-def _bound(environ: MutableMapping[str, str]) -> int:
+def _bound(environ: Mapping[str, str]) -> int:
     host, port = environ.get("RAE_BIND_ADDRESS", ""), environ.get("RAE_PORT", "8080")
     try:
         private = is_private(host)
