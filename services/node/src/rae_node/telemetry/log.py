@@ -8,9 +8,14 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from logging import Formatter, Logger, LogRecord, StreamHandler
 from logging.handlers import RotatingFileHandler
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rae_protocol.log import JsonFormatter, QueuedHandler, facts
+
+if TYPE_CHECKING:
+    TextHandler = StreamHandler[TextIO]
+else:  # Python 3.10 has no subscript of it
+    TextHandler = StreamHandler
 
 ROTATE_BYTES, ROTATE_KEEP = 50 * 1000 * 1000, 7  # C8
 
@@ -39,7 +44,7 @@ class LogFile(RotatingFileHandler):
                 stream.close()
 
 
-class _Stream(StreamHandler[TextIO]):
+class _Stream(TextHandler):
     def handleError(self, record: LogRecord) -> None:
         """A broken stream is no reason to stop; it cannot report itself."""
 
