@@ -229,7 +229,7 @@ def test_wrong_usage_is_exit_code_2_with_one_sentence(idle: Raectl, words: tuple
         (("--credentials", __file__, "tasks"), 2, "use one that `rae-control serve --dev` wrote"),
         (("task", "a b"), 1, "1 to 64 letters"),
         (("tasks", "--label", "x"), 1, "look it up in protocol.md"),
-        (("requeue", "cli-nothing", "a b"), 1, "check the id"),
+        (("requeue", "cli-nothing", "a b"), 1, "Check the id"),
         (("nodes", "enrol", "a b"), 1, "must match"),
         (("nodes", "drain", "cli-nothing"), 1, "raectl nodes list --all"),
         (("nodes", "wait", "cli-nothing"), 1, "raectl nodes list --all"),
@@ -278,7 +278,7 @@ def test_an_argument_that_the_locale_cannot_read_says_so(idle: Raectl) -> None:
 def test_what_control_refuses_is_exit_code_1_with_the_way_out(idle: Raectl) -> None:
     done = idle("task", "cli-unknown")
     assert done.returncode == 1
-    assert "check the id" in done.stderr
+    assert "Check the id" in done.stderr
     assert idle("nodes", "drain", "cli-unknown").returncode == 1
     assert idle("tasks", RAE_URL="", RAE_TOKEN="wrong").returncode == 1
 
