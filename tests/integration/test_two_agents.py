@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,7 @@ import pytest
 
 from tests.harness import MakeMesh
 from tests.integration.stamps import Stamps, started
+from tests.servers import served
 from tests.until import until
 from tools.devmesh import DevMesh
 
@@ -69,14 +69,8 @@ class Slow(BaseHTTPRequestHandler):
 @pytest.fixture
 def slow() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    server.free = threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.free.set()  # type: ignore[attr-defined]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(server):
+        yield server
 
 
 def test_an_input_and_a_program_that_both_take_almost_the_time_limit_cost_no_attempt(

@@ -31,7 +31,7 @@ def test_each_rc_of_the_table_is_produced_by_a_request_of_the_tests() -> None:
     ("method", "path", "who", "rc"),
     [
         ("POST", "/nodes/nowhere/drain", "root", "unknown_node"),
-        ("POST", "/tokens/nobody/revoke", "root", "unknown_token"),
+        ("POST", "/tokens/unknown/revoke", "root", "unknown_token"),
         ("GET", "/nowhere", "alice", "not_found"),
         ("PUT", "/tasks", "alice", "method_not_allowed"),
         ("GET", "/tasks?colour=red", "alice", "invalid_query"),

@@ -98,4 +98,4 @@ def test_tokens_are_listed_without_their_text_and_end_at_once(api: Api) -> None:
     assert "token" not in api.rae("GET", "/tokens", who="root").json["tokens"][-1]
     assert api.rae("POST", "/tokens/ci/revoke", who="root").status_code == 200
     refused(api.client.get("/tasks", headers=headers), "unauthorized")
-    refused(api.rae("POST", "/tokens/nobody/revoke", who="root"), "unknown_token")
+    refused(api.rae("POST", "/tokens/unknown/revoke", who="root"), "unknown_token")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.node.harness import MakeRig
+from tests.servers import served
 from tests.until import until
 
 
@@ -44,14 +45,9 @@ class Ollama(BaseHTTPRequestHandler):
 @pytest.fixture
 def ollama() -> Iterator[HTTPServer]:
     server = HTTPServer(("127.0.0.1", 0), Ollama)
-    server.hung, server.free = threading.Event(), threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.free.set()  # type: ignore[attr-defined]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    server.hung = threading.Event()  # type: ignore[attr-defined]
+    with served(server):
+        yield server
 
 
 def url_of(server: HTTPServer) -> str:
@@ -64,7 +60,7 @@ ROLES = {"greeter": "tiny", "lost": "gone"}
 @pytest.mark.parametrize(
     ("params", "code", "words"),
     [
-        ({"role": "nobody"}, "E_INVALID", "choose from greeter, lost"),
+        ({"role": "unknown"}, "E_INVALID", "choose from greeter, lost"),
         ({"role": "lost"}, "E_INVALID", "here are: tiny:latest"),
         ({}, "E_INVALID", "either a role or a model"),
         ({"model": "big-cloud"}, "E_INVALID", "no local model"),

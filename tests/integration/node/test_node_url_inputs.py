@@ -14,6 +14,7 @@ import pytest
 from rae_node.config.layout import Layout, socket_path
 from rae_node.owner.socket import ask
 from tests.integration.node.harness import MakeRig
+from tests.servers import served
 from tests.until import until
 
 CONTENT = b"bytes from far away\n" * 1000
@@ -48,14 +49,9 @@ class Files(BaseHTTPRequestHandler):
 @pytest.fixture
 def files() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    server.free, server.dripping = threading.Event(), threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.free.set()  # type: ignore[attr-defined]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    server.dripping = threading.Event()  # type: ignore[attr-defined]
+    with served(server):
+        yield server
 
 
 def task(server: ThreadingHTTPServer, path: str, sha256: str | None = None) -> dict[str, Any]:
