@@ -137,7 +137,7 @@ def clock(mesh: DevMesh, rng: random.Random, clocks: Clocks) -> Iterator[Named]:
 def aof(mesh: DevMesh, rng: random.Random, folder: Path) -> Iterator[Named]:
     """Redis dies, and its append-only file is cut at a random place, or overwritten there."""
     damaged = rng.random() < 0.5
-    # `serve` would start Redis again at once; nobody starts it on a half-cut file.
+    # `serve` would start Redis again at once; it stays stopped while its file is half cut.
     if not mesh.kill("serve", signal.SIGSTOP):
         raise Missed
     try:
